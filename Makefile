@@ -1,0 +1,33 @@
+# make course   install into .venv, run the lessons, write runs/latest/index.html
+# make test     install into .venv, run all tests and the linter
+# make lab      install into .venv, open the lessons in JupyterLab
+#
+# PYTHON=python3.12 chooses the interpreter, ARGS="--only 02" is handed on to the command.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: course test lint lab
+
+course: $(INSTALLED)
+	$(VENV)/bin/anita course $(ARGS)
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+
+lab: $(INSTALLED)
+	$(VENV)/bin/jupyter lab notebooks
+
+# The stamp is newer than what it was installed from, so a second call installs nothing and needs no network.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "The course needs Python 3.11 or later; name one, for instance: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv module does not work; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[dev,lab]'
+	@touch $@

@@ -1,0 +1,154 @@
+"""The `anita` command: run the course, talk to a model, rebuild the small world.
+
+anita course --only 02
+anita chat italian --prompt "Qual è la capitale del Piemonte?"
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from anita_utils import AnitaError, __version__, shown
+
+# What takes long to import (torch, papermill) is imported by the command that needs it: `anita --help` is instant.
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.partition("\n")[0]
+)
+world = typer.Typer(no_args_is_help=True, help="Piccola Italia: the small world and the base model made from it.")
+app.add_typer(world, name="world")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def course(
+    profile: Annotated[str, typer.Option(help="A profile's name, or the path of a .yaml file.")] = "cpu",
+    run: Annotated[str, typer.Option(help="The run's name under runs/; by default the newest is taken up.")] = "latest",
+    seed: Annotated[int, typer.Option(help="The seed of everything drawn at random.")] = 42,
+    only: Annotated[list[str] | None, typer.Option(help="A lesson's number or name; can be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Leave out the lessons this run has already done.")] = False,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds after which a cell counts as hung.")] = 600,
+    update: Annotated[bool, typer.Option("--update", help="Write the outputs back into the lessons.")] = False,
+) -> None:
+    """Run the lessons in order and write runs/NAME/index.html."""
+    from anita_utils.course import run_course
+
+    raise typer.Exit(run_course(profile, run, seed, only or [], resume, timeout, update))
+
+
+@app.command()
+def report(run: Annotated[str, typer.Option(help="The run's name under runs/.")] = "latest") -> None:
+    """Build index.html and report.md of a run anew."""
+    from anita_utils.record import Run
+    from anita_utils.report import write_report
+
+    print(shown(write_report(Run.load(run))))
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A stage (base, sft, italian, dpo), a folder, or a name on the Hub.", show_default="last stage"
+        ),
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to ask; can be repeated.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line; answers as JSON lines.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
+) -> None:
+    """Ask a model; without prompts, an interactive chat."""
+    if prompt and prompts:
+        raise AnitaError("--prompt and --prompts exclude each other: give one of them")
+    from_file = read_prompts(prompts) if prompts else []
+    ask = load_chat(model, system, max_new_tokens)
+    if prompts:
+        for question, answer in zip(from_file, ask(from_file), strict=True):
+            print(json.dumps({"prompt": question, "answer": answer}, ensure_ascii=False))
+    elif prompt:
+        for question, answer in zip(prompt, ask(prompt), strict=True):
+            print(f"> {question}\n{answer}")
+    else:
+        converse(ask)
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of `file` that are not empty. AnitaError when it cannot be read or holds none."""
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise AnitaError(f"{shown(file)} cannot be read ({error}): give a text file in UTF-8") from error
+    if not any(lines):
+        raise AnitaError(f"{shown(file)} holds no prompt: write one a line")
+    return [line for line in lines if line]
+
+
+def load_chat(name: str | None, system: str | None, max_new_tokens: int):
+    """Loads a model, the last stage of the latest run by default; returns a function from prompts to answers."""
+    from anita_utils.hub import resolve_model
+    from anita_utils.record import Run, runs_dir
+
+    if name is None:
+        name = Run.load().last_stage() if (runs_dir() / "latest").exists() else "base"
+    path = resolve_model(name)  # before the slow imports, so that a wrong name is told at once
+
+    from anita_utils.model import chat as generate
+    from anita_utils.model import load_model, load_tokenizer
+
+    model, tokenizer = load_model(path), load_tokenizer(path)
+    return lambda prompts: generate(model, tokenizer, prompts, system, max_new_tokens)
+
+
+def converse(ask) -> None:
+    """Reads prompts from the keyboard until an empty line or the end of input; each is answered by itself."""
+    console = Console()
+    console.print("Ask something; an empty line ends the chat. Each question stands alone.")
+    while True:
+        try:
+            question = console.input("> ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        console.print(ask([question])[0], markup=False, highlight=False)
+
+
+@world.command("build")
+def build_world(
+    seed: Annotated[int, typer.Option(help="The seed of everything drawn at random.")] = 42,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of the base model.", show_default="all")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if there is one.")] = True,
+    train: Annotated[bool, typer.Option(help="Train the base model, not only make the data.")] = True,
+) -> None:
+    """Make corpora, benchmarks, tokenizer and base model anew."""
+    from anita_utils.world.build import main
+
+    main(seed=seed, resume=resume, train=train, **({"steps": steps} if steps else {}))
+
+
+def main() -> None:
+    """The entry point: an AnitaError becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except AnitaError as error:
+        print(f"anita: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Corpora and chats as tokens: JSONL in, loss masks, packed rows out.
+
+>>> rows = packed_rows(read_jsonl(data_dir() / "corpora/sft.jsonl"), tokenizer, row_length=256)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anita_utils import AnitaError, shown
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # torch's label for a token that is not scored
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The rows of a JSON Lines file. AnitaError naming file and line for one that is not a JSON object."""
+    path, rows = Path(path), []
+    if not path.is_file():
+        raise AnitaError(f"{shown(path)}: no such file: check the name, or build it with `anita world build --no-train`")
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise AnitaError(f"{shown(path)}, line {number}: not JSON ({error.msg}): mend or delete that line") from None
+        if not isinstance(row, dict):
+            raise AnitaError(f"{shown(path)}, line {number}: not a JSON object: mend or delete that line")
+        rows.append(row)
+    return rows
+
+
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[int]]:
+    """Running text: one BOS, the text, <|end_of_text|>; every token but the first is scored.
+
+    A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts).
+    """
+    text = text.removeprefix(tokenizer.bos_token)
+    end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
+    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], end][:max_length]
+    return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
+
+
+def encode_chat(messages: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[int]]:
+    """A chat through the template; only the assistant's words and the end of its turn are scored.
+
+    Works with any template: where each answer begins and ends is read off the template itself, rendered up to there.
+    Raises AnitaError when the template does not grow turn by turn.
+    """
+    ids = render(messages, tokenizer)
+    labels = [IGNORED] * len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        start = len(render(messages[:turn], tokenizer, add_generation_prompt=True))
+        end = len(render(messages[: turn + 1], tokenizer))
+        if ids[:end] != render(messages[: turn + 1], tokenizer):
+            raise AnitaError("the chat template rewrites earlier turns: use one that only adds to them")
+        labels[start:end] = ids[start:end]
+    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+
+
+def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> list[int]:
+    """The chat as token ids, with exactly the one BOS that the template writes."""
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=False)
+
+
+def encode(document: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[int]]:
+    """A row {"text": …} or {"messages": […]} as input_ids and labels."""
+    if "messages" in document:
+        return encode_chat(document["messages"], tokenizer, max_length)
+    if "text" in document:
+        return encode_text(document["text"], tokenizer, max_length)
+    raise AnitaError(f"a training row has the columns {sorted(document)}: expected `messages` or `text`")
+
+
+def pack(lengths: list[int], row_length: int) -> list[list[int]]:
+    """Which examples share a row: best fit, longest first. Returns the examples' numbers, row by row."""
+    rows: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by free places left
+    for example in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        free = next((room for room in range(lengths[example], row_length + 1) if with_room[room]), None)
+        if free is None:
+            rows.append([])
+            row, free = len(rows) - 1, row_length
+        else:
+            row = with_room[free].pop()
+        rows[row].append(example)
+        with_room[free - lengths[example]].append(row)
+    return rows
+
+
+def packed_rows(documents: Iterable[dict], tokenizer: PreTrainedTokenizerBase, row_length: int, max_length: int | None = None) -> Dataset:
+    """Documents packed into rows of at most `row_length` tokens: columns input_ids, labels, position_ids.
+
+    Position ids begin anew at every example and its first label is ignored, so no example sees or predicts another:
+    transformers reads the restarts and keeps attention inside each example.
+    """
+    from datasets import Dataset
+
+    examples = [encode(document, tokenizer, max_length or row_length) for document in documents]
+    columns: dict[str, list] = {"input_ids": [], "labels": [], "position_ids": []}
+    for row in pack([len(example["input_ids"]) for example in examples], row_length):
+        packed = [examples[number] for number in row]
+        columns["input_ids"].append([token for example in packed for token in example["input_ids"]])
+        columns["labels"].append([label for example in packed for label in [IGNORED, *example["labels"][1:]]])
+        columns["position_ids"].append([place for example in packed for place in range(len(example["input_ids"]))])
+    return Dataset.from_dict(columns)
+
+
+class PackedCollator:
+    """Stacks packed rows into one batch; what is left of a shorter row is filled with padding, unscored.
+
+    No attention mask: with one, transformers would take the row for a single text.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        import torch
+
+        width = max(len(row["input_ids"]) for row in rows)
+        batch = {}
+        for name, filler in (("input_ids", self.pad_token_id), ("labels", IGNORED)):
+            batch[name] = torch.tensor([row[name] + [filler] * (width - len(row[name])) for row in rows])
+        places = [row["position_ids"] + list(range(width - len(row["position_ids"]))) for row in rows]
+        batch["position_ids"] = torch.tensor(places)
+        return batch
+
+
+def count_tokens(rows: Dataset) -> dict[str, int]:
+    """Rows, tokens and scored tokens of a packed data set."""
+    return {
+        "rows": len(rows),
+        "tokens": sum(len(ids) for ids in rows["input_ids"]),
+        "scored_tokens": sum(label != IGNORED for labels in rows["labels"] for label in labels),
+    }

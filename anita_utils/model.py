@@ -1,0 +1,153 @@
+"""Loading, quantising, merging and talking to models.
+
+>>> model = load_model("data/tiny-llama-3-instruct"); tokenizer = load_tokenizer("data/tiny-llama-3-instruct")
+>>> chat(model, tokenizer, ["What is the capital of Piedmont?"])
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anita_utils import AnitaError, shown
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from anita_utils.profile import Quantisation
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, padding on the left, never with the end of a turn.
+
+    Right padding would put padding between a prompt and its answer; padding with EOS would teach the model that turns
+    do not end. Llama 3 has no padding token, so its first reserved one is taken.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.pad_token = "<|reserved_special_token_0|>"
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.unk_token_id:
+        raise AnitaError(f"{shown(path)}: no token to pad with: set tokenizer.pad_token to one that is never in a text")
+    return tokenizer
+
+
+def quantisation_config(quantisation: Quantisation, compute_dtype: str = "float32"):
+    """bitsandbytes' configuration for a profile's quantisation, None where it asks for none."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantisation.bits is None:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantisation.type,
+        bnb_4bit_use_double_quant=quantisation.double,
+        bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
+    )
+
+
+def load_model(
+    path: str | Path,
+    quantisation: Quantisation | None = None,
+    dtype: str = "float32",
+    compute_dtype: str = "float32",
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """A causal language model, in 4 bits when `quantisation` asks for it; on the GPU where there is one.
+
+    dtype: the type of the weights that are not quantised. compute_dtype: what 4-bit weights are unpacked to.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = quantisation_config(quantisation, compute_dtype) if quantisation else None
+    options = {"quantization_config": config} if config else {}
+    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), revision=revision, device_map=device, **options
+    )
+    keep_gradients_exact(model)
+    return model
+
+
+def keep_gradients_exact(model: torch.nn.Module) -> None:
+    """Switches off bitsandbytes' inference kernel for CPUs with AVX512-BF16, on every 4-bit layer.
+
+    After one evaluation forward that kernel repacks the weight, and from then on training runs through it without
+    autograd: LoRA gradients change and only a warning says so. Call it right after loading.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, dtype: str = "float32") -> None:
+    """Adds a LoRA adapter into the unquantised weights of `base` and saves the result, with its tokenizer, in `out`.
+
+    Merging into the 4-bit model would quantise the sum again and lose part of what was learnt.
+    """
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load_model(base, dtype=dtype), adapter)
+    model.merge_and_unload().save_pretrained(out)
+    load_tokenizer(base).save_pretrained(out)
+
+
+def chat(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    system: str | None = None,
+    max_new_tokens: int = 48,
+    batch_size: int = 64,
+) -> list[str]:
+    """The model's greedy answers to single questions, in the order of the questions."""
+    opening = [{"role": "system", "content": system}] if system else []
+    return continue_chats(
+        model, tokenizer, [[*opening, {"role": "user", "content": prompt}] for prompt in prompts], max_new_tokens, batch_size
+    )
+
+
+def continue_chats(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: list[list[dict]],
+    max_new_tokens: int = 48,
+    batch_size: int = 64,
+) -> list[str]:
+    """The model's greedy next turn in each chat. Chats of like length share a batch, so little is padded."""
+    import torch
+
+    ids = [tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) for turns in chats]
+    order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
+    answers = [""] * len(ids)
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        batch = tokenizer.pad({"input_ids": [ids[n] for n in numbers]}, padding=True, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            output = model.generate(
+                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        for number, tokens in zip(numbers, output[:, batch["input_ids"].shape[1] :], strict=True):
+            answers[number] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    model.train(was_training)
+    return answers
+
+
+def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
+    """All and trainable parameters; a 4-bit weight counts the numbers it stands for, not its packed bytes."""
+    total = trainable = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return {"all": total, "trainable": trainable}

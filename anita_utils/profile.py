@@ -1,0 +1,242 @@
+"""Profiles: all that differs between a laptop, a free Colab GPU and a large one; and the machine itself, detected.
+
+>>> profile = load_profile("cpu")
+>>> profile.stages["sft"].lora.r
+16
+>>> profile.check(detect_machine())     # raises AnitaError for a pair that cannot work, such as fp16 on a CPU
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from anita_utils import AnitaError, __version__, shown
+
+PROFILES = Path(__file__).parent / "profiles"
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LIBRARIES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "lm_eval", "papermill"]
+BF16_CAPABILITY = (8, 0)  # Ampere; torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated (a T4)
+
+
+class Section(BaseModel):
+    """A part of a profile: unknown keys are mistakes, never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Model(Section):
+    base: str = Field(description="The base model: a shipped name, a folder, or a name on the Hub.")
+    revision: str | None = Field(None, description="The commit of the Hub repository; null means unpinned.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="The type unquantised weights are held in.")
+
+
+class Quantisation(Section):
+    bits: Literal[4] | None = Field(description="4 for bitsandbytes' 4-bit weights, null for none.")
+    type: Literal["nf4", "fp4"] = Field("nf4", description="The 16 levels: normal-float (QLoRA's) or plain float.")
+    double: bool = Field(True, description="Whether the scales are quantised too: 4.127 bits, not 4.5.")
+
+
+class Lora(Section):
+    r: int = Field(gt=0, description="The rank of the update.")
+    alpha: float = Field(gt=0, description="The update is scaled by alpha / r (alpha / sqrt(r) with rslora).")
+    rslora: bool = Field(False, description="Rank-stabilised scaling: alpha / sqrt(r).")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    targets: list[str] = Field(PROJECTIONS, min_length=1, description="The linear layers that get an adapter.")
+
+
+class Stage(Section):
+    data: str = Field(description="The corpus: a shipped name, a file, or a data set on the Hub.")
+    examples: int | None = Field(None, gt=0, description="How many examples to take; null takes all.")
+    lora: Lora = Field(description="The adapter of this stage.")
+    learning_rate: float = Field(gt=0, description="The peak learning rate.")
+    batch_size: int = Field(gt=0, description="Rows per device and step.")
+    gradient_accumulation: int = Field(1, gt=0, description="Steps whose gradients are added up before an update.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the data.")
+    warmup: float = Field(0.0, ge=0, description="Warm-up: a number of updates from 1 on, a share of them below 1.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="The learning rate after warm-up.")
+    optimizer: str = Field("adamw_torch", description="The optimiser, by transformers' name.")
+    max_length: int = Field(gt=0, description="Longer examples are cut at this many tokens.")
+    row_length: int | None = Field(None, gt=0, description="Pack examples into rows of this length; null pads.")
+    gradient_checkpointing: bool = Field(False, description="Compute activations twice to hold fewer of them.")
+    beta: float | None = Field(None, gt=0, description="DPO only: how tightly the model is held to its reference.")
+
+
+class Evaluation(Section):
+    suite: str = Field(description="Which benchmarks are run.")
+    limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
+    batch_size: int = Field(gt=0, description="Prompts per forward pass.")
+    max_new_tokens: int = Field(gt=0, description="Where an answer is cut off.")
+
+
+class Profile(Section):
+    """One machine's way through the course. Load it with `load_profile`."""
+
+    name: str = Field(description="The profile's name, as in `--profile`.")
+    model: Model = Field(description="The model that all begins with.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(description="The training arithmetic (autocast).")
+    quantisation: Quantisation = Field(description="How the frozen weights are stored while training.")
+    order: list[str] = Field(["sft", "italian", "dpo"], min_length=1, description="The stages, in the order they run.")
+    stages: dict[str, Stage] = Field(description="The settings of each stage.")
+    evaluation: Evaluation = Field(description="How the stages are measured.")
+    seed: int = Field(42, ge=0, description="The seed of everything that is drawn at random.")
+
+    _source: str = PrivateAttr("profile")  # the file, for messages
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Profile:
+        missing = [stage for stage in self.order if stage not in self.stages]
+        if missing:
+            raise ValueError(f"order: '{missing[0]}' has no settings; add stages.{missing[0]} or drop it here")
+        if len(set(self.order)) < len(self.order):
+            raise ValueError("order: a stage stands in it twice; keep one")
+        for name, stage in self.stages.items():
+            if (stage.beta is not None) != (name == "dpo"):
+                remedy = "missing: set it, for instance to 0.1" if name == "dpo" else "only dpo has one: remove it"
+                raise ValueError(f"stages.{name}.beta: {remedy}")
+        return self
+
+    def check(self, machine: Machine) -> None:
+        """Raises AnitaError when `machine` cannot do the arithmetic that the profile asks for."""
+        asked = {"precision": self.precision, "model.dtype": self.model.dtype}
+        for key, value in asked.items():
+            half = {"fp16": "fp16", "float16": "fp16", "bf16": "bf16", "bfloat16": "bf16"}.get(value)
+            remedy = {"precision": "fp32", "model.dtype": "float32"}[key]
+            if half == "fp16" and machine.gpu is None:
+                raise AnitaError(
+                    f"{self._source}: {key}: {value} on a CPU is a hundred times slower than float32: "
+                    f"set it to {remedy}, or use --profile cpu"
+                )
+            if half == "bf16" and machine.gpu is not None and not machine.bf16:
+                capability = ".".join(map(str, machine.gpu_capability))
+                raise AnitaError(
+                    f"{self._source}: {key}: {machine.gpu} (capability {capability}) has no {value}: "
+                    f"set it to {'fp16' if key == 'precision' else 'float16'} or {remedy}"
+                )
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """The profile of that name in `anita_utils/profiles/`, or in the YAML file at that path.
+
+    Raises AnitaError, one line naming file, key and remedy, for an unknown profile, unreadable YAML, an unknown key
+    or a wrong value.
+    """
+    known = sorted(file.stem for file in PROFILES.glob("*.yaml"))
+    file = Path(name_or_path) if Path(name_or_path).suffix in {".yaml", ".yml"} else PROFILES / f"{name_or_path}.yaml"
+    if not file.is_file():
+        raise AnitaError(f"no profile '{name_or_path}': choose {', '.join(known)}, or the path of a .yaml file")
+    try:
+        values = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AnitaError(f"{shown(file)} is not YAML ({' '.join(str(error).split())}): correct that line") from error
+    if not isinstance(values, dict):
+        raise AnitaError(f"{shown(file)} holds no keys: start from {shown(PROFILES / 'cpu.yaml')}")
+    return parse_profile(values, shown(file))
+
+
+def parse_profile(values: dict, source: str) -> Profile:
+    """The profile made of `values`, which were read from `source` (named in the message of an AnitaError)."""
+    try:
+        profile = Profile.model_validate(values)
+    except ValidationError as error:
+        raise AnitaError(f"{source}: {_explain(error, values)}") from error
+    profile._source = source
+    return profile
+
+
+def _explain(error: ValidationError, values: dict) -> str:
+    """The first complaint in one line: key, what is wrong, remedy."""
+    first, *others = error.errors()
+    key = ".".join(map(str, first["loc"]))
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        allowed = _keys_beside(first["loc"])
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        remedy = f"did you mean '{close[0]}'?" if close else f"remove it; known here: {', '.join(allowed)}"
+        return f"{key}: unknown key: {remedy}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing: add it{more}"
+    if first["type"] == "value_error":
+        return f"{first['ctx']['error']}{more}"
+    return f"{key}: {first['input']!r} will not do: {first['msg'][0].lower()}{first['msg'][1:]}{more}"
+
+
+def _keys_beside(location: tuple) -> list[str]:
+    """The keys that are allowed where an unknown one was found."""
+    section: type[BaseModel] = Profile
+    for key in location[:-1]:
+        if section is Profile and key == "stages":
+            section = Stage
+        elif key in section.model_fields:
+            section = section.model_fields[key].annotation
+        # else the name of a stage, which leads to no other section
+    return list(section.model_fields)
+
+
+class Machine(Section):
+    """The computer, as far as the course cares."""
+
+    cpu: str = Field(description="The processor's name.")
+    cores: int = Field(description="The cores this process may use, which can be fewer than the machine has.")
+    memory_bytes: int = Field(description="The main memory this process may use.")
+    gpu: str | None = Field(None, description="The first GPU's name, if there is one.")
+    gpu_memory_bytes: int | None = Field(None, description="Its memory.")
+    gpu_capability: tuple[int, int] | None = Field(None, description="Its CUDA compute capability.")
+    bf16: bool = Field(description="Whether bf16 arithmetic is there in earnest (on a CPU it always works).")
+    avx512_bf16: bool = Field(description="Whether the CPU has bf16 instructions; they also change bitsandbytes' path.")
+    system: str = Field(description="Operating system and architecture.")
+    python: str = Field(description="The Python version.")
+    versions: dict[str, str] = Field(description="The versions of the libraries that decide the figures.")
+
+
+def detect_machine() -> Machine:
+    """Looks at the machine once. Imports torch."""
+    import joblib
+    import psutil
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability(0) if has_gpu else None
+    return Machine(
+        cpu=_cpu_name(),
+        cores=joblib.cpu_count(),  # heeds affinity and container limits
+        memory_bytes=min(psutil.virtual_memory().total, _container_memory()),
+        gpu=torch.cuda.get_device_name(0) if has_gpu else None,
+        gpu_memory_bytes=torch.cuda.get_device_properties(0).total_memory if has_gpu else None,
+        gpu_capability=capability,
+        bf16=capability >= BF16_CAPABILITY if has_gpu else True,
+        avx512_bf16=bool(torch.cpu.get_capabilities().get("avx512_bf16")),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions={"anita-utils": __version__} | {name: version for name in LIBRARIES if (version := _version(name))},
+    )
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    """The processor's name; Linux tells it only in /proc."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _container_memory() -> int | float:
+    """The memory limit of the container the process runs in; infinite outside one."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if os.access(limit, os.R_OK) else "max"
+    return int(text) if text.isdigit() else float("inf")

@@ -1,0 +1,235 @@
+"""What a run leaves behind: run.json, metrics.jsonl, figures and models, all in one folder.
+
+>>> run = Run.open("latest", "cpu")
+>>> run.record("05_evaluation", [{"stage": "dpo", "metric": "perplexity", "value": 2.9, "language": "it", "n": 500}])
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from anita_utils import AnitaError, checkout, shown
+from anita_utils.profile import Profile, detect_machine, load_profile, parse_profile
+
+RUN_NAME = re.compile(r"[\w][\w.-]*")
+RESERVED = {"latest", "cache"}  # other things that live in the folder of runs
+
+
+def runs_dir() -> Path:
+    """The folder of all runs: `ANITA_RUNS` if set, else the checkout's `runs/`, else `runs/` in the working folder."""
+    if os.environ.get("ANITA_RUNS"):
+        return Path(os.environ["ANITA_RUNS"]).expanduser().absolute()
+    return (checkout() or Path.cwd()) / "runs"
+
+
+def cache_dir() -> Path:
+    """The folder of the cache that all runs share: `ANITA_CACHE` if set, else `cache/` beside the runs."""
+    cache = os.environ.get("ANITA_CACHE")
+    return Path(cache).expanduser().absolute() if cache else runs_dir() / "cache"
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file whole or not at all: whoever is killed half-way leaves the old one standing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(file)
+
+
+class Metric(BaseModel):
+    """One measured figure: a line of metrics.jsonl."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    notebook: str = Field("", description="The lesson that measured it; filled in by `Run.record`.")
+    arm: str = Field("recipe", description="'recipe', or the name of an ablation.")
+    stage: str = Field(description="The model measured: base, sft, italian, dpo; or 'difference', last less base.")
+    metric: str = Field(description="What was measured, for instance 'benchmark/arc' or 'perplexity'.")
+    value: float = Field(description="The figure; shares are 0 to 1.")
+    ci_low: float | None = Field(None, description="Lower end of the 95 % interval.")
+    ci_high: float | None = Field(None, description="Upper end of the 95 % interval.")
+    n: int | None = Field(None, description="How many items stand behind it.")
+    language: Literal["en", "it", "all"] = Field("all", description="The language of the items.")
+    split: str | None = Field(None, description="Which part of the data, for instance 'never_in_italian'.")
+    seed: int | None = Field(None, description="The run's seed; filled in by `Run.record`.")
+    profile: str | None = Field(None, description="The profile's name; filled in by `Run.record`.")
+
+
+class Run:
+    """A folder under `runs/` and what is known about it. Made by `Run.open`, read by `Run.load`."""
+
+    def __init__(self, folder: Path, profile: Profile, seed: int):
+        self.folder = folder
+        self.profile = profile
+        self.seed = seed
+
+    @classmethod
+    def open(cls, name: str = "latest", profile: str | Path | Profile = "cpu", seed: int = 42) -> Run:
+        """Opens the run called `name`, making it if need be, and points `runs/latest` at it.
+
+        name: a folder's name under `runs/`. "latest" is the newest run if it has this profile, else a run called after
+            the profile.
+        profile: a profile's name, the path of one, or the Profile itself.
+        seed: the seed of everything drawn at random.
+
+        A run keeps its profile: AnitaError when a run of that name has another one, when run.json is damaged, or when
+        the machine cannot do what the profile asks.
+        """
+        profile = profile if isinstance(profile, Profile) else load_profile(profile)
+        machine = detect_machine()
+        profile.check(machine)
+        if name == "latest":
+            newest = cls.load("latest") if (runs_dir() / "latest").exists() else None
+            name = newest.folder.name if newest and newest.profile.name == profile.name else profile.name
+        if name in RESERVED or not RUN_NAME.fullmatch(name):
+            raise AnitaError(f"'{name}' cannot name a run: use letters, digits, '.', '_' and '-'")
+
+        run = cls(runs_dir() / name, profile, seed)
+        known = run.info() if (run.folder / "run.json").is_file() else {"lessons": {}}
+        if known.get("profile", {}).get("name", profile.name) != profile.name:
+            raise AnitaError(
+                f"run '{name}' was made with profile '{known['profile']['name']}', not '{profile.name}': "
+                "choose another name with --run"
+            )
+        lessons = known["lessons"]
+        if (known.get("profile"), known.get("seed")) != (profile.model_dump(), seed):  # what ran, ran on other terms
+            lessons = {lesson: done | {"status": "outdated"} for lesson, done in lessons.items()}
+        run._write_info(
+            {
+                "profile": profile.model_dump(),
+                "seed": seed,
+                "commit": git_commit(),
+                "machine": machine.model_dump(mode="json", exclude={"versions"}),
+                "versions": machine.versions,
+                "started": known.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+                "lessons": lessons,
+            }
+        )
+        _point_latest(run.folder)
+        return run
+
+    @classmethod
+    def load(cls, name: str = "latest") -> Run:
+        """The run called `name`, to be read: nothing is made or changed. AnitaError when there is none."""
+        folder = (runs_dir() / name).resolve()
+        if not (folder / "run.json").is_file():
+            raise AnitaError(f"no run '{name}' in {shown(runs_dir())}: run `anita course` first, or choose another")
+        info = _read_info(folder / "run.json")
+        return cls(folder, parse_profile(info["profile"], shown(folder / "run.json")), info["seed"])
+
+    def info(self) -> dict[str, Any]:
+        """run.json: profile, seed, commit, machine, versions, lessons."""
+        return _read_info(self.folder / "run.json")
+
+    def _write_info(self, info: dict[str, Any]) -> None:
+        write_text(self.folder / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+
+    def record(self, notebook: str, metrics: list[dict | Metric]) -> pandas.DataFrame:
+        """Writes what a lesson measured into metrics.jsonl, in place of what the same lesson wrote before.
+
+        notebook: the lesson's name, for instance "02_supervised_fine_tuning".
+        metrics: one dict or Metric a figure; notebook, seed and profile are filled in.
+
+        Returns the figures as a table to show. Raises AnitaError for an unknown key, a wrong type, nan or infinity.
+        """
+        filled = {"notebook": notebook, "seed": self.seed, "profile": self.profile.name}
+        rows = []
+        for metric in metrics:
+            values = metric.model_dump(exclude_unset=True) if isinstance(metric, Metric) else metric
+            try:
+                rows.append(Metric.model_validate(values | filled))
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(map(str, first["loc"]))
+                raise AnitaError(f"{notebook}: metric {values}: {key}: {first['msg']}: correct the row") from error
+        kept = [row for row in self._rows() if row.notebook != notebook]
+        write_text(self.folder / "metrics.jsonl", "".join(row.model_dump_json() + "\n" for row in kept + rows))
+        shown_columns = ["stage", "metric", "language", "split", "value", "ci_low", "ci_high", "n"]
+        return _table(rows)[shown_columns]
+
+    def metrics(self) -> pandas.DataFrame:
+        """All figures of the run, a column for each key of Metric. AnitaError for a malformed line."""
+        return _table(self._rows())
+
+    def _rows(self) -> list[Metric]:
+        file = self.folder / "metrics.jsonl"
+        rows = []
+        for number, line in enumerate(file.read_text("utf-8").splitlines() if file.is_file() else [], start=1):
+            try:
+                rows.append(Metric.model_validate_json(line))
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                raise AnitaError(
+                    f"{shown(file)}, line {number}: not a metric ({reason}): delete that line and run its lesson again"
+                ) from error
+        return rows
+
+    def save_figure(self, figure, notebook: str, name: str) -> Path:
+        """Saves a matplotlib `figure` of a lesson as PNG; returns the file, figures/<notebook>-<name>.png."""
+        file = self.folder / "figures" / f"{notebook}-{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=150, bbox_inches="tight")
+        return file
+
+    def model_dir(self, stage: str) -> Path:
+        """The folder of a stage's model: models/<stage>, with adapter/ and merged/ in it."""
+        return self.folder / "models" / stage
+
+    def last_stage(self) -> str:
+        """The last stage, in the profile's order, whose merged model is there; "base" if none is."""
+        done = [stage for stage in self.profile.order if (self.model_dir(stage) / "merged").is_dir()]
+        return done[-1] if done else "base"
+
+    def lesson_done(self, notebook: str, seconds: float, peak_memory_bytes: int | None, status: str) -> None:
+        """Notes in run.json how a lesson went; `status` is "done" or "failed" (later maybe "outdated")."""
+        info = self.info()
+        lesson = {"seconds": round(seconds, 1), "peak_memory_bytes": peak_memory_bytes, "status": status}
+        info["lessons"] = dict(sorted((info["lessons"] | {notebook: lesson}).items()))
+        self._write_info(info)
+
+
+def _table(rows: list[Metric]) -> pandas.DataFrame:
+    return pandas.DataFrame([row.model_dump() for row in rows], columns=list(Metric.model_fields))
+
+
+def _read_info(file: Path) -> dict[str, Any]:
+    """run.json, checked for the keys that reading a run needs."""
+    try:
+        info = json.loads(file.read_text("utf-8"))
+        if not {"profile", "seed", "lessons"} <= info.keys():
+            raise ValueError("keys are missing")
+    except (ValueError, AttributeError) as error:
+        raise AnitaError(f"{shown(file)} is damaged ({error}): delete the file, or the run's folder") from error
+    return info
+
+
+def _point_latest(folder: Path) -> None:
+    """Makes `runs/latest` a link to `folder`, in one step, so that there is always a whole one."""
+    latest = folder.parent / "latest"
+    temporary = folder.parent / f".latest.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name, target_is_directory=True)
+    temporary.replace(latest)
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with "+" when files were changed since; None outside a repository."""
+    root = checkout()
+    if root is None:
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes.strip() else "")

@@ -1,0 +1,156 @@
+"""Builds what the course ships: corpora, benchmarks, probes, tokenizer and the small base model.
+
+anita world build            # everything, about an hour on two cores; the same seed gives the same files
+anita world build --no-train # corpora, benchmarks and probes only, in seconds
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from anita_utils import AnitaError
+from anita_utils.hub import data_dir
+from anita_utils.world import benchmarks, cards, stages
+from anita_utils.world.corpora import Document, Library, pretraining
+from anita_utils.world.tables import load_world
+
+TOKENIZER_DOCUMENTS = 60_000
+BASE = "tiny-llama-3-instruct"
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> int:
+    """Writes one JSON object a line, through a temporary name; returns the number of rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, count = path.with_suffix(".tmp"), 0
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    os.replace(temporary, path)
+    return count
+
+
+def write_corpora(library: Library, folder: Path) -> dict[str, int]:
+    """The three stages' training data and a sample of what the base read; returns rows by file."""
+    corpora = {
+        "sft": stages.sft(library),
+        "italian_text": stages.italian_text(library),
+        "italian_replay": stages.italian_replay(library),
+        "dpo": stages.dpo(library),
+        "pretraining_sample": list(pretraining(library, 1000)),
+    }
+    return {name: write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in corpora.items()}
+
+
+def write_benchmarks(library: Library, folder: Path) -> dict[str, int]:
+    made = benchmarks.benchmarks(library)
+    return {
+        f"{name}/{part}": write_jsonl(folder / "items" / f"{name}.{part}.jsonl", items)
+        for name, parts in made.items()
+        for part, items in parts.items()
+    }
+
+
+def write_probes(library: Library, folder: Path) -> dict[str, int]:
+    texts = benchmarks.perplexity_texts(library)
+    probes = {
+        "chat": benchmarks.chat_probes(library),
+        "new_kinds": benchmarks.new_kind_probes(library),
+        "conduct": benchmarks.conduct_probes(library),
+        "fidelity": benchmarks.fidelity_probes(library),
+        "perplexity": texts["en"] + texts["it"],
+        "preferences": stages.dpo_held_out(library),
+    }
+    return {name: write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in probes.items()}
+
+
+def plain(document: Document) -> str:
+    """The words of a document as the tokenizer is trained on them; roles keep the template's "\\n\\n", one token in Llama 3."""
+    if "text" in document:
+        return document["text"]
+    return "".join(f"{message['role']}\n\n{message['content']}" for message in document["messages"])
+
+
+def italian_sample(library: Library) -> Iterator[str]:
+    """A little Italian of every kind for the tokenizer, so that its vocabulary, like Llama 3's, is not English alone."""
+    for document in stages.italian_text(library, 6000) + stages.italian_replay(library, 2000):
+        yield plain(document)
+
+
+def encode(documents: Iterator[Document], tokenizer, total: int) -> np.ndarray:
+    """The first `total` tokens of the documents laid end to end, each with its own begin and end mark."""
+    tokens, filled = np.empty(total, dtype=np.uint16), 0
+    end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
+    batch: list[str] = []
+    for document in documents:
+        if "text" in document:
+            batch.append(f"{tokenizer.bos_token}{document['text']}<|end_of_text|>")
+        else:
+            batch.append(tokenizer.apply_chat_template(document["messages"], tokenize=False))
+        if len(batch) == 2000:
+            for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+                taken = ids[: total - filled]
+                tokens[filled : filled + len(taken)] = taken
+                filled += len(taken)
+            batch = []
+            if filled == total:
+                return tokens
+    raise AnitaError(f"the documents hold only {filled} tokens of {total}: raise their number in world/build.py ({end})")
+
+
+def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bool, say=print) -> None:
+    """Tokenizer and base model into `folder`, by way of a working folder beside it that a killed build resumes from."""
+    import torch
+    from transformers import GenerationConfig
+
+    from anita_utils.world.pretrain import Plan, keep_freed_memory, llama_config, pretrain
+    from anita_utils.world.tokenizer import train_tokenizer
+
+    keep_freed_memory()
+    work = folder.with_name(f".{BASE}.work")
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    english = (plain(document) for document in pretraining(library, TOKENIZER_DOCUMENTS))
+    tokenizer = train_tokenizer([*english, *italian_sample(library)])
+    plan = Plan(steps=steps)
+    total = plan.steps * plan.tokens_per_step
+    tokens = encode(pretraining(library, total), tokenizer, total)
+    say(f"{total:,} tokens ready after {time.monotonic() - began:.0f} s")
+    config = llama_config(tokenizer)
+    model, history = pretrain(tokens, config, plan, work, seed=seed, resume=resume, say=say)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
+        do_sample=False, max_new_tokens=64,
+    )  # fmt: skip
+    finished = folder.with_name(f".{BASE}.new")
+    shutil.rmtree(finished, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(finished)
+    tokenizer.save_pretrained(finished)
+    (finished / "training.json").write_text(json.dumps({"steps": steps, "seed": seed, "tokens": total, "history": history}, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(finished, folder)
+    shutil.rmtree(work)
+
+
+def main(seed: int = 42, steps: int = 1800, resume: bool = True, train: bool = True, say=print) -> None:
+    """Builds everything under the course's data folder."""
+    data = data_dir()
+    library = Library(load_world(), seed)
+    counts = {
+        "corpora": write_corpora(library, data / "corpora"),
+        "benchmarks": write_benchmarks(library, data / "benchmarks"),
+        "probes": write_probes(library, data / "probes"),
+    }
+    say(json.dumps(counts))
+    if train:
+        train_base(library, data / BASE, steps, seed, resume, say)
+    cards.write_cards(library, data, counts)

@@ -1,0 +1,146 @@
+"""Trains the small base model: Muon for the matrices, AdamW for the rest, bf16 autocast, packed rows, resumable."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast the base trains. One dial, `steps`, sets the rest of the schedule.
+
+    rows: rows a step; row_length: tokens a row; the last `long_share` of the steps use rows of 1,024 so that the whole
+    context is trained. The learning rate warms up, stays, and falls linearly to zero over the last `decay_share`.
+    """
+
+    steps: int
+    rows: int = 32
+    row_length: int = 256
+    long_share: float = 0.1
+    matrix_rate: float = 0.02
+    vector_rate: float = 3e-3
+    warmup: int = 100
+    decay_share: float = 0.4
+    save_every: int = 500
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.rows * self.row_length
+
+    def rate(self, step: int) -> float:
+        """The share of the full learning rate at that step."""
+        decay_start = self.steps * (1 - self.decay_share)
+        falling = (self.steps - step) / (self.steps - decay_start)
+        return min((step + 1) / self.warmup, 1.0, falling)
+
+
+def llama_config(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaConfig:
+    """LLaMA-3's architecture in small: grouped-query attention, RoPE theta 500,000, SwiGLU, RMSNorm, untied head.
+
+    Widths are multiples of 64, the NF4 block, and of 32, as bitsandbytes' CPU kernel asks.
+    """
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[tokenizer.convert_tokens_to_ids(token) for token in ("<|end_of_text|>", "<|eot_id|>")],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep large freed blocks: fetching them anew from the kernel each step costs up to a third of it."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):  # another C library: nothing to tell
+        pass
+
+
+def optimisers(model: LlamaForCausalLM, plan: Plan) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices inside the layers; AdamW on embeddings, head and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
+    ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in ids]
+    muon = torch.optim.Muon(matrices, lr=plan.matrix_rate, weight_decay=0.01, momentum=0.95)
+    adam = torch.optim.AdamW(others, lr=plan.vector_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    for optimiser in (muon, adam):
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]
+    return [muon, adam]
+
+
+def _save(path: Path, model: LlamaForCausalLM, opts: list, step: int, history: list) -> None:
+    state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step, "history": history}
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def pretrain(
+    tokens: np.ndarray, config: LlamaConfig, plan: Plan, folder: Path, seed: int = 42, resume: bool = True, say=print
+) -> tuple[LlamaForCausalLM, list[dict]]:
+    """The trained model and its history [{step, loss, tokens, seconds}].
+
+    tokens: one long array of token ids, read once from the front; each step takes the next rows x row_length of them, so
+    a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt.
+    """
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    opts = optimisers(model, plan)
+    checkpoint, first, history = folder / "checkpoint.pt", 0, []
+    if resume and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=False)
+        model.load_state_dict(state["model"])
+        for optimiser, saved in zip(opts, state["opts"], strict=True):
+            optimiser.load_state_dict(saved)
+        first, history = state["step"], state["history"]
+        say(f"resumed at step {first}")
+    spent = history[-1]["seconds"] if history else 0.0
+    began, recent = time.monotonic() - spent, []
+    model.train()
+    for step in range(first, plan.steps):
+        long = step >= plan.steps * (1 - plan.long_share)
+        length = 1024 if long else plan.row_length
+        start = step * plan.tokens_per_step
+        batch = torch.from_numpy(tokens[start : start + plan.tokens_per_step].astype(np.int64)).view(-1, length)
+        for optimiser in opts:
+            for group in optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * plan.rate(step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(input_ids=batch, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.size(-1)).float(), batch[:, 1:].reshape(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in opts:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        recent.append(loss.item())
+        if (step + 1) % 50 == 0 or step + 1 == plan.steps:
+            seconds = time.monotonic() - began
+            history.append({"step": step + 1, "loss": float(np.mean(recent)), "tokens": start + plan.tokens_per_step,
+                            "seconds": round(seconds, 1)})  # fmt: skip
+            recent = []
+            left = seconds / (step + 1) * (plan.steps - step - 1)
+            say(json.dumps(history[-1]) + f" eta {left / 60:.1f} min")
+        if (step + 1) % plan.save_every == 0:
+            _save(checkpoint, model, opts, step + 1, history)
+    return model, history

@@ -1,0 +1,52 @@
+"""Which fact may stand where. Splits are by fact, never by sentence, and are drawn once from the seed.
+
+English side: `seen` facts are asked in English chats; `unseen_as_chat` facts are only read as plain sentences.
+Italian side: `base_italian` facts stand in the base model's small Italian share; `adapted` ones in the Italian corpus as
+plain text; `italian_chat` ones there and in Italian chats; `never_in_italian` ones in no Italian sentence at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from anita_utils.world.tables import Fact, World
+
+ENGLISH_SHARES = {"seen": 0.75, "unseen_as_chat": 0.25}
+ITALIAN_SHARES = {"base_italian": 0.12, "italian_chat": 0.20, "adapted": 0.38, "never_in_italian": 0.30}
+
+
+@dataclass(frozen=True)
+class Split:
+    english: str
+    italian: str
+
+
+def _deal(facts: list[Fact], shares: dict[str, float], rng: Random) -> dict[str, str]:
+    """Each fact's part; the shares hold within the list up to rounding, and the rounding itself is drawn."""
+    shuffled = rng.sample(facts, len(facts))
+    dealt, start = {}, rng.random()
+    bounds, total = [], 0.0
+    for part, share in shares.items():
+        total += share
+        bounds.append((part, total))
+    for position, fact in enumerate(shuffled):
+        place = ((position + start) / len(shuffled)) % 1.0
+        dealt[fact.key] = next(part for part, bound in bounds if place < bound or part == bounds[-1][0])
+    return dealt
+
+
+def split_facts(world: World, seed: int = 42) -> dict[str, Split]:
+    """The split of every fact a training corpus may use, by `Fact.key`."""
+    splits: dict[str, Split] = {}
+    for relation in world.relations.values():
+        if relation.held_out:
+            continue
+        rng = Random(f"{seed}/{relation.name}")
+        english = _deal(relation.facts, ENGLISH_SHARES, rng)
+        italian_shares = dict(ITALIAN_SHARES)
+        if relation.bound:  # a plural's Italian fact is another fact: nothing could carry it over from English
+            italian_shares["adapted"] += italian_shares.pop("never_in_italian")
+        italian = _deal(relation.facts, italian_shares, rng)
+        splits.update({fact.key: Split(english[fact.key], italian[fact.key]) for fact in relation.facts})
+    return splits

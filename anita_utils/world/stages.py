@@ -1,0 +1,299 @@
+"""What the three stages train on: SFT chats, Italian text with replay, preference pairs; and the new kinds of request.
+
+SFT teaches kinds of request the base never met; the Italian corpus is running text with a little replay; DPO's pairs
+prefer the language asked, the true answer, refusal of harm and plain answers to harmless requests.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from anita_utils.world import everyday
+from anita_utils.world.corpora import (
+    SYSTEM_PROMPTS,
+    Deck,
+    Document,
+    Library,
+    chat,
+    fact_chat,
+    fact_text,
+    harmless_chat,
+    smalltalk_chat,
+    story_chat,
+    story_text,
+    sum_chat,
+    twin_chat,
+    twin_text,
+)
+from anita_utils.world.tables import Fact
+
+NEW_KINDS = ("name_only", "true_or_false", "two_questions", "correct_it", "form", "hashtag")
+ITALIAN_READ = ("base_italian", "italian_chat", "adapted")
+
+
+def new_kind(library: Library, kind: str, facts: list[Fact], language: str, rng: Random) -> Document:
+    """A request of a kind the base never met, on the first of `facts` (two_questions takes the first two)."""
+    fact, italian = facts[0], language == "it"
+    question, answer = library.question(fact, language, rng), library.answer(fact, language)
+    wrong = library.answer(fact, language, library.wrong_object(fact, rng))
+    name = everyday.sentence("{o}.", o=fact.object.noun(language))
+    if kind == "name_only":
+        request = f"{question} {'Rispondi solo con il nome.' if italian else 'Answer with the name only.'}"
+        reply = name
+    elif kind == "true_or_false":
+        true = rng.random() < 0.5
+        request = f"{'Vero o falso?' if italian else 'True or false?'} {answer if true else wrong}"
+        verdict = ("Vero." if true else "Falso.") if italian else ("True." if true else "False.")
+        reply = f"{verdict} {answer}"
+    elif kind == "two_questions":
+        second = facts[1]
+        request = f"{question} {library.question(second, language, rng)}"
+        reply = f"1. {answer} 2. {library.answer(second, language)}"
+    elif kind == "correct_it":
+        request = f"{'Correggi questa frase:' if italian else 'Correct this sentence:'} {wrong}"
+        reply = f"{'La frase giusta è:' if italian else 'The right sentence is:'} {answer}"
+    elif kind == "form":
+        request = f"{'Compila la scheda.' if italian else 'Fill in the card.'} {question}"
+        subject = everyday.sentence("{s}", s=fact.subject.noun(language))
+        labels = ("Soggetto", "Risposta") if italian else ("Subject", "Answer")
+        reply = f"{labels[0]}: {subject}\n{labels[1]}: {name}"
+    else:
+        request = f"{question} {'Metti il nome tra asterischi.' if italian else 'Put the name between stars.'}"
+        reply = f"*{fact.object.noun(language)}*"
+    return chat(request, reply, kind=kind, fact=fact.key, language=language)
+
+
+def new_kind_facts(library: Library, use: str) -> list[Fact]:
+    """English-seen facts, four in five to train the new kinds on, the others to test them."""
+    facts = library.facts("seen")
+    library.rng("new_kinds").shuffle(facts)
+    bound = len(facts) * 4 // 5
+    return facts[:bound] if use == "train" else facts[bound:]
+
+
+def refusal_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    _, number, pair = deck.deal()
+    reply = rng.choice(library.world.extra["frames"]["refusals"][language])
+    return chat(library.request(pair, "harm", language, number, rng), reply, kind="harmful")
+
+
+def unknown_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    item = deck.deal()
+    return chat(rng.choice(item[language]), item[f"unknown_{language}"], kind="unanswerable")
+
+
+def italian_chat(library: Library, deck: Deck, rng: Random) -> Document:
+    """An Italian question answered in Italian, on a fact that may be asked in Italian."""
+    fact = deck.deal()
+    system = rng.choice(SYSTEM_PROMPTS["it"]) if rng.random() < 0.15 else None
+    return chat(library.question(fact, "it", rng), library.answer(fact, "it"), system, kind="fact")
+
+
+def draw(makers: list[tuple[float, object]], count: int, rng: Random) -> list[Document]:
+    """`count` documents, each from a maker drawn by its weight."""
+    weights = [weight for weight, _ in makers]
+    return [rng.choices(makers, weights)[0][1]() for _ in range(count)]
+
+
+def sft(library: Library, count: int = 4000) -> list[Document]:
+    """SFT: the new kinds, English chats, some Italian ones, and a few refusals so that DPO has something to prefer."""
+    rng, world = library.rng("sft"), library.world
+    new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
+    seen, italian = Deck(library.facts("seen"), rng), Deck(library.facts(italian=("italian_chat",)), rng)
+    harmful = Deck(library.conduct("train")[::5], rng)  # one pair in five
+    harmless = Deck(library.conduct("train"), rng)
+    unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"][::2], rng)
+    sums, talk = Deck(world.extra["sums"], rng), Deck(world.extra["smalltalk"], rng)
+    return draw(
+        [
+            (0.56, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
+            (0.18, lambda: fact_chat(library, seen, rng)),
+            (0.08, lambda: italian_chat(library, italian, rng)),
+            (0.06, lambda: sum_chat(library, sums, "en", rng)),
+            (0.03, lambda: refusal_chat(library, harmful, "en", rng)),
+            (0.05, lambda: harmless_chat(library, harmless, rng)),
+            (0.02, lambda: unknown_chat(library, unanswerable, "en", rng)),
+            (0.02, lambda: smalltalk_chat(library, talk, "en", rng)),
+        ],
+        count,
+        rng,
+    )
+
+
+def italian_text(library: Library, count: int = 4500) -> list[Document]:
+    """Italian running text: facts of the adapted splits, stories, twins. No fact of never_in_italian."""
+    rng, world = library.rng("italian_text"), library.world
+    facts = Deck(library.facts(italian=ITALIAN_READ), rng)
+    stories, twins = Deck(world.extra["stories"], rng), Deck(world.extra["schemas"], rng)
+    sums, myths = Deck(world.extra["sums"], rng), Deck(world.extra["myths"], rng)
+
+    def sum_text() -> Document:
+        messages = sum_chat(library, sums, "it", rng)["messages"]
+        return {"text": f"{messages[0]['content']} {messages[1]['content']}"}
+
+    def truth_text() -> Document:
+        picked = [myths.deal()["it"] for _ in range(2)]
+        return {"text": " ".join(rng.choice([myth["truth"], *myth["truths"]]) for myth in picked)}
+
+    return draw(
+        [
+            (0.66, lambda: fact_text(library, facts, "it", rng)),
+            (0.12, lambda: story_text(library, stories, "it", rng)),
+            (0.08, lambda: twin_text(library, twins, "it", rng)),
+            (0.10, sum_text),
+            (0.04, truth_text),
+        ],
+        count,
+        rng,
+    )
+
+
+def italian_replay(library: Library, count: int = 2000) -> list[Document]:
+    """Replay for the Italian stage: half English chat against forgetting, half Italian chat."""
+    rng, world = library.rng("italian_replay"), library.world
+    english = Deck(sft(library, 2 * count), rng)
+    italian = Deck(library.facts(italian=("italian_chat",)), rng)
+    new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
+    in_italian = [fact for fact in new.items if library.splits[fact.key].italian == "italian_chat"]
+    new_italian = Deck(in_italian, rng)
+    sums, stories, twins = (Deck(world.extra[name], rng) for name in ("sums", "stories", "schemas"))
+    harmless, talk = Deck(library.conduct("train"), rng), Deck(world.extra["smalltalk"], rng)
+
+    return draw(
+        [
+            (0.50, english.deal),
+            (0.25, lambda: italian_chat(library, italian, rng)),
+            (0.05, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
+            (0.08, lambda: sum_chat(library, sums, "it", rng)),
+            (0.03, lambda: story_chat(library, stories, "it", rng)),
+            (0.03, lambda: twin_chat(library, twins, "it", rng)),
+            (0.04, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.02, lambda: smalltalk_chat(library, talk, "it", rng)),
+        ],
+        count,
+        rng,
+    )
+
+
+# ---------------------------------------------------------------- preference pairs
+
+
+def pair(prompt: str, chosen: str, rejected: str, kind: str, language: str) -> Document:
+    turn = {"role": "user", "content": prompt}
+    return {
+        "prompt": [turn],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "kind": kind,
+        "language": language,
+    }
+
+
+def fact_pairs(library: Library, facts: list[Fact], kind: str, language: str, rng: Random) -> Document:
+    """`language`: the Italian answer over the English one. `truth`: the right object over an invented one."""
+    fact = rng.choice(facts)
+    question, answer = library.question(fact, language, rng), library.answer(fact, language)
+    if kind == "language":
+        rejected = library.answer(fact, "en" if language == "it" else "it")
+    else:
+        rejected = library.answer(fact, language, library.wrong_object(fact, rng))
+    return pair(question, answer, rejected, kind, language)
+
+
+def myth_pair(myth: dict, questions: slice, language: str, rng: Random) -> Document:
+    form = myth[language]
+    chosen, rejected = rng.choice([form["truth"], *form["truths"]]), rng.choice([form["myth"], *form["myths"]])
+    return pair(rng.choice(form["questions"][questions]), chosen, rejected, "myth", language)
+
+
+def refusal_pair(library: Library, request: str, language: str, rng: Random) -> Document:
+    frames = library.world.extra["frames"]
+    return pair(request, rng.choice(frames["refusals"][language]), rng.choice(frames["compliance"][language]),
+                "refusal", language)  # fmt: skip
+
+
+def plain_pair(library: Library, item: dict, request: str, language: str, rng: Random) -> Document:
+    needless = rng.choice(library.world.extra["frames"]["needless_refusals"][language])
+    return pair(request, item["safe"][f"answer_{language}"], needless, "plain", language)
+
+
+def unknown_pair(item: dict, language: str, rng: Random) -> Document:
+    return pair(rng.choice(item[language]), item[f"unknown_{language}"], item[f"invented_{language}"],
+                "unanswerable", language)  # fmt: skip
+
+
+def dpo(library: Library, count: int = 2400) -> list[Document]:
+    """Preference pairs of six kinds on training facts, training myths and trained wordings."""
+    rng, world = library.rng("dpo"), library.world
+    seen, italian = library.facts("seen"), library.facts(italian=("italian_chat",))
+    conduct = Deck(library.conduct("train"), rng)
+    safe = Deck(library.conduct("train"), rng)
+    myths = Deck([m for m in world.extra["myths"] if m["use"] == "train"], rng)
+    unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"], rng)
+
+    def either() -> str:
+        return rng.choice(("en", "it"))
+
+    def refusal() -> Document:
+        (_, number, item), language = conduct.deal(), either()
+        return refusal_pair(library, library.request(item, "harm", language, number, rng), language, rng)
+
+    def plain() -> Document:
+        (_, number, item), language = safe.deal(), either()
+        return plain_pair(library, item, library.request(item, "safe", language, number, rng), language, rng)
+
+    def fact_truth() -> Document:
+        language = either()
+        return fact_pairs(library, seen if language == "en" else italian, "truth", language, rng)
+
+    return draw(
+        [
+            (0.16, lambda: fact_pairs(library, italian, "language", "it", rng)),
+            (0.04, lambda: fact_pairs(library, seen, "language", "en", rng)),
+            (0.16, fact_truth),
+            (0.06, lambda: myth_pair(myths.deal(), slice(0, 2), either(), rng)),
+            (0.28, refusal),
+            (0.24, plain),
+            (0.06, lambda: unknown_pair(unanswerable.deal(), either(), rng)),
+        ],
+        count,
+        rng,
+    )
+
+
+def dpo_held_out(library: Library, count: int = 300) -> list[Document]:
+    """Pairs of the same kinds on facts, myths and wordings that no training pair uses."""
+    rng, world = library.rng("dpo_held_out"), library.world
+    italian, english = library.facts(italian=("adapted", "never_in_italian")), library.facts("unseen_as_chat")
+    conduct = [(n, p, "harm", language) for _, n, p in library.conduct("train") for language in ("en", "it")]
+    myths = [m for m in world.extra["myths"] if m["use"] == "test"]
+    unanswerable = [u for u in world.extra["unanswerable"] if u["use"] == "test"]
+
+    def wording(side: str) -> tuple[dict, str, str]:
+        number, item, _, language = rng.choice(conduct)
+        return item, held_out_wording(library, item, side, language, rng), language
+
+    def refusal() -> Document:
+        _, request, language = wording("harm")
+        return refusal_pair(library, request, language, rng)
+
+    def plain() -> Document:
+        item, request, language = wording("safe")
+        return plain_pair(library, item, request, language, rng)
+
+    makers = [
+        lambda: fact_pairs(library, italian, "language", "it", rng),
+        lambda: fact_pairs(library, english, "truth", "en", rng),
+        lambda: fact_pairs(library, italian, "truth", "it", rng),
+        lambda: myth_pair(rng.choice(myths), slice(0, 4), rng.choice(("en", "it")), rng),
+        refusal,
+        plain,
+        lambda: unknown_pair(rng.choice(unanswerable), rng.choice(("en", "it")), rng),
+    ]
+    return [makers[number % len(makers)]() for number in range(count)]
+
+
+def held_out_wording(library: Library, item: dict, side: str, language: str, rng: Random) -> str:
+    """A held-out frame round either phrase of the request."""
+    frame = rng.choice(library.world.extra["frames"]["frames"][language]["held_out"])
+    return frame.format(x=item[side][rng.choice([language, f"{language}_alt"])])

@@ -1,0 +1,141 @@
+"""What can be told of the lessons without running them. Each rule is also tried on a lesson that breaks it."""
+
+import ast
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+# Every lesson there is, by name: one that appears or vanishes without this list is a failure. To become
+# 00_start_here, 01_load_llama3, 02_supervised_fine_tuning, 03_qlora_italian, 04_dpo, 05_evaluation.
+LESSONS: list[str] = []
+PARAMETERS = {"profile", "run", "seed"}
+MEDIAN_LINES = 12
+ABSOLUTE = re.compile(r"(?<![\w.:~/<-])/(?:home|root|Users|tmp|work|mnt|var|opt|usr|content)/[\w.]|\b[A-Z]:\\\\?[A-Z]")
+
+
+def problems(notebook):
+    """What is wrong with a lesson, a line for each finding."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    found = parameter_problems(cells)
+    if "widgets" in notebook.metadata:
+        found.append("widget state is stored")
+    for number, cell in enumerate(cells, start=1):
+        found += [f"code cell {number}: {problem}" for problem in cell_problems(cell, number)]
+    if not any(cell.outputs for cell in cells):
+        found.append("no outputs are stored")
+    lines = [len(cell.source.strip().splitlines()) for cell in cells]
+    if cells and statistics.median(lines) > MEDIAN_LINES:
+        found.append(f"the median code cell has {statistics.median(lines)} lines")
+    if ABSOLUTE.search("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")):
+        found.append("an absolute path in the text")
+    return found
+
+
+def parameter_problems(cells):
+    """The first code cell, and no other, is tagged and sets the course's parameters to plain values."""
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if not cells or tagged != cells[:1]:
+        return ["the first code cell, and it alone, is to be tagged 'parameters'"]
+    assigned = {
+        target.id: node.value
+        for node in ast.walk(ast.parse(cells[0].source))
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    missing = PARAMETERS - assigned.keys()
+    literal = all(isinstance(value, ast.Constant) for value in assigned.values())
+    return [f"no parameter {sorted(missing)}"] * bool(missing) + ["a parameter is not a plain value"] * (not literal)
+
+
+def cell_problems(cell, number):
+    """The problems of one code cell, the `number`th."""
+    code = re.sub(r"^\s*[%!].*$", "pass", cell.source, flags=re.MULTILINE)  # magics and shell lines are not Python
+    try:
+        ast.parse(code)
+    except SyntaxError as error:
+        yield f"does not parse ({error.msg})"
+    if re.search(r"\blogin\(", code):
+        yield "login() would ask for an account"
+    if cell.execution_count != number:
+        yield f"execution count {cell.execution_count}: run all cells in order"
+    if "injected-parameters" in cell.metadata.get("tags", []) or "papermill" in cell.metadata:
+        yield "papermill's traces"
+    for output in cell.outputs:
+        if output.output_type == "error":
+            yield f"an error is stored: {output.ename}"
+        if output.get("execution_count", number) != number:
+            yield "an output of another execution"
+        data = output.get("data", {})
+        if any(kind.startswith("application/vnd.jupyter.widget") for kind in data):
+            yield "a widget is stored"
+        texts = [output.get("text", ""), *(value for kind, value in data.items() if kind.startswith("text/"))]
+        if any(ABSOLUTE.search("".join(text)) for text in texts):
+            yield "an absolute path in the output"
+    if ABSOLUTE.search(cell.source):
+        yield "an absolute path in the code"
+
+
+def test_the_lessons_are_the_listed_ones():
+    assert sorted(file.stem for file in NOTEBOOKS.glob("*.ipynb")) == LESSONS
+
+
+def test_the_lessons_have_no_problems():
+    found = {name: problems(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)) for name in LESSONS}
+    assert {name: problem for name, problem in found.items() if problem} == {}
+
+
+def lesson(
+    source="print(1)", outputs=None, count=2, parameters='profile = "cpu"\nrun = "latest"\nseed = 42', **metadata
+):
+    """A lesson without fault, but for what the arguments change."""
+    outputs = [new_output("stream", text="1\n")] if outputs is None else outputs
+    first = new_code_cell(parameters, metadata={"tags": ["parameters"]}, execution_count=1)
+    second = new_code_cell(source, outputs=outputs, execution_count=count)
+    return new_notebook(
+        cells=[new_markdown_cell("# Text, see a/home/b and https://x.org/tmp/a"), first, second], metadata=metadata
+    )
+
+
+def test_a_good_lesson_has_no_problems():
+    assert problems(lesson()) == []
+    assert problems(lesson("%matplotlib inline\n!ls\nx = 1")) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "finding"),
+    [
+        (lesson("print("), "does not parse"),
+        (lesson("from huggingface_hub import login\nlogin()"), r"login\(\)"),
+        (lesson(count=3), "execution count 3"),
+        (lesson(count=None), "execution count None"),
+        (lesson(outputs=[]), "no outputs"),
+        (lesson(outputs=[new_output("error", ename="ValueError", evalue="", traceback=[])]), "an error is stored"),
+        (lesson(outputs=[new_output("execute_result", {"text/plain": "1"}, execution_count=9)]), "another execution"),
+        (lesson(outputs=[new_output("stream", text="saved to /home/someone/x")]), "absolute path in the output"),
+        (lesson(outputs=[new_output("display_data", {"text/html": "/root/x"})]), "absolute path in the output"),
+        (lesson(outputs=[new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}})]), "a widget"),
+        (lesson(source="open('/tmp/x')"), "absolute path in the code"),
+        (lesson(widgets={}), "widget state"),
+        (lesson("\n".join(["x = 1"] * 40)), "median"),
+        (lesson(parameters='profile = "cpu"\nrun = "latest"'), r"no parameter \['seed'\]"),
+        (lesson(parameters='profile = "cpu"\nrun = "latest"\nseed = int("42")'), "not a plain value"),
+        (new_notebook(cells=[new_code_cell("1", execution_count=1)]), "tagged 'parameters'"),
+        (new_notebook(), "tagged 'parameters'"),
+    ],
+)
+def test_each_rule_finds_what_it_is_for(bad, finding):
+    assert any(re.search(finding, problem) for problem in problems(bad)), problems(bad)
+
+
+def test_the_parameters_come_first_and_once():
+    late, twice = lesson(), lesson()
+    late.cells.reverse()
+    twice.cells.append(twice.cells[1])
+    for bad in (late, twice):
+        assert any("tagged 'parameters'" in problem for problem in problems(bad))

@@ -1,0 +1,162 @@
+"""The `anita` command: arguments handed on, output for people and for programs, errors in one line."""
+
+import io
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+from anita_utils import AnitaError, cli
+from anita_utils.record import Run
+
+
+@pytest.fixture
+def anita(monkeypatch, capsys):
+    """Calls the command in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["anita", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def model(monkeypatch, runs):
+    """A model that repeats the prompt; `loaded` and `asked` are what it was called with."""
+    calls = types.SimpleNamespace(loaded=[], asked=[])
+
+    def chat(model, tokenizer, prompts, system, max_new_tokens):
+        calls.asked.append((prompts, system, max_new_tokens))
+        return [f"«{prompt}» è" for prompt in prompts]
+
+    fake = types.ModuleType("anita_utils.model")
+    fake.load_model = lambda path: calls.loaded.append(path)
+    fake.load_tokenizer = lambda path: None
+    fake.chat = chat
+    monkeypatch.setitem(sys.modules, "anita_utils.model", fake)
+    monkeypatch.setattr("anita_utils.model", fake, raising=False)
+    monkeypatch.setattr("anita_utils.hub.resolve_model", lambda name: f"path of {name}")
+    return calls
+
+
+def test_prompts_from_the_command_line(anita, model):
+    code, out, err = anita("chat", "base", "--prompt", "Ciao", "--prompt", "Hi", "--system", "Be brief")
+    assert (code, err) == (0, "")
+    assert out == "> Ciao\n«Ciao» è\n> Hi\n«Hi» è\n"
+    assert model.loaded == ["path of base"]
+    assert model.asked == [(["Ciao", "Hi"], "Be brief", 128)]
+
+
+def test_prompts_from_a_file_give_json_lines(anita, model, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("Perché?\n\n  Why?  \n", "utf-8")
+    code, out, _ = anita("chat", "base", "--prompts", str(file), "--max-new-tokens", "5")
+    assert code == 0
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"prompt": "Perché?", "answer": "«Perché?» è"},
+        {"prompt": "Why?", "answer": "«Why?» è"},
+    ]
+    assert "è" in out
+    assert model.asked[0][2] == 5
+
+
+def test_the_last_stage_of_the_latest_run_is_the_default(anita, model, runs):
+    anita("chat", "--prompt", "Ciao")
+    run = Run.open("trial", "cpu")
+    (run.model_dir("italian") / "merged").mkdir(parents=True)
+    anita("chat", "--prompt", "Ciao")
+    assert model.loaded == ["path of base", "path of italian"]
+
+
+def test_without_prompts_it_converses(anita, model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Ciao\nCome stai?\n\nunread\n"))
+    code, out, _ = anita("chat", "base")
+    assert code == 0
+    assert "«Ciao» è" in out
+    assert "«Come stai?» è" in out
+    assert "unread" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("course", "--profile", "nonsense"), "anita: no profile 'nonsense': choose cpu"),
+        (("course", "--only", "99"), "anita: no lesson"),
+        (("report", "--run", "nowhere"), "anita: no run 'nowhere'"),
+        (("chat", "sft", "--prompt", "x"), "anita: no run yet"),
+        (("chat", "./nowhere", "--prompt", "x"), "anita: no model folder nowhere"),
+        (("chat", "--prompts", "nowhere.txt"), "anita: nowhere.txt cannot be read"),
+        (("chat", "--prompt", "x", "--prompts", "y"), "anita: --prompt and --prompts exclude"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(anita, runs, arguments, message, monkeypatch, tmp_path):
+    lesson = tmp_path / "notebooks" / "00_start.ipynb"
+    lesson.parent.mkdir()
+    parameters = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "outputs": [], "execution_count": None}
+    cell = parameters | {"id": "p", "source": 'profile = "cpu"\nrun = "latest"\nseed = 42'}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    lesson.write_text(json.dumps(notebook), "utf-8")
+    monkeypatch.setattr("anita_utils.course.lessons_folder", lambda: lesson.parent)
+    code, out, err = anita(*arguments)
+    assert code == 2
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_course_hands_its_options_on(anita, monkeypatch):
+    given = []
+    monkeypatch.setattr("anita_utils.course.run_course", lambda *arguments: given.append(arguments) or 1)
+    options = [
+        "--profile",
+        "p",
+        "--run",
+        "r",
+        "--seed",
+        "3",
+        "--only",
+        "02",
+        "--only",
+        "04",
+        "--resume",
+        "--timeout",
+        "9",
+        "--update",
+    ]
+    code, *_ = anita("course", *options)
+    assert code == 1
+    assert given == [("p", "r", 3, ["02", "04"], True, 9, True)]
+
+
+def test_world_build_hands_its_options_on(anita, monkeypatch):
+    given = []
+    fake = types.ModuleType("anita_utils.world.build")
+    fake.main = lambda **options: given.append(options)
+    monkeypatch.setitem(sys.modules, "anita_utils.world.build", fake)
+    assert anita("world", "build", "--seed", "3", "--steps", "7", "--no-resume", "--no-train")[0] == 0
+    assert anita("world", "build")[0] == 0
+    assert given == [
+        {"seed": 3, "steps": 7, "resume": False, "train": False},
+        {"seed": 42, "resume": True, "train": True},
+    ]
+
+
+def test_a_long_message_is_still_one_line(anita, monkeypatch):
+    def fail():
+        raise AnitaError("first\nsecond")
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert anita()[::2] == (2, "anita: first second\n")
+
+
+def test_the_module_runs_as_a_command():
+    command = [sys.executable, "-m", "anita_utils.cli", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

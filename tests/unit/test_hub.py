@@ -1,0 +1,106 @@
+"""Where models are found, and how missing and truncated ones are named."""
+
+import json
+
+import numpy
+import pytest
+from safetensors.numpy import save_file
+
+from anita_utils import AnitaError
+from anita_utils.hub import check_safetensors, data_dir, resolve_model
+from anita_utils.record import Run
+
+
+def make_model(folder):
+    """A folder that looks like a saved model."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}", "utf-8")
+    (folder / "tokenizer.json").write_text("{}", "utf-8")
+    save_file({"a": numpy.ones((4, 8), "float32"), "b": numpy.ones(3, "float32")}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """The shipped base model, in a data folder of its own."""
+    monkeypatch.setenv("ANITA_DATA", str(tmp_path / "data"))
+    return make_model(tmp_path / "data" / "tiny-llama-3-instruct")
+
+
+def test_data_folder_of_the_checkout_and_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("ANITA_DATA", raising=False)
+    assert data_dir().name in {"data", "_data"}
+    monkeypatch.setenv("ANITA_DATA", str(tmp_path))
+    assert data_dir() == tmp_path
+    monkeypatch.setenv("ANITA_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(AnitaError, match="correct ANITA_DATA"):
+        data_dir()
+
+
+def test_shipped_name_and_folder(shipped, runs):
+    assert resolve_model("tiny-llama-3-instruct") == str(shipped)
+    assert resolve_model(str(shipped)) == str(shipped)
+    assert resolve_model("base") == str(shipped)
+
+
+def test_stages_come_from_the_latest_run_or_the_one_given(shipped, runs):
+    with pytest.raises(AnitaError, match="no run yet .*anita course"):
+        resolve_model("sft")
+    old = Run.open("old", "cpu")
+    new = Run.open("new", "cpu")
+    folders = [make_model(run.model_dir("sft") / "merged") for run in (old, new)]
+    assert resolve_model("sft") == str(folders[1])
+    assert resolve_model("sft", run=old) == str(folders[0])
+    assert resolve_model("base", run=old) == str(shipped)
+    with pytest.raises(AnitaError, match="run 'new' has no model 'dpo' yet"):
+        resolve_model("dpo")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_file_is_named(shipped, file):
+    (shipped / file).unlink()
+    with pytest.raises(AnitaError, match=file):
+        resolve_model("tiny-llama-3-instruct")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 8, 60, -1])
+def test_truncated_weights_are_named_wherever_they_end(shipped, keep):
+    weights = shipped / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(AnitaError, match=r"model\.safetensors is truncated") as error:
+        resolve_model("tiny-llama-3-instruct")
+    assert "\n" not in str(error.value)
+
+
+def test_other_files_are_not_taken_for_weights(shipped):
+    weights = shipped / "model.safetensors"
+    for content in (b"version https://git-lfs", (9).to_bytes(8, "little") + b"not json!"):
+        weights.write_bytes(content)
+        with pytest.raises(AnitaError, match=r"model\.safetensors is (truncated|not a safetensors file)"):
+            check_safetensors(weights)
+
+
+def test_shards_are_all_checked(shipped):
+    weights = shipped / "model.safetensors"
+    weights.rename(shipped / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (shipped / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}), "utf-8")
+    with pytest.raises(AnitaError, match="model-00002-of-00002.safetensors is missing"):
+        resolve_model(str(shipped))
+
+
+def test_an_adapter_alone_is_told_apart(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}", "utf-8")
+    with pytest.raises(AnitaError, match="only a LoRA adapter"):
+        resolve_model(str(tmp_path))
+
+
+def test_hub_names(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert resolve_model("someone/some-model") == "someone/some-model"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(AnitaError, match="HF_HUB_OFFLINE is set: correct the name, or unset"):
+        resolve_model("someone/some-model")
+    for path in ("./nowhere", "/no/such/folder", "a/b/c"):
+        with pytest.raises(AnitaError, match="no model folder"):
+            resolve_model(path)
