@@ -19,6 +19,7 @@ import psutil
 from nbclient.exceptions import CellTimeoutError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from anita_utils.record import runs_dir
 
@@ -64,6 +65,7 @@ def execute(notebook: Path, output: Path, parameters: dict, timeout: int, on_cel
                 cwd=str(notebook.parent),
                 execution_timeout=timeout,
                 on_cell=count,
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else each kernel prints a warning
             )
         except PapermillExecutionError as error:
             failure = f"{error.ename}: {error.evalue}"

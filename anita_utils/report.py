@@ -73,7 +73,7 @@ def _content(run: Run) -> dict[str, Any]:
         "name": run.folder.name,
         "profile": info["profile"],
         "seed": info["seed"],
-        "commit": info.get("commit") or "unknown",
+        "commit": (info.get("commit") or "unknown").replace("+", " (with changes)"),
         "caption": CAPTION,
         "stages": stages,
         "results": results(recipe, stages),

@@ -1,0 +1,226 @@
+"""The small world: its size, its splits, and that what is tested was not trained on."""
+
+import re
+from collections import Counter
+from itertools import product
+
+import pytest
+
+from anita_utils import AnitaError
+from anita_utils.data import read_jsonl
+from anita_utils.hub import data_dir
+from anita_utils.world import benchmarks, everyday, stages
+from anita_utils.world.corpora import Library, pretraining
+from anita_utils.world.tables import LANGUAGES, load_world
+
+SENTENCE = re.compile(r"(?<=[.?!])\s+")
+PRETRAINING_SAMPLE = 15_000
+
+
+@pytest.fixture(scope="module")
+def library():
+    return Library(load_world(), 42)
+
+
+@pytest.fixture(scope="module")
+def corpora(library):
+    """Every document of the three stages, and many of what the base read."""
+    return {
+        "pretraining": list(pretraining(library, PRETRAINING_SAMPLE)),
+        "sft": stages.sft(library),
+        "italian_text": stages.italian_text(library),
+        "italian_replay": stages.italian_replay(library),
+        "dpo": stages.dpo(library),
+    }
+
+
+def turns(document):
+    """(user's words, answers to them) of a document."""
+    messages = document.get("messages") or document.get("prompt", []) + document.get("chosen", [])
+    for asked, answered in zip(messages, messages[1:], strict=False):
+        if asked["role"] == "user":
+            yield asked["content"], answered["content"]
+            if "rejected" in document:
+                yield asked["content"], document["rejected"][0]["content"]
+
+
+def sentences(document):
+    """Every sentence that stands in a document."""
+    texts = [document["text"]] if "text" in document else [part for turn in turns(document) for part in turn]
+    return {line for text in texts for line in SENTENCE.split(text)}
+
+
+def forms(library, fact, language):
+    """Every sentence the templates make of a fact in a language."""
+    relation = library.world.relation(fact)
+    templates = relation.templates[language]
+    made = {relation.statement(fact, language, number) for number in range(-1, len(templates["statements"]))}
+    made |= {relation.question(fact, language, number) for number in range(len(templates["questions"]))}
+    return {line for text in made for line in SENTENCE.split(text)}
+
+
+def test_the_world_is_as_large_as_promised(library):
+    world = library.world
+    assert len(world.facts) >= 1000
+    assert len({fact.relation for fact in world.facts}) >= 15
+    assert len(world.extra["stories"]) + len(world.extra["sums"]) >= 60
+    assert len(world.extra["myths"]) >= 50
+    assert len(world.extra["conduct"]) >= 10
+    assert sum(len(topic["pairs"]) for topic in world.extra["conduct"]) >= 200
+    assert len(world.extra["unanswerable"]) >= 60
+    assert sum(relation.held_out for relation in world.relations.values()) == 2
+
+
+def test_every_relation_has_several_forms_in_both_languages(library):
+    for relation, language in product(library.world.relations.values(), LANGUAGES):
+        templates = relation.templates[language]
+        assert len(set(templates["statements"])) >= 5, (relation.name, language)
+        assert len(set(templates["questions"])) >= 5, (relation.name, language)
+        assert {"statement", "question"} <= set(templates["second_style"]), (relation.name, language)
+
+
+def test_every_template_renders(library):
+    for relation, language in product(library.world.relations.values(), LANGUAGES):
+        for fact in relation.facts[:3]:
+            for text in forms(library, fact, language):
+                assert text[0].isupper() or text[0] in "«'\"" or text[0].isdigit(), text
+                assert "{" not in text and "  " not in text, text
+
+
+def test_the_same_seed_makes_the_same_corpora(library, corpora):
+    again = Library(load_world(), 42)
+    assert stages.dpo(again) == corpora["dpo"]
+    assert list(pretraining(again, 50)) == corpora["pretraining"][:50]
+    assert stages.dpo(Library(load_world(), 43)) != corpora["dpo"]
+
+
+def test_shipped_corpora_are_those_of_the_tables(corpora):
+    for name in ("sft", "italian_text", "italian_replay", "dpo"):
+        assert read_jsonl(data_dir() / "corpora" / f"{name}.jsonl") == corpora[name], f"{name}: anita world build --no-train"
+
+
+def test_pretraining_is_about_nine_parts_english(corpora):
+    from anita_utils.evaluation import language_of
+
+    words = Counter()
+    for document in corpora["pretraining"][:3000]:
+        for line in sentences(document):
+            words[language_of(line)] += len(line.split())
+    assert 0.06 <= words["it"] / (words["it"] + words["en"]) <= 0.14
+
+
+def test_no_italian_sentence_of_a_fact_that_is_never_in_italian(library, corpora):
+    forbidden = {}
+    for fact in library.facts(italian=("never_in_italian",)):
+        english = forms(library, fact, "en")
+        forbidden |= {form: fact.key for form in forms(library, fact, "it") - english}
+    allowed = {
+        form
+        for fact in library.facts(italian=("base_italian", "italian_chat", "adapted"))
+        for form in forms(library, fact, "it")
+    }
+    for name, documents in corpora.items():
+        for document in documents:
+            for line in sentences(document):
+                assert line not in forbidden or line in allowed, (name, line, forbidden[line])
+
+
+def test_adapted_facts_are_never_asked_in_italian(library, corpora):
+    questions = {}
+    for fact in library.facts(italian=("adapted", "never_in_italian")):
+        relation = library.world.relation(fact)
+        for number in range(len(relation.templates["it"]["questions"])):
+            questions[relation.question(fact, "it", number)] = fact.key
+    for name, documents in corpora.items():
+        for document in documents:
+            for asked, _ in turns(document):
+                assert asked not in questions, (name, asked, questions.get(asked))
+
+
+def test_unseen_facts_are_never_asked_in_english(library, corpora):
+    questions = {}
+    for fact in library.facts("unseen_as_chat"):
+        relation = library.world.relation(fact)
+        for number in range(len(relation.templates["en"]["questions"])):
+            questions[relation.question(fact, "en", number)] = fact.key
+    seen = {library.world.relation(f).question(f, "en", n) for f in library.facts("seen") for n in range(8)}
+    for name, documents in corpora.items():
+        for document in documents:
+            for asked, _ in turns(document):
+                assert asked not in questions or asked in seen, (name, asked, questions.get(asked))
+
+
+def test_held_out_relations_and_the_second_style_stand_nowhere(library, corpora):
+    held_out = set()
+    for relation in library.world.relations.values():
+        for fact, language in product(relation.facts, LANGUAGES):
+            for part in ("statement", "question"):
+                held_out |= set(SENTENCE.split(relation.second_style(fact, language, part)))
+            if relation.held_out:
+                held_out |= forms(library, fact, language)
+    held_out = {line for line in held_out if len(line.split()) > 4}
+    for name, documents in corpora.items():
+        for document in documents:
+            found = sentences(document) & held_out
+            assert not found, (name, found)
+
+
+def test_no_benchmark_question_stands_with_its_answer_in_training(library, corpora):
+    trained = {turn for documents in corpora.values() for document in documents for turn in turns(document)}
+    texts = {line for documents in corpora.values() for d in documents if "text" in d for line in [d["text"]]}
+    for name, parts in benchmarks.benchmarks(library).items():
+        assert len(parts["test"]) >= 150, name
+        for item in parts["test"]:
+            rights = [item["answer"]] if "answer" in item else (
+                [choice for choice, label in zip(item["choices"], item["labels"], strict=True) if label]
+                if "labels" in item else [item["choices"][item["label"]]]
+            )  # fmt: skip
+            for right in rights:
+                assert (item["question"], right) not in trained, (name, item)
+                assert f"{item['question']} {right}" not in texts, (name, item)
+
+
+def test_choices_differ_and_one_is_right(library):
+    for name, parts in benchmarks.benchmarks(library).items():
+        for item in parts["test"]:
+            if "label" in item:
+                assert len(set(item["choices"])) == len(item["choices"]) >= 2, (name, item)
+                assert 0 <= item["label"] < len(item["choices"])
+            elif "labels" in item:
+                assert 0 < sum(item["labels"]) < len(item["labels"])
+
+
+def test_held_out_wordings_are_not_trained(library, corpora):
+    trained = {asked for documents in corpora.values() for document in documents for asked, _ in turns(document)}
+    for probe in benchmarks.conduct_probes(library):
+        assert probe["prompt"] not in trained, probe
+
+
+def test_held_out_topics_are_not_trained(library, corpora):
+    phrases = [pair[side][key] for _, _, pair in library.conduct("held_out") for side in ("harm", "safe") for key in ("en", "it")]
+    trained = "\n".join(asked for documents in corpora.values() for document in documents for asked, _ in turns(document))
+    assert not [phrase for phrase in phrases if phrase in trained]
+
+
+@pytest.mark.parametrize(
+    ("expression", "values", "result"),
+    [("a + b * 2", {"a": 3, "b": 4}, 11), ("a - b >= 2 and a < 9", {"a": 8, "b": 6}, True), ("2 <= a <= 5", {"a": 6}, False)],
+)
+def test_arithmetic(expression, values, result):
+    assert everyday.arithmetic(expression, values) == result
+
+
+@pytest.mark.parametrize("expression", ["__import__('os')", "a ** 9", "a.real", "c + 1"])
+def test_arithmetic_runs_no_code(expression):
+    with pytest.raises(AnitaError, match=r"sums\.yaml"):
+        everyday.arithmetic(expression, {"a": 1})
+
+
+def test_sums_are_right(library):
+    rng = library.rng("test")
+    for kind in library.world.extra["sums"]:
+        for numbers in everyday.sum_values(kind):
+            drawn = everyday.draw_sum(library.world, rng, "train", kind, numbers)["it"]
+            left, right = drawn.working.split(" = ")[-2:]
+            assert everyday.arithmetic(left, {}) == int(right) == drawn.result, drawn
+            assert 0 <= drawn.result <= 20, drawn
