@@ -24,12 +24,16 @@ def read_jsonl(path: str | Path) -> list[dict]:
     """The rows of a JSON Lines file. AnitaError naming file and line for one that is not a JSON object."""
     path, rows = Path(path), []
     if not path.is_file():
-        raise AnitaError(f"{shown(path)}: no such file: check the name, or build it with `anita world build --no-train`")
+        raise AnitaError(
+            f"{shown(path)}: no such file: check the name, or build it with `anita world build --no-train`"
+        )
     for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise AnitaError(f"{shown(path)}, line {number}: not JSON ({error.msg}): mend or delete that line") from None
+            raise AnitaError(
+                f"{shown(path)}, line {number}: not JSON ({error.msg}): mend or delete that line"
+            ) from None
         if not isinstance(row, dict):
             raise AnitaError(f"{shown(path)}, line {number}: not a JSON object: mend or delete that line")
         rows.append(row)
@@ -96,7 +100,9 @@ def pack(lengths: list[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def packed_rows(documents: Iterable[dict], tokenizer: PreTrainedTokenizerBase, row_length: int, max_length: int | None = None) -> Dataset:
+def packed_rows(
+    documents: Iterable[dict], tokenizer: PreTrainedTokenizerBase, row_length: int, max_length: int | None = None
+) -> Dataset:
     """Documents packed into rows of at most `row_length` tokens: columns input_ids, labels, position_ids.
 
     Position ids begin anew at every example and its first label is ignored, so no example sees or predicts another:

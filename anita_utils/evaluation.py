@@ -158,7 +158,9 @@ def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[dict], profile: Profile) -> list[dict]:
     """The items with the model's greedy `answer` to each `prompt`."""
     evaluation = profile.evaluation
-    answers = chat(model, tokenizer, [item["prompt"] for item in items], None, evaluation.max_new_tokens, evaluation.batch_size)
+    answers = chat(
+        model, tokenizer, [item["prompt"] for item in items], None, evaluation.max_new_tokens, evaluation.batch_size
+    )
     return [{**item, "answer": answer} for item, answer in zip(items, answers, strict=True)]
 
 
@@ -194,8 +196,17 @@ def judge_answers(answered: dict[str, list[dict]]) -> list[Measurement]:
     return [
         *share("chat/accuracy", answered["chat"], right_in_either),
         *share("chat/accuracy_in_language", answered["chat"], right_in_language),
-        *share("chat/accuracy", answered["new_kinds"], lambda item: normalise(item["answer"]) == normalise(item["expected"])),
-        *share("language_fidelity", answered["fidelity"], lambda i: language_of(i["answer"]) == i["language"], ("language",)),
+        *share(
+            "chat/accuracy",
+            answered["new_kinds"],
+            lambda item: normalise(item["answer"]) == normalise(item["expected"]),
+        ),
+        *share(
+            "language_fidelity",
+            answered["fidelity"],
+            lambda i: language_of(i["answer"]) == i["language"],
+            ("language",),
+        ),
         *share("refusal/harmful", harmful, lambda item: refuses(item["answer"]), ("split",)),
         *share("refusal/harmless", harmless, lambda item: refuses(item["answer"]), ("split",)),
     ]
@@ -216,8 +227,12 @@ def log_likelihoods(model, encoded: list[dict[str, list[int]]], batch_size: int)
         ids, labels = ids.to(model.device), labels[:, 1:].to(model.device)
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        for number, loss, scored in zip(numbers, losses.sum(1).tolist(), (labels != IGNORED).sum(1).tolist(), strict=True):
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
+        for number, loss, scored in zip(
+            numbers, losses.sum(1).tolist(), (labels != IGNORED).sum(1).tolist(), strict=True
+        ):
             totals[number], counts[number] = -loss, scored
     return totals, counts
 
@@ -260,7 +275,9 @@ def _cached(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]], 
     file = cache_dir() / "evaluations" / f"{evaluation_key(path, profile)}.json"
     if not file.is_file():
         answers, measured = _measure(path, profile)
-        write_text(file, json.dumps({"answers": answers, "measured": [asdict(m) for m in measured]}, ensure_ascii=False))
+        write_text(
+            file, json.dumps({"answers": answers, "measured": [asdict(m) for m in measured]}, ensure_ascii=False)
+        )
     stored = json.loads(file.read_text("utf-8"))
     return stored["answers"], [Measurement(**row) for row in stored["measured"]]
 
@@ -285,7 +302,9 @@ def _measure(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]],
     model, tokenizer = load_model(path, dtype=profile.model.dtype), load_tokenizer(path)
     model.eval()
     batch_size = profile.evaluation.batch_size
-    answered = {name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")}
+    answered = {
+        name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")
+    }
     measured = [
         *run_benchmarks(model, tokenizer, profile),
         *judge_answers(answered),
@@ -332,7 +351,9 @@ def differences(before: list[Measurement], after: list[Measurement]) -> list[dic
     for m in after:
         if m.metric != "preference_margin":
             old = earlier[m.name]
-            made.append(_row("difference", *m.name, m.value - old.value, m.resampled() - old.resampled(), len(m.scores)))
+            made.append(
+                _row("difference", *m.name, m.value - old.value, m.resampled() - old.resampled(), len(m.scores))
+            )
     for language in ("en", "it"):
         pairs = [(earlier[m.name], m) for m in _benchmarks(after, language)]
         samples = np.mean([new.resampled(seed) - old.resampled(seed) for seed, (old, new) in enumerate(pairs)], axis=0)

@@ -110,7 +110,11 @@ def chat(
     """The model's greedy answers to single questions, in the order of the questions."""
     opening = [{"role": "system", "content": system}] if system else []
     return continue_chats(
-        model, tokenizer, [[*opening, {"role": "user", "content": prompt}] for prompt in prompts], max_new_tokens, batch_size
+        model,
+        tokenizer,
+        [[*opening, {"role": "user", "content": prompt}] for prompt in prompts],
+        max_new_tokens,
+        batch_size,
     )
 
 
@@ -131,7 +135,9 @@ def continue_chats(
     model.eval()
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[n] for n in numbers]}, padding=True, return_tensors="pt").to(model.device)
+        batch = tokenizer.pad({"input_ids": [ids[n] for n in numbers]}, padding=True, return_tensors="pt").to(
+            model.device
+        )
         with torch.inference_mode():
             output = model.generate(
                 **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id

@@ -42,7 +42,9 @@ def stage_bars(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
     width = 0.8 / len(stages)
     for number, stage in enumerate(stages):
         rows = table[table["stage"] == stage].set_index(by)
-        places = [group + (number - (len(stages) - 1) / 2) * width for group, name in enumerate(groups) if name in rows.index]
+        places = [
+            group + (number - (len(stages) - 1) / 2) * width for group, name in enumerate(groups) if name in rows.index
+        ]
         rows = rows.loc[[name for name in groups if name in rows.index]]
         errors = [rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]]
         ax.bar(places, rows["value"], width * 0.9, yerr=errors, color=COLOURS[stage], label=stage,
@@ -75,5 +77,7 @@ def coloured_tokens(tokens: list[str], scored: list[bool]):
     for token, counted in zip(tokens, scored, strict=True):
         shown = escape(token.replace(" ", "·").replace("\n", "⏎"))
         look = "background:#bfe3d5;color:#000" if counted else "background:#e8e8e8;color:#555"
-        spans.append(f'<span style="{look};padding:1px 3px;margin:1px;border-radius:3px;display:inline-block">{shown}</span>')
+        spans.append(
+            f'<span style="{look};padding:1px 3px;margin:1px;border-radius:3px;display:inline-block">{shown}</span>'
+        )
     return HTML(f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>')

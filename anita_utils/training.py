@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 CORPORA = {"sft": ["sft"], "italian": ["italian_text", "italian_replay"], "dpo": ["dpo"]}
-ENGINE = 1  # raise it when this file or data.py changes what a stage learns, so that no cached stage is taken for a new one
+ENGINE = (
+    1  # raise it when this file or data.py changes what a stage learns, so that no cached stage is taken for a new one
+)
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
 PREPACKED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
 COMPUTE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -63,7 +65,9 @@ class Stage:
         paths = [Path(n) if n.endswith(".jsonl") else data_dir() / "corpora" / f"{n}.jsonl" for n in names]
         for path in paths:
             if not path.is_file():
-                raise AnitaError(f"stage '{self.name}': no data at {shown(path)}: build it with `anita world build --no-train`")
+                raise AnitaError(
+                    f"stage '{self.name}': no data at {shown(path)}: build it with `anita world build --no-train`"
+                )
         return paths
 
     def documents(self) -> list[dict]:
@@ -114,7 +118,9 @@ class Stage:
     def info(self) -> dict:
         """stage.json: recipe, history of the training, tokens, seconds, peak memory."""
         if not self.done:
-            raise AnitaError(f"stage '{self.name}' of run '{self.run.folder.name}' is not trained yet: run its lesson first")
+            raise AnitaError(
+                f"stage '{self.name}' of run '{self.run.folder.name}' is not trained yet: run its lesson first"
+            )
         return json.loads((self.folder / "stage.json").read_text("utf-8"))
 
     @property
@@ -304,7 +310,10 @@ def load_for_training(stage: Stage):
     """The stage's parent model, quantised as the profile says, and its tokenizer."""
     profile = stage.run.profile
     model = load_model(
-        stage.parent_path, profile.quantisation, dtype=profile.model.dtype, compute_dtype=COMPUTE_DTYPES[profile.precision]
+        stage.parent_path,
+        profile.quantisation,
+        dtype=profile.model.dtype,
+        compute_dtype=COMPUTE_DTYPES[profile.precision],
     )
     return model, load_tokenizer(stage.parent_path)
 
@@ -316,7 +325,9 @@ def training_rows(stage: Stage, tokenizer) -> Dataset:
     documents = stage.documents()
     if stage.name == "dpo":
         return Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents])
-    return packed_rows(documents, tokenizer, stage.settings.row_length or stage.settings.max_length, stage.settings.max_length)
+    return packed_rows(
+        documents, tokenizer, stage.settings.row_length or stage.settings.max_length, stage.settings.max_length
+    )
 
 
 def build_trainer(stage: Stage):

@@ -43,7 +43,9 @@ def fact_item(library: Library, fact: Fact, language: str, question: int, rng: R
 
 def fact_items(library: Library, family: str, language: str, facts: list[Fact], count: int, rng: Random) -> list[dict]:
     """Up to `count` items, a second wording of a fact only when every fact has one."""
-    facts = [f for f in facts if library.world.relation(f).family == family and len(library.world.relation(f).objects) >= 4]
+    facts = [
+        f for f in facts if library.world.relation(f).family == family and len(library.world.relation(f).objects) >= 4
+    ]
     rng.shuffle(facts)
     items = []
     for round_number in range(3):
@@ -76,7 +78,12 @@ def twin_items(library: Library, use: str, count: int, rng: Random) -> dict[str,
             twin = twins[language]
             choices = [twin.text.replace("_", option) for option in twin.options]
             items[language].append(
-                {"question": twin_prompt(twin, language), "choices": choices, "label": twin.answer, "cluster": twin.kind}
+                {
+                    "question": twin_prompt(twin, language),
+                    "choices": choices,
+                    "label": twin.answer,
+                    "cluster": twin.kind,
+                }
             )
     return items
 

@@ -102,7 +102,9 @@ def encode(documents: Iterator[Document], tokenizer, total: int) -> np.ndarray:
             batch = []
             if filled == total:
                 return tokens
-    raise AnitaError(f"the documents hold only {filled} tokens of {total}: raise their number in world/build.py ({end})")
+    raise AnitaError(
+        f"the documents hold only {filled} tokens of {total}: raise their number in world/build.py ({end})"
+    )
 
 
 def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bool, say=print) -> None:
@@ -135,7 +137,9 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     shutil.rmtree(finished, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(finished)
     tokenizer.save_pretrained(finished)
-    (finished / "training.json").write_text(json.dumps({"steps": steps, "seed": seed, "tokens": total, "history": history}, indent=1) + "\n")
+    (finished / "training.json").write_text(
+        json.dumps({"steps": steps, "seed": seed, "tokens": total, "history": history}, indent=1) + "\n"
+    )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(finished, folder)
     shutil.rmtree(work)

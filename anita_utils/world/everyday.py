@@ -31,7 +31,9 @@ def arithmetic(expression: str, values: dict[str, int]) -> int | bool:
             return values[node.id]
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return node.value
-        raise AnitaError(f"sums.yaml: cannot compute {expression!r}: use + - *, comparisons and the letters of `ranges`")
+        raise AnitaError(
+            f"sums.yaml: cannot compute {expression!r}: use + - *, comparisons and the letters of `ranges`"
+        )
 
     return value(ast.parse(expression, mode="eval").body)
 

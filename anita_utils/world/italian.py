@@ -83,7 +83,9 @@ class Noun:
         if "|" in spec:
             return self._choose(spec)
         if spec == "il":
-            return self.name if self.tag.endswith("-") else join_article(definite_article(self.name, self.tag), self.name)
+            return (
+                self.name if self.tag.endswith("-") else join_article(definite_article(self.name, self.tag), self.name)
+            )
         if spec == "un":
             return join_article(indefinite_article(self.name, self.tag.rstrip("-")), self.name)
         if spec == "in" and self.place:
@@ -94,7 +96,9 @@ class Noun:
             return f"{'an' if re.match('[aeiou]', self.name, re.IGNORECASE) else 'a'} {self.name}"
         if spec == "the":
             return self.name if self.name.lower().startswith("the ") else f"the {self.name}"
-        raise ValueError(f"unknown form {spec!r} for {self.name!r}: use il, un, di, a, da, in, su, the, a_an or forms with |")
+        raise ValueError(
+            f"unknown form {spec!r} for {self.name!r}: use il, un, di, a, da, in, su, the, a_an or forms with |"
+        )
 
     def _choose(self, spec: str) -> str:
         if spec.startswith("#"):

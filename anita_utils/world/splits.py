@@ -7,10 +7,12 @@ plain text; `italian_chat` ones there and in Italian chats; `never_in_italian` o
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from anita_utils.world.tables import Fact, World
+from anita_utils.world.tables import LANGUAGES, Fact, Relation, World
 
 ENGLISH_SHARES = {"seen": 0.75, "unseen_as_chat": 0.25}
 ITALIAN_SHARES = {"base_italian": 0.12, "italian_chat": 0.20, "adapted": 0.38, "never_in_italian": 0.30}
@@ -36,9 +38,31 @@ def _deal(facts: list[Fact], shares: dict[str, float], rng: Random) -> dict[str,
     return dealt
 
 
+def _strings(table: object) -> Iterator[str]:
+    if isinstance(table, str):
+        yield table
+    elif isinstance(table, dict | list):
+        for part in table.values() if isinstance(table, dict) else table:
+            yield from _strings(part)
+
+
+def spoken_elsewhere(world: World) -> set[str]:
+    """Every sentence of the tables that are told word for word: myths, chats of several turns, small talk, sycophancy."""
+    tables = (world.extra[name] for name in ("myths", "multi_turn", "smalltalk", "sycophancy", "unanswerable"))
+    return {line for table in tables for text in _strings(table) for line in re.split(r"(?<=[.?!])\s+", text)}
+
+
+def _forms(relation: Relation, fact: Fact) -> Iterator[str]:
+    for language in LANGUAGES:
+        templates = relation.templates[language]
+        yield from (relation.statement(fact, language, number) for number in range(-1, len(templates["statements"])))
+        yield from (relation.question(fact, language, number) for number in range(len(templates["questions"])))
+
+
 def split_facts(world: World, seed: int = 42) -> dict[str, Split]:
     """The split of every fact a training corpus may use, by `Fact.key`."""
     splits: dict[str, Split] = {}
+    spoken = spoken_elsewhere(world)
     for relation in world.relations.values():
         if relation.held_out:
             continue
@@ -48,5 +72,7 @@ def split_facts(world: World, seed: int = 42) -> dict[str, Split]:
         if relation.bound:  # a plural's Italian fact is another fact: nothing could carry it over from English
             italian_shares["adapted"] += italian_shares.pop("never_in_italian")
         italian = _deal(relation.facts, italian_shares, rng)
-        splits.update({fact.key: Split(english[fact.key], italian[fact.key]) for fact in relation.facts})
+        for fact in relation.facts:
+            told = not spoken.isdisjoint(_forms(relation, fact))  # a myth or a chat says it: it cannot be kept back
+            splits[fact.key] = Split("seen", "italian_chat") if told else Split(english[fact.key], italian[fact.key])
     return splits

@@ -226,6 +226,9 @@ def dpo(library: Library, count: int = 2400) -> list[Document]:
     """Preference pairs of six kinds on training facts, training myths and trained wordings."""
     rng, world = library.rng("dpo"), library.world
     seen, italian = library.facts("seen"), library.facts(italian=("italian_chat",))
+    both = [
+        fact for fact in seen if library.splits[fact.key].italian == "italian_chat"
+    ]  # the rejected answer is Italian
     conduct = Deck(library.conduct("train"), rng)
     safe = Deck(library.conduct("train"), rng)
     myths = Deck([m for m in world.extra["myths"] if m["use"] == "train"], rng)
@@ -249,7 +252,7 @@ def dpo(library: Library, count: int = 2400) -> list[Document]:
     return draw(
         [
             (0.16, lambda: fact_pairs(library, italian, "language", "it", rng)),
-            (0.04, lambda: fact_pairs(library, seen, "language", "en", rng)),
+            (0.04, lambda: fact_pairs(library, both, "language", "en", rng)),
             (0.16, fact_truth),
             (0.06, lambda: myth_pair(myths.deal(), slice(0, 2), either(), rng)),
             (0.28, refusal),

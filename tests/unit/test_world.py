@@ -96,7 +96,9 @@ def test_the_same_seed_makes_the_same_corpora(library, corpora):
 
 def test_shipped_corpora_are_those_of_the_tables(corpora):
     for name in ("sft", "italian_text", "italian_replay", "dpo"):
-        assert read_jsonl(data_dir() / "corpora" / f"{name}.jsonl") == corpora[name], f"{name}: anita world build --no-train"
+        assert read_jsonl(data_dir() / "corpora" / f"{name}.jsonl") == corpora[name], (
+            f"{name}: anita world build --no-train"
+        )
 
 
 def test_pretraining_is_about_nine_parts_english(corpora):
@@ -197,14 +199,25 @@ def test_held_out_wordings_are_not_trained(library, corpora):
 
 
 def test_held_out_topics_are_not_trained(library, corpora):
-    phrases = [pair[side][key] for _, _, pair in library.conduct("held_out") for side in ("harm", "safe") for key in ("en", "it")]
-    trained = "\n".join(asked for documents in corpora.values() for document in documents for asked, _ in turns(document))
+    phrases = [
+        pair[side][key]
+        for _, _, pair in library.conduct("held_out")
+        for side in ("harm", "safe")
+        for key in ("en", "it")
+    ]
+    trained = "\n".join(
+        asked for documents in corpora.values() for document in documents for asked, _ in turns(document)
+    )
     assert not [phrase for phrase in phrases if phrase in trained]
 
 
 @pytest.mark.parametrize(
     ("expression", "values", "result"),
-    [("a + b * 2", {"a": 3, "b": 4}, 11), ("a - b >= 2 and a < 9", {"a": 8, "b": 6}, True), ("2 <= a <= 5", {"a": 6}, False)],
+    [
+        ("a + b * 2", {"a": 3, "b": 4}, 11),
+        ("a - b >= 2 and a < 9", {"a": 8, "b": 6}, True),
+        ("2 <= a <= 5", {"a": 6}, False),
+    ],
 )
 def test_arithmetic(expression, values, result):
     assert everyday.arithmetic(expression, values) == result

@@ -1,0 +1,161 @@
+"""Judges, intervals and likelihoods, against cases by hand, scipy and the model's own loss."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from anita_utils import evaluation
+from anita_utils.data import encode_chat, encode_text, read_jsonl
+from anita_utils.evaluation import (
+    Measurement,
+    differences,
+    language_of,
+    log_likelihoods,
+    names_it,
+    normalise,
+    refuses,
+    rows,
+)
+from anita_utils.hub import data_dir
+from anita_utils.world.tables import load_world
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("L'Aquila", "aquila"),
+        ("Perché È così?", "perche e cosi"),
+        ("the Adriatic Sea", "adriatic sea"),
+        ("Gli Uffizi!", "uffizi"),
+    ],
+)
+def test_normalise(text, plain):
+    assert normalise(text) == plain
+
+
+def test_names_are_whole_words_outside_the_subject():
+    assert names_it("Il capoluogo del Piemonte è Torino.", "Torino")
+    assert not names_it("Il torinese vive qui.", "Torino")
+    assert not names_it("The Royal Palace of Caserta is in Naples.", "Caserta", "the Royal Palace of Caserta")
+    assert names_it("The Royal Palace of Caserta is in Caserta.", "Caserta", "the Royal Palace of Caserta")
+
+
+def test_languages_of_the_courses_own_short_answers():
+    """Measured over every fact's canonical answer: at least 99 % in each language."""
+    world = load_world()
+    for language in ("en", "it"):
+        answers = [world.relation(fact).answer(fact, language) for fact in world.facts]
+        right = np.mean([language_of(answer) == language for answer in answers])
+        assert right >= 0.99, (language, right)
+    assert language_of("Torino.") is None
+
+
+def test_refusals_are_recognised_and_answers_are_not():
+    frames = load_world().extra["frames"]
+    assert all(refuses(text) for language in ("en", "it") for text in frames["refusals"][language])
+    assert not any(refuses(text) for language in ("en", "it") for text in frames["compliance"][language])
+    pairs = [pair for topic in load_world().extra["conduct"] for pair in topic["pairs"]]
+    assert not any(refuses(pair["safe"][f"answer_{language}"]) for pair in pairs for language in ("en", "it"))
+
+
+def test_interval_of_a_share_is_the_binomials():
+    scores = [1.0] * 140 + [0.0] * 60
+    measured = Measurement("chat/accuracy", "en", "seen", scores, [str(n) for n in range(200)])
+    low, high = np.percentile(measured.resampled(), [2.5, 97.5])
+    expected = stats.binom(200, 0.7).ppf([0.025, 0.975]) / 200
+    assert measured.value == pytest.approx(0.7)
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.012)
+
+
+def test_items_of_one_cluster_count_once():
+    alone = Measurement("m", "en", None, [1.0, 0.0] * 50, [str(n) for n in range(100)])
+    fourfold = Measurement("m", "en", None, [1.0, 0.0] * 50 * 4, [str(n) for n in range(100)] * 4)
+    assert fourfold.value == alone.value
+    assert np.std(fourfold.resampled()) == pytest.approx(np.std(alone.resampled()), rel=1e-9)
+
+
+def test_perplexity_is_the_exponent_of_the_mean_loss(model, tokenizer):
+    texts = [
+        {"text": t, "language": "it", "cluster": t}
+        for t in ("Il Po nasce in Piemonte.", "Roma è la capitale d'Italia.")
+    ]
+    both = [{**text, "language": code} for text in texts for code in ("en", "it")]
+    measured = evaluation.perplexity(model, tokenizer, both, batch_size=2)[1]
+    losses, counts = [], []
+    for text in texts:
+        ids = torch.tensor([encode_text(text["text"], tokenizer, 64)["input_ids"]])
+        with torch.no_grad():
+            losses.append(model(input_ids=ids, labels=ids).loss.item())
+        counts.append(ids.shape[1] - 1)
+    expected = np.exp(np.dot(losses, counts) / np.sum(counts))
+    assert measured.value == pytest.approx(expected, rel=1e-4)
+
+
+def test_batching_changes_no_likelihood(model, tokenizer):
+    pairs = read_jsonl(data_dir() / "probes" / "preferences.jsonl")[:9]
+    encoded = [encode_chat(pair["prompt"] + pair["chosen"], tokenizer, 256) for pair in pairs]
+    together, alone = log_likelihoods(model, encoded, 9)[0], log_likelihoods(model, encoded, 1)[0]
+    assert together == pytest.approx(alone, abs=1e-3)
+
+
+def test_lm_eval_scores_equal_our_own(model, tokenizer):
+    """The library's likelihood ranking against likelihoods computed here, template, single BOS and all."""
+    from anita_utils.profile import load_profile
+
+    profile = load_profile("cpu")
+    profile.evaluation.limit = 12
+    measured = {m.name: m for m in evaluation.run_benchmarks(model, tokenizer, profile)}
+    items = read_jsonl(data_dir() / "benchmarks" / "items" / "arc_it.test.jsonl")[:12]
+    scores = []
+    for item in items:
+        encoded = [
+            encode_chat(
+                [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": choice}],
+                tokenizer,
+                256,
+            )
+            for choice in item["choices"]
+        ]
+        for example in encoded:  # lm-eval scores the answer's words, not the end of the turn
+            example["labels"][-1] = -100
+        totals, _ = log_likelihoods(model, encoded, 4)
+        normalised = [total / len(choice) for total, choice in zip(totals, item["choices"], strict=True)]
+        scores.append(float(int(np.argmax(normalised)) == item["label"]))
+    assert measured["benchmark/arc", "it", None].scores == scores
+
+
+def test_a_model_does_not_differ_from_itself():
+    same = [
+        Measurement(f"benchmark/{f}", l, None, [1.0, 0.0, 1.0], ["a", "b", "c"])
+        for f in evaluation.FAMILIES
+        for l in ("en", "it")
+    ]
+    for row in differences(same, same):
+        assert (row["value"], row["ci_low"], row["ci_high"]) == (0, 0, 0)
+
+
+def test_paired_interval_is_narrower_than_unpaired():
+    rng = np.random.default_rng(0)
+    before = (rng.random(300) < 0.5).astype(float)
+    after = before.copy()
+    after[:30] = 1.0
+    clusters = [str(n) for n in range(300)]
+    first, second = (Measurement("chat/accuracy", "it", "adapted", list(s), clusters) for s in (before, after))
+    paired = np.std(second.resampled() - first.resampled())
+    apart = np.sqrt(np.var(second.resampled()) + np.var(first.resampled()))
+    assert paired < apart / 2
+    exact = np.std(after - before) / np.sqrt(300)
+    assert paired == pytest.approx(exact, rel=0.1)
+
+
+def test_rows_hold_every_metric_the_report_needs():
+    families = [
+        Measurement(f"benchmark/{f}", l, None, [1.0, 0.0], ["a", "b"])
+        for f in evaluation.FAMILIES
+        for l in ("en", "it")
+    ]
+    margin = Measurement("preference_margin", "all", None, [0.5, -0.5, 2.0], ["a", "b", "c"])
+    made = {(row["metric"], row["language"]): row for row in rows([*families, margin], "base")}
+    assert made["benchmark/mean", "it"]["value"] == 0.5 and made["benchmark/mean", "it"]["n"] == 12
+    assert made["preference_accuracy_logprob", "all"]["value"] == pytest.approx(2 / 3)
