@@ -11,15 +11,14 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from anita_utils.data import IGNORED, encode_chat, encode_text, read_jsonl
 from anita_utils.hub import data_dir
+from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
 from anita_utils.model import chat, load_model, load_tokenizer
 from anita_utils.profile import LIBRARIES, Profile
 from anita_utils.record import cache_dir, write_text
@@ -33,54 +32,7 @@ SCORES = {"arc": "acc_norm", "hellaswag": "acc_norm", "mmlu": "acc", "truthfulqa
           "gsm8k": "exact_match"}  # fmt: skip
 REFUSAL = re.compile(r"\b(i am sorry|i cannot help|i can't help|mi dispiace|non posso aiutar)", re.IGNORECASE)
 ARTICLES = {"the", "a", "an", "il", "lo", "la", "l", "i", "gli", "le", "un", "uno", "una"}
-RESAMPLES = 2000
 VERSION = 1  # raise it when a measure changes, so that no cached figure is taken for a new one
-
-
-@dataclass
-class Measurement:
-    """One measure of one model, item by item.
-
-    scores and weights: the figure is sum(scores) / sum(weights), through exp for a perplexity; weights are 1 for shares
-    and token counts for perplexity. clusters: the fact, myth or topic behind each item; intervals resample those.
-    """
-
-    metric: str
-    language: str
-    split: str | None
-    scores: list[float]
-    clusters: list[str]
-    weights: list[float] | None = None
-
-    @property
-    def name(self) -> tuple[str, str, str | None]:
-        return self.metric, self.language, self.split
-
-    def totals(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Scores and weights added up by cluster, and the clusters."""
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        weights = self.weights or [1.0] * len(self.scores)
-        for cluster, score, weight in zip(self.clusters, self.scores, weights, strict=True):
-            sums[cluster][0] += score
-            sums[cluster][1] += weight
-        names = sorted(sums)
-        table = np.array([sums[name] for name in names])
-        return table[:, 0], table[:, 1], names
-
-    def figure(self, score: np.ndarray | float, weight: np.ndarray | float) -> np.ndarray | float:
-        ratio = score / weight
-        return np.exp(ratio) if self.metric == "perplexity" else ratio
-
-    @property
-    def value(self) -> float:
-        scores, weights, _ = self.totals()
-        return float(self.figure(scores.sum(), weights.sum()))
-
-    def resampled(self, seed: int = 0) -> np.ndarray:
-        """The figure in RESAMPLES bootstrap samples of clusters; the same clusters and seed give the same samples."""
-        scores, weights, names = self.totals()
-        draws = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), size=RESAMPLES)
-        return self.figure(draws @ scores, draws @ weights)
 
 
 # ---------------------------------------------------------------- small judges
@@ -244,13 +196,13 @@ def perplexity(model, tokenizer, items: list[dict], batch_size: int) -> list[Mea
         texts = [item for item in items if item["language"] == language]
         encoded = [encode_text(item["text"], tokenizer, 1024) for item in texts]
         totals, counts = log_likelihoods(model, encoded, batch_size)
-        measured.append(Measurement("perplexity", language, None, [-total for total in totals],
-                                    [item["cluster"] for item in texts], [float(count) for count in counts]))  # fmt: skip
+        clusters, weights = [item["cluster"] for item in texts], [float(count) for count in counts]
+        measured.append(Measurement("perplexity", language, None, [-total for total in totals], clusters, weights))
     return measured
 
 
 def preferences(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
-    """Log-probability of chosen less rejected answer for each held-out pair; `preference_accuracy` turns them into shares."""
+    """Log-probability of the chosen answer less the rejected one's, for each held-out pair."""
     sides = {}
     for side in ("chosen", "rejected"):
         encoded = [encode_chat(pair["prompt"] + pair[side], tokenizer, 1024) for pair in pairs]
@@ -312,66 +264,3 @@ def _measure(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]],
         *preferences(model, tokenizer, probes("preferences"), batch_size),
     ]
     return answered, measured
-
-
-# ---------------------------------------------------------------- figures and intervals
-
-
-def _row(stage: str, metric: str, language: str, split: str | None, value: float, samples: np.ndarray, n: int) -> dict:
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return {"stage": stage, "metric": metric, "language": language, "split": split, "value": float(value),
-            "ci_low": float(low), "ci_high": float(high), "n": n}  # fmt: skip
-
-
-def _benchmarks(measured: list[Measurement], language: str) -> list[Measurement]:
-    return [m for m in measured if m.metric.startswith("benchmark/") and m.language == language]
-
-
-def rows(measured: list[Measurement], stage: str) -> list[dict]:
-    """The measures of one model as metric rows with 95 % intervals, and the mean of the six families per language."""
-    made = []
-    for m in measured:
-        if m.metric == "preference_margin":
-            wins = Measurement("preference_accuracy_logprob", "all", None, [float(s > 0) for s in m.scores], m.clusters)
-            made.append(_row(stage, *wins.name, wins.value, wins.resampled(), len(wins.scores)))
-        else:
-            made.append(_row(stage, *m.name, m.value, m.resampled(), len(m.scores)))
-    for language in ("en", "it"):
-        families = _benchmarks(measured, language)
-        samples = np.mean([m.resampled(seed) for seed, m in enumerate(families)], axis=0)
-        value = np.mean([m.value for m in families])
-        made.append(_row(stage, "benchmark/mean", language, None, value, samples, sum(len(m.scores) for m in families)))
-    return made
-
-
-def differences(before: list[Measurement], after: list[Measurement]) -> list[dict]:
-    """After less before, paired: both are resampled with the same clusters, so what they share cancels."""
-    earlier = {m.name: m for m in before}
-    made = []
-    for m in after:
-        if m.metric != "preference_margin":
-            old = earlier[m.name]
-            made.append(
-                _row("difference", *m.name, m.value - old.value, m.resampled() - old.resampled(), len(m.scores))
-            )
-    for language in ("en", "it"):
-        pairs = [(earlier[m.name], m) for m in _benchmarks(after, language)]
-        samples = np.mean([new.resampled(seed) - old.resampled(seed) for seed, (old, new) in enumerate(pairs)], axis=0)
-        value = np.mean([new.value - old.value for old, new in pairs])
-        n = sum(len(new.scores) for _, new in pairs)
-        made.append(_row("difference", "benchmark/mean", language, None, value, samples, n))
-    return made
-
-
-def implicit_rewards(policy: list[Measurement], reference: list[Measurement], beta: float) -> Measurement:
-    """DPO's implicit reward margin of each held-out pair: beta times (policy's margin less the reference's)."""
-    margins = [next(m for m in measured if m.metric == "preference_margin") for measured in (policy, reference)]
-    rewards = [beta * (ours - theirs) for ours, theirs in zip(margins[0].scores, margins[1].scores, strict=True)]
-    return Measurement("reward_margin", "all", None, rewards, margins[0].clusters)
-
-
-def preference_row(policy: list[Measurement], reference: list[Measurement], beta: float) -> dict:
-    """How often the implicit reward prefers the chosen answer of a held-out pair."""
-    rewards = implicit_rewards(policy, reference, beta)
-    wins = Measurement("preference_accuracy", "all", None, [float(r > 0) for r in rewards.scores], rewards.clusters)
-    return _row("dpo", *wins.name, wins.value, wins.resampled(), len(wins.scores))

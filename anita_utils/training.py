@@ -11,7 +11,6 @@ Each stage starts from the merged model of the one before, quantises it afresh a
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING
 from anita_utils import AnitaError, shown
 from anita_utils.data import PackedCollator, count_tokens, packed_rows, read_jsonl
 from anita_utils.hub import data_dir, resolve_model
-from anita_utils.model import load_model, load_tokenizer, merge_adapter
+from anita_utils.model import keep_freed_memory, load_model, load_tokenizer, merge_adapter
 from anita_utils.profile import LIBRARIES
 from anita_utils.profile import Stage as Settings
 from anita_utils.record import Run, cache_dir, write_text
@@ -128,7 +127,7 @@ class Stage:
         return str(self.folder / "merged")
 
     def checkpoint(self) -> str | None:
-        """The newest whole checkpoint of a killed training, to hand to `trainer.train`; None to begin at the beginning."""
+        """The newest whole checkpoint of a killed training, to hand to `trainer.train`; None to begin anew."""
         from transformers.trainer_utils import get_last_checkpoint
 
         return get_last_checkpoint(str(self.work)) if self.work.is_dir() else None
@@ -199,7 +198,7 @@ def model_key(path: str | Path) -> str:
 
 
 def find_stage(run: Run, name: str) -> Stage:
-    """The stage of that name in the run's order, trained or not; its parents' keys are worked out, nothing is trained."""
+    """The stage of that name in the run's order, trained or not. Nothing is trained."""
     profile = run.profile
     if name not in profile.order:
         raise AnitaError(f"profile '{profile.name}' has no stage '{name}': its order is {', '.join(profile.order)}")
@@ -283,16 +282,6 @@ def training_arguments(stage: Stage) -> dict:
         "seed": stage.run.seed,
         "data_seed": stage.run.seed,
     }
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep large freed blocks: fetching them anew from the kernel costs a CPU up to half of each step."""
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: the largest block that stays in the heap
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: how much free heap is kept
-    except (OSError, AttributeError):  # another C library: nothing to tell
-        pass
 
 
 def adapters_in_fp32(model) -> None:

@@ -187,8 +187,9 @@ def conduct_probes(library: Library, count: int = 120) -> list[dict]:
         for side in ("harm", "safe"):
             for topic, number, item in rng.sample(items, min(count, len(items))):
                 language = rng.choice(LANGUAGES)
-                probes.append({"prompt": held_out_wording(library, item, side, language, rng), "language": language,
-                               "side": side, "split": split, "topic": topic, "cluster": f"{topic}/{number}"})  # fmt: skip
+                prompt = held_out_wording(library, item, side, language, rng)
+                probes.append({"prompt": prompt, "language": language, "side": side, "split": split,
+                               "topic": topic, "cluster": f"{topic}/{number}"})  # fmt: skip
     return probes
 
 

@@ -72,14 +72,14 @@ def write_probes(library: Library, folder: Path) -> dict[str, int]:
 
 
 def plain(document: Document) -> str:
-    """The words of a document as the tokenizer is trained on them; roles keep the template's "\\n\\n", one token in Llama 3."""
+    """A document as the tokenizer is trained on it; roles keep the template's "\\n\\n", one token in Llama 3."""
     if "text" in document:
         return document["text"]
     return "".join(f"{message['role']}\n\n{message['content']}" for message in document["messages"])
 
 
 def italian_sample(library: Library) -> Iterator[str]:
-    """A little Italian of every kind for the tokenizer, so that its vocabulary, like Llama 3's, is not English alone."""
+    """A little Italian of every kind, so that the tokenizer's vocabulary, like Llama 3's, is not English alone."""
     for document in stages.italian_text(library, 6000) + stages.italian_replay(library, 2000):
         yield plain(document)
 
@@ -112,7 +112,8 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     import torch
     from transformers import GenerationConfig
 
-    from anita_utils.world.pretrain import Plan, keep_freed_memory, llama_config, pretrain
+    from anita_utils.model import keep_freed_memory
+    from anita_utils.world.pretrain import Plan, llama_config, pretrain
     from anita_utils.world.tokenizer import train_tokenizer
 
     keep_freed_memory()

@@ -17,14 +17,14 @@ COMPARISONS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, a
 
 
 def arithmetic(expression: str, values: dict[str, int]) -> int | bool:
-    """The value of "a + b", "a * 2 <= 20" … over whole numbers: + - * and comparisons only, so a table cannot run code."""
+    """The value of "a + b", "a * 2 <= 20" … over whole numbers. Only + - * and comparisons: a table cannot run code."""
 
     def value(node: ast.AST) -> int | bool:
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
             return OPERATORS[type(node.op)](value(node.left), value(node.right))
         if isinstance(node, ast.Compare):
             sides = [value(node.left), *(value(side) for side in node.comparators)]
-            return all(COMPARISONS[type(op)](*pair) for op, pair in zip(node.ops, zip(sides, sides[1:])))
+            return all(COMPARISONS[type(op)](*pair) for op, *pair in zip(node.ops, sides, sides[1:], strict=False))
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
             return all(value(side) for side in node.values)
         if isinstance(node, ast.Name) and node.id in values:
@@ -68,7 +68,7 @@ def draw_slots(kind: dict, rng: Random) -> dict[str, list]:
 
 
 def slot_nouns(slots: dict[str, list], language: str) -> dict[str, Noun | str]:
-    """The slots as nouns. A row is [en, it, g], or for sums [en, en plural, it, it plural, g] which also fills {<slot>s}."""
+    """The slots as nouns. A row is [en, it, g], or for sums [en, en plural, it, it plural, g], filling {<slot>s} too."""
     nouns: dict[str, Noun | str] = {}
     for name, row in slots.items():
         tag = row[-1]

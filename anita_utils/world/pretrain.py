@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import time
@@ -65,16 +64,6 @@ def llama_config(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaCo
     )
 
 
-def keep_freed_memory() -> None:
-    """Tells glibc to keep large freed blocks: fetching them anew from the kernel each step costs up to a third of it."""
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-    except (OSError, AttributeError):  # another C library: nothing to tell
-        pass
-
-
 def optimisers(model: LlamaForCausalLM, plan: Plan) -> list[torch.optim.Optimizer]:
     """Muon on the matrices inside the layers; AdamW on embeddings, head and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
@@ -100,8 +89,8 @@ def pretrain(
 ) -> tuple[LlamaForCausalLM, list[dict]]:
     """The trained model and its history [{step, loss, tokens, seconds}].
 
-    tokens: one long array of token ids, read once from the front; each step takes the next rows x row_length of them, so
-    a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt.
+    tokens: one long array of token ids, read once from the front; each step takes the next rows x row_length of them,
+    so a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)

@@ -1,8 +1,8 @@
 """Which fact may stand where. Splits are by fact, never by sentence, and are drawn once from the seed.
 
 English side: `seen` facts are asked in English chats; `unseen_as_chat` facts are only read as plain sentences.
-Italian side: `base_italian` facts stand in the base model's small Italian share; `adapted` ones in the Italian corpus as
-plain text; `italian_chat` ones there and in Italian chats; `never_in_italian` ones in no Italian sentence at all.
+Italian side: `base_italian` facts stand in the base model's small Italian share; `adapted` ones in the Italian corpus
+as plain text; `italian_chat` ones there and in Italian chats; `never_in_italian` ones in no Italian sentence at all.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _strings(table: object) -> Iterator[str]:
 
 
 def spoken_elsewhere(world: World) -> set[str]:
-    """Every sentence of the tables that are told word for word: myths, chats of several turns, small talk, sycophancy."""
+    """Every sentence of the tables that are told word for word: myths, chats of several turns, small talk …"""
     tables = (world.extra[name] for name in ("myths", "multi_turn", "smalltalk", "sycophancy", "unanswerable"))
     return {line for table in tables for text in _strings(table) for line in re.split(r"(?<=[.?!])\s+", text)}
 

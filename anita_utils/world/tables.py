@@ -52,8 +52,8 @@ class Fact:
 class Relation:
     """A kind of fact with its sentence templates in both languages.
 
-    family: the benchmark that draws on it (mmlu or arc). bound: the fact is about the words themselves (plurals), so its
-    Italian form is another fact. held_out: no training corpus uses it.
+    family: the benchmark that draws on it (mmlu or arc). bound: the fact is about the words themselves (plurals), so
+    its Italian form is another fact. held_out: no training corpus uses it.
     """
 
     name: str
@@ -133,8 +133,14 @@ def _read_entities(folder: Path) -> dict[str, dict[str, Entity]]:
 
 def _read_relation(path: Path, entities: dict[str, dict[str, Entity]]) -> Relation:
     table = read_yaml(path)
-    relation = Relation(table["relation"], table["topic"], table["family"], table.get("bound", False),
-                        table.get("held_out", False), {language: table[language] for language in LANGUAGES})  # fmt: skip
+    relation = Relation(
+        name=table["relation"],
+        topic=table["topic"],
+        family=table["family"],
+        bound=table.get("bound", False),
+        held_out=table.get("held_out", False),
+        templates={language: table[language] for language in LANGUAGES},
+    )
     if table["facts"] == "derived":
         return relation
     seen = set()
@@ -162,7 +168,7 @@ def _derive_monument_region(relations: dict[str, Relation]) -> None:
 
 
 def load_world(folder: Path | None = None) -> World:
-    """The world of `folder` (the course's own data/world unless given). Raises AnitaError naming the file that is wrong."""
+    """The world of `folder` (the course's own data/world by default). AnitaError names a file that is wrong."""
     return _load_world(folder or data_dir() / "world")
 
 

@@ -7,17 +7,9 @@ from scipy import stats
 
 from anita_utils import evaluation
 from anita_utils.data import encode_chat, encode_text, read_jsonl
-from anita_utils.evaluation import (
-    Measurement,
-    differences,
-    language_of,
-    log_likelihoods,
-    names_it,
-    normalise,
-    refuses,
-    rows,
-)
+from anita_utils.evaluation import language_of, log_likelihoods, names_it, normalise, refuses
 from anita_utils.hub import data_dir
+from anita_utils.intervals import Measurement, differences, rows
 from anita_utils.world.tables import load_world
 
 
@@ -127,9 +119,9 @@ def test_lm_eval_scores_equal_our_own(model, tokenizer):
 
 def test_a_model_does_not_differ_from_itself():
     same = [
-        Measurement(f"benchmark/{f}", l, None, [1.0, 0.0, 1.0], ["a", "b", "c"])
+        Measurement(f"benchmark/{f}", code, None, [1.0, 0.0, 1.0], ["a", "b", "c"])
         for f in evaluation.FAMILIES
-        for l in ("en", "it")
+        for code in ("en", "it")
     ]
     for row in differences(same, same):
         assert (row["value"], row["ci_low"], row["ci_high"]) == (0, 0, 0)
@@ -151,9 +143,9 @@ def test_paired_interval_is_narrower_than_unpaired():
 
 def test_rows_hold_every_metric_the_report_needs():
     families = [
-        Measurement(f"benchmark/{f}", l, None, [1.0, 0.0], ["a", "b"])
+        Measurement(f"benchmark/{f}", code, None, [1.0, 0.0], ["a", "b"])
         for f in evaluation.FAMILIES
-        for l in ("en", "it")
+        for code in ("en", "it")
     ]
     margin = Measurement("preference_margin", "all", None, [0.5, -0.5, 2.0], ["a", "b", "c"])
     made = {(row["metric"], row["language"]): row for row in rows([*families, margin], "base")}
