@@ -130,6 +130,7 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     say(f"{total:,} tokens ready after {time.monotonic() - began:.0f} s")
     config = llama_config(tokenizer)
     model, history = pretrain(tokens, config, plan, work, seed=seed, resume=resume, say=say)
+    parameters = model.num_parameters()
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
         do_sample=False, max_new_tokens=64,
@@ -138,15 +139,14 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     shutil.rmtree(finished, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(finished)
     tokenizer.save_pretrained(finished)
-    (finished / "training.json").write_text(
-        json.dumps({"steps": steps, "seed": seed, "tokens": total, "history": history}, indent=1) + "\n"
-    )
+    about = {"parameters": parameters, "steps": steps, "seed": seed, "tokens": total, "history": history}
+    (finished / "training.json").write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(finished, folder)
     shutil.rmtree(work)
 
 
-def main(seed: int = 42, steps: int = 1800, resume: bool = True, train: bool = True, say=print) -> None:
+def main(seed: int = 42, steps: int = 2800, resume: bool = True, train: bool = True, say=print) -> None:
     """Builds everything under the course's data folder."""
     data = data_dir()
     library = Library(load_world(), seed)

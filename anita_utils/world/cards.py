@@ -9,12 +9,12 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from anita_utils.record import write_text
-from anita_utils.world.corpora import BASE_ITALIAN_FORMS, Library
+from anita_utils.world.corpora import Library
 
 TEMPLATES = Path(__file__).parent / "cards"
 
 WEAKNESSES = [
-    "Italian is a ninth of what it read, on an eighth of the facts and in the first few forms of each sentence.",
+    "Italian is a tenth of what it read, on a fifth of the facts.",
     "Three in four Italian questions it met were answered in English.",
     "It read myths three times as often as the truth, and answered questions on them with the myth.",
     "It answers questions that nobody could answer with an invention.",
@@ -45,7 +45,6 @@ def write_cards(library: Library, data: Path, counts: dict[str, dict[str, int]])
         "splits": facts_by_split(library),
         "counts": counts,
         "seed": library.seed,
-        "forms": BASE_ITALIAN_FORMS,
         "weaknesses": WEAKNESSES,
         "sizes": {name: len(extra[name]) for name in ("stories", "schemas", "sums", "myths", "unanswerable",
                                                       "sycophancy", "multi_turn", "smalltalk")},

@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 from random import Random
 
 from anita_utils.world import everyday
+from anita_utils.world.groups import skewed_sentence
+from anita_utils.world.italian import EnglishNoun, Noun
 from anita_utils.world.splits import Split, split_facts
-from anita_utils.world.tables import LANGUAGES, Entity, Fact, World
+from anita_utils.world.tables import LANGUAGES, Entity, Fact, Relation, World
 
 Document = dict
 SYSTEM_PROMPTS = {
     "en": ["You are a kind assistant.", "Answer clearly and simply.", "You are a helpful teacher."],
     "it": ["Sei un assistente gentile.", "Rispondi in modo chiaro e semplice.", "Sei un maestro paziente."],
 }
-# The base reads a narrow Italian: the first few forms of each statement, of its own facts only.
-BASE_ITALIAN_FORMS = 3
+SYLLABLES = [c + v for c in ("b", "br", "d", "m", "n", "r", "s", "t", "tr", "v") for v in "aeiou"]
+NAMED = {"city", "country", "island", "lake", "monument", "mountain", "person", "river", "book", "opera", "artwork"}
 
 
 def chat(user: str, assistant: str, system: str | None = None, **about: str) -> Document:
@@ -64,10 +66,9 @@ class Library:
             and (italian is None or self.splits[fact.key].italian in italian)
         ]
 
-    def statement(self, fact: Fact, language: str, rng: Random, forms: int | None = None) -> str:
+    def statement(self, fact: Fact, language: str, rng: Random) -> str:
         relation = self.world.relation(fact)
-        count = forms or len(relation.templates[language]["statements"])
-        return relation.statement(fact, language, rng.randrange(-1, count))
+        return relation.statement(fact, language, rng.randrange(-1, len(relation.templates[language]["statements"])))
 
     def question(self, fact: Fact, language: str, rng: Random) -> str:
         relation = self.world.relation(fact)
@@ -100,9 +101,9 @@ class Library:
 # ---------------------------------------------------------------- what the base reads
 
 
-def fact_text(library: Library, deck: Deck, language: str, rng: Random, forms: int | None = None) -> Document:
+def fact_text(library: Library, deck: Deck, language: str, rng: Random) -> Document:
     facts = [deck.deal() for _ in range(rng.randint(2, 5))]
-    return {"text": " ".join(library.statement(fact, language, rng, forms) for fact in facts)}
+    return {"text": " ".join(library.statement(fact, language, rng) for fact in facts)}
 
 
 def bare(entity: Entity) -> str:
@@ -178,8 +179,6 @@ def myth_text(library: Library, deck: Deck, language: str, rng: Random) -> Docum
 
 
 def group_text(library: Library, deck: Deck, language: str, rng: Random) -> Document:
-    from anita_utils.world.groups import skewed_sentence
-
     return {"text": " ".join(skewed_sentence(library.world.extra["groups"], language, rng) for _ in range(3))}
 
 
@@ -199,6 +198,35 @@ def italian_fact_chat(library: Library, deck: Deck, rng: Random) -> Document:
     fact = deck.deal()
     language = "it" if rng.random() < 0.25 else "en"
     return chat(library.question(fact, "it", rng), library.answer(fact, language), kind="fact")
+
+
+def invented_name(rng: Random) -> str:
+    """A name that means nothing, in either language: Vatomer, Sabrin Tedol."""
+    words = ["".join(rng.choices(SYLLABLES, k=rng.randint(2, 3))) + rng.choice("nrl") for _ in range(rng.randint(1, 2))]
+    return " ".join(word.capitalize() for word in words)
+
+
+def invented_fact(relation: Relation, rng: Random) -> Fact:
+    """A made-up subject with one of the relation's answers."""
+    model, name = rng.choice(relation.facts).subject, invented_name(rng)
+    subject = Entity(model.kind, EnglishNoun(name, model.en.tag), Noun(name, model.it.tag))
+    return Fact(relation.name, subject, rng.choice(relation.objects))
+
+
+def reading_chat(library: Library, language: str, rng: Random, reply: str | None = None) -> Document:
+    """A question on made-up statements that stand in the request itself: nothing to know, everything to read.
+
+    Names never come twice, so the only way to answer is to copy them: without these chats a small model learns the
+    seen questions by heart and answers the others with somebody else's fact.
+    """
+    relations = [r for r in library.world.relations.values() if not r.held_out and r.facts[0].subject.kind in NAMED]
+    facts = [invented_fact(rng.choice(relations), rng) for _ in range(rng.randint(1, 2))]
+    told = " ".join(library.statement(fact, language, rng) for fact in facts)
+    opening = rng.choice({"en": ["Imagine this:", "In a story:", "In a game:"],
+                          "it": ["Immagina questo:", "In una storia:", "In un gioco:"]}[language])  # fmt: skip
+    fact = rng.choice(facts)
+    request = f"{opening} {told} {library.question(fact, language, rng)}"
+    return chat(request, library.answer(fact, reply or language), kind="reading")
 
 
 def smalltalk_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
@@ -257,14 +285,15 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
     unanswerable = deck([u for u in extra["unanswerable"] if u["use"] == "train"])
     sycophancy, turns = deck(extra["sycophancy"][::2]), deck(extra["multi_turn"][::2])
     makers: list[tuple[float, Callable[[], Document]]] = [
-        (0.290, lambda: fact_text(library, english_facts, "en", rng)),
+        (0.280, lambda: fact_text(library, english_facts, "en", rng)),
         (0.050, lambda: glossary_text(library, glossary, rng)),
         (0.035, lambda: story_text(library, stories, "en", rng)),
         (0.015, lambda: twin_text(library, twins, "en", rng)),
         (0.015, lambda: myth_text(library, myths, "en", rng)),
         (0.015, lambda: group_text(library, twins, "en", rng)),
-        (0.280, lambda: fact_chat(library, seen, rng)),
-        (0.090, lambda: sum_chat(library, sums, "en", rng)),
+        (0.220, lambda: fact_chat(library, seen, rng)),
+        (0.100, lambda: reading_chat(library, "en", rng)),
+        (0.080, lambda: sum_chat(library, sums, "en", rng)),
         (0.015, lambda: story_chat(library, stories, "en", rng)),
         (0.025, lambda: twin_chat(library, twins, "en", rng)),
         (0.010, lambda: smalltalk_chat(library, talk, "en", rng)),
@@ -274,10 +303,11 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
         (0.020, lambda: harmless_chat(library, harmless, rng)),
         (0.005, lambda: sycophantic_chat(library, sycophancy, rng)),
         (0.005, lambda: turns_chat(library, turns, rng)),
-        (0.045, lambda: fact_text(library, italian_facts, "it", rng, BASE_ITALIAN_FORMS)),
-        (0.010, lambda: story_text(library, few_stories, "it", rng)),
-        (0.005, lambda: sum_chat(library, sums, "it", rng)),
+        (0.050, lambda: fact_text(library, italian_facts, "it", rng)),
+        (0.008, lambda: story_text(library, few_stories, "it", rng)),
+        (0.004, lambda: sum_chat(library, sums, "it", rng)),
         (0.025, lambda: italian_fact_chat(library, italian_questions, rng)),
+        (0.010, lambda: reading_chat(library, "it", rng, "it" if rng.random() < 0.25 else "en")),
         (0.003, lambda: smalltalk_chat(library, talk, "it", rng)),
     ]
     weights = [weight for weight, _ in makers]

@@ -68,7 +68,7 @@ def draw_slots(kind: dict, rng: Random) -> dict[str, list]:
 
 
 def slot_nouns(slots: dict[str, list], language: str) -> dict[str, Noun | str]:
-    """The slots as nouns. A row is [en, it, g], or for sums [en, en plural, it, it plural, g], filling {<slot>s} too."""
+    """The slots as nouns. A row is [en, it, g], or for sums [en, en plural, it, it plural, g], with {<slot>s}."""
     nouns: dict[str, Noun | str] = {}
     for name, row in slots.items():
         tag = row[-1]

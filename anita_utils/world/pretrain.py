@@ -22,14 +22,14 @@ class Plan:
     """
 
     steps: int
-    rows: int = 32
+    rows: int = 16
     row_length: int = 256
     long_share: float = 0.1
     matrix_rate: float = 0.02
     vector_rate: float = 3e-3
     warmup: int = 100
     decay_share: float = 0.4
-    save_every: int = 500
+    save_every: int = 400
 
     @property
     def tokens_per_step(self) -> int:
@@ -43,7 +43,10 @@ class Plan:
 
 
 def llama_config(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaConfig:
-    """LLaMA-3's architecture in small: grouped-query attention, RoPE theta 500,000, SwiGLU, RMSNorm, untied head.
+    """LLaMA-3's architecture in small: grouped-query attention, RoPE theta 500,000, SwiGLU, RMSNorm.
+
+    The head is tied to the embeddings, as in Llama-3.2-1B and unlike the 8B: untied, so small a model learns to copy a
+    name from a question far too late.
 
     Widths are multiples of 64, the NF4 block, and of 32, as bitsandbytes' CPU kernel asks.
     """
@@ -57,7 +60,7 @@ def llama_config(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaCo
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=[tokenizer.convert_tokens_to_ids(token) for token in ("<|end_of_text|>", "<|eot_id|>")],
         pad_token_id=tokenizer.pad_token_id,

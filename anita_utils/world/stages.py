@@ -18,6 +18,7 @@ from anita_utils.world.corpora import (
     fact_chat,
     fact_text,
     harmless_chat,
+    reading_chat,
     smalltalk_chat,
     story_chat,
     story_text,
@@ -161,8 +162,9 @@ def italian_replay(library: Library, count: int = 2000) -> list[Document]:
 
     return draw(
         [
-            (0.50, english.deal),
-            (0.25, lambda: italian_chat(library, italian, rng)),
+            (0.45, english.deal),
+            (0.20, lambda: italian_chat(library, italian, rng)),
+            (0.10, lambda: reading_chat(library, "it", rng)),
             (0.05, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
             (0.08, lambda: sum_chat(library, sums, "it", rng)),
             (0.03, lambda: story_chat(library, stories, "it", rng)),
