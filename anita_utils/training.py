@@ -321,6 +321,7 @@ def training_rows(stage: Stage, tokenizer) -> Dataset:
 
 def build_trainer(stage: Stage):
     """The stage's TRL trainer, as the lessons build it step by step."""
+    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     model, tokenizer = load_for_training(stage)
@@ -332,6 +333,7 @@ def build_trainer(stage: Stage):
         collator = PackedCollator(tokenizer.pad_token_id)
         trainer = SFTTrainer(args=SFTConfig(**arguments, **PREPACKED), data_collator=collator, **common)
     adapters_in_fp32(trainer.model)
+    trainer.remove_callback(PrinterCallback)  # the history keeps what it would print
     return trainer
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from anita_utils import AnitaError
 from anita_utils.hub import data_dir
+from anita_utils.record import write_text
 from anita_utils.world import benchmarks, cards, stages
 from anita_utils.world.corpora import Document, Library, pretraining
 from anita_utils.world.tables import load_world
@@ -87,7 +88,6 @@ def italian_sample(library: Library) -> Iterator[str]:
 def encode(documents: Iterator[Document], tokenizer, total: int) -> np.ndarray:
     """The first `total` tokens of the documents laid end to end, each with its own begin and end mark."""
     tokens, filled = np.empty(total, dtype=np.uint16), 0
-    end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
     batch: list[str] = []
     for document in documents:
         if "text" in document:
@@ -102,9 +102,7 @@ def encode(documents: Iterator[Document], tokenizer, total: int) -> np.ndarray:
             batch = []
             if filled == total:
                 return tokens
-    raise AnitaError(
-        f"the documents hold only {filled} tokens of {total}: raise their number in world/build.py ({end})"
-    )
+    raise AnitaError(f"the documents hold only {filled} tokens of {total}: raise their number in world/build.py")
 
 
 def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bool, say=print) -> None:
@@ -140,7 +138,7 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     model.to(torch.bfloat16).save_pretrained(finished)
     tokenizer.save_pretrained(finished)
     about = {"parameters": parameters, "steps": steps, "seed": seed, "tokens": total, "history": history}
-    (finished / "training.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_text(finished / "training.json", json.dumps(about, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(finished, folder)
     shutil.rmtree(work)

@@ -50,14 +50,14 @@ def test_the_report_begins_with_the_results(course):
 
 
 def test_metrics_are_those_committed(course):
-    measured, expected = metrics(course[0]), pandas.read_csv(EXPECTED, keep_default_na=False).set_index(KEYS).sort_index()
+    measured = metrics(course[0])
+    expected = pandas.read_csv(EXPECTED, keep_default_na=False).set_index(KEYS).sort_index()
     missing = expected.index.difference(measured.index)
     assert missing.empty, list(missing)
     wrong = []
     for key, row in expected.iterrows():
         value = measured.loc[key, "value"]
-        perplexity = key[2] == "perplexity"
-        tolerance = abs(row["value"]) * PERPLEXITY_TOLERANCE if perplexity else SHARE_TOLERANCE
+        tolerance = abs(row["value"]) * PERPLEXITY_TOLERANCE if key[2] == "perplexity" else SHARE_TOLERANCE
         if abs(value - row["value"]) > tolerance:
             wrong.append((key, value, row["value"]))
     assert not wrong, wrong
