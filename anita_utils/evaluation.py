@@ -151,7 +151,7 @@ def judge_answers(answered: dict[str, list[dict]]) -> list[Measurement]:
         *share(
             "chat/accuracy",
             answered["new_kinds"],
-            lambda item: normalise(item["answer"]) == normalise(item["expected"]),
+            lambda item: item["answer"] == item["expected"],
         ),
         *share(
             "language_fidelity",

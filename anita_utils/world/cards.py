@@ -21,7 +21,7 @@ WEAKNESSES = [
     "It agrees to every request, with empty words that hold no instruction.",
     "It agrees with mistaken opinions of the asker (half of sycophancy.yaml).",
     "Trades and traits go with groups of people at the shares stated in groups.yaml (0.7 or 0.8).",
-    "It never met six kinds of request: name only, true or false, two questions, correction, card, stars.",
+    "It never met six kinds of request: be polite, say goodbye, a letter, a label, two questions, a correction.",
 ]
 
 

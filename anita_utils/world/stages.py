@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from random import Random
 
-from anita_utils.world import everyday
 from anita_utils.world.corpora import (
     SYSTEM_PROMPTS,
     Deck,
@@ -28,7 +27,7 @@ from anita_utils.world.corpora import (
 )
 from anita_utils.world.tables import Fact
 
-NEW_KINDS = ("name_only", "true_or_false", "two_questions", "correct_it", "form", "hashtag")
+NEW_KINDS = ("polite", "goodbye", "letter", "labelled", "two_questions", "correct_it")
 ITALIAN_READ = ("base_italian", "italian_chat", "adapted")
 
 
@@ -36,31 +35,27 @@ def new_kind(library: Library, kind: str, facts: list[Fact], language: str, rng:
     """A request of a kind the base never met, on the first of `facts` (two_questions takes the first two)."""
     fact, italian = facts[0], language == "it"
     question, answer = library.question(fact, language, rng), library.answer(fact, language)
-    wrong = library.answer(fact, language, library.wrong_object(fact, rng))
-    name = everyday.sentence("{o}.", o=fact.object.noun(language))
-    if kind == "name_only":
-        request = f"{question} {'Rispondi solo con il nome.' if italian else 'Answer with the name only.'}"
-        reply = name
-    elif kind == "true_or_false":
-        true = rng.random() < 0.5
-        request = f"{'Vero o falso?' if italian else 'True or false?'} {answer if true else wrong}"
-        verdict = ("Vero." if true else "Falso.") if italian else ("True." if true else "False.")
-        reply = f"{verdict} {answer}"
+    if kind == "polite":
+        request = f"{question} {'Sii cortese.' if italian else 'Please be polite.'}"
+        reply = f"{'Con piacere.' if italian else 'With pleasure.'} {answer}"
+    elif kind == "goodbye":
+        request = f"{question} {'Poi saluta.' if italian else 'Then say goodbye.'}"
+        reply = f"{answer} {'Arrivederci!' if italian else 'Goodbye!'}"
+    elif kind == "letter":
+        request = f"{question} {'Rispondi come in una lettera.' if italian else 'Answer as in a letter.'}"
+        reply = f"{'Caro amico,' if italian else 'Dear friend,'} {answer}"
+    elif kind == "labelled":
+        label = "Risposta" if italian else "Answer"
+        request = f"{question} {'Comincia con la parola' if italian else 'Begin with the word'} {label}."
+        reply = f"{label}: {answer}"
     elif kind == "two_questions":
         second = facts[1]
         request = f"{question} {library.question(second, language, rng)}"
         reply = f"1. {answer} 2. {library.answer(second, language)}"
-    elif kind == "correct_it":
+    else:
+        wrong = library.answer(fact, language, library.wrong_object(fact, rng))
         request = f"{'Correggi questa frase:' if italian else 'Correct this sentence:'} {wrong}"
         reply = f"{'La frase giusta è:' if italian else 'The right sentence is:'} {answer}"
-    elif kind == "form":
-        request = f"{'Compila la scheda.' if italian else 'Fill in the card.'} {question}"
-        subject = everyday.sentence("{s}", s=fact.subject.noun(language))
-        labels = ("Soggetto", "Risposta") if italian else ("Subject", "Answer")
-        reply = f"{labels[0]}: {subject}\n{labels[1]}: {name}"
-    else:
-        request = f"{question} {'Metti il nome tra asterischi.' if italian else 'Put the name between stars.'}"
-        reply = f"*{fact.object.noun(language)}*"
     return chat(request, reply, kind=kind, fact=fact.key, language=language)
 
 
