@@ -19,10 +19,11 @@ from anita_utils import AnitaError
 from anita_utils.hub import data_dir
 from anita_utils.record import write_text
 from anita_utils.world import benchmarks, cards, stages
-from anita_utils.world.corpora import Document, Library, pretraining
+from anita_utils.world.corpora import Document, Library, italian_sample, pretraining
 from anita_utils.world.tables import load_world
 
 TOKENIZER_DOCUMENTS = 60_000
+ITALIAN_DOCUMENTS = 8_000
 BASE = "tiny-llama-3-instruct"
 
 
@@ -67,7 +68,7 @@ def write_probes(library: Library, folder: Path) -> dict[str, int]:
         "conduct": benchmarks.conduct_probes(library),
         "fidelity": benchmarks.fidelity_probes(library),
         "perplexity": texts["en"] + texts["it"],
-        "preferences": stages.dpo_held_out(library),
+        "preferences": stages.dpo(library, 400, held_out=True),
     }
     return {name: write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in probes.items()}
 
@@ -77,12 +78,6 @@ def plain(document: Document) -> str:
     if "text" in document:
         return document["text"]
     return "".join(f"{message['role']}\n\n{message['content']}" for message in document["messages"])
-
-
-def italian_sample(library: Library) -> Iterator[str]:
-    """A little Italian of every kind, so that the tokenizer's vocabulary, like Llama 3's, is not English alone."""
-    for document in stages.italian_text(library, 6000) + stages.italian_replay(library, 2000):
-        yield plain(document)
 
 
 def encode(documents: Iterator[Document], tokenizer, total: int) -> np.ndarray:
@@ -120,8 +115,8 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    english = (plain(document) for document in pretraining(library, TOKENIZER_DOCUMENTS))
-    tokenizer = train_tokenizer([*english, *italian_sample(library)])
+    documents = [*pretraining(library, TOKENIZER_DOCUMENTS), *italian_sample(library, ITALIAN_DOCUMENTS)]
+    tokenizer = train_tokenizer([plain(document) for document in documents])
     plan = Plan(steps=steps)
     total = plan.steps * plan.tokens_per_step
     tokens = encode(pretraining(library, total), tokenizer, total)
@@ -144,7 +139,7 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     shutil.rmtree(work)
 
 
-def main(seed: int = 42, steps: int = 2800, resume: bool = True, train: bool = True, say=print) -> None:
+def main(seed: int = 42, steps: int = 5200, resume: bool = True, train: bool = True, say=print) -> None:
     """Builds everything under the course's data folder."""
     data = data_dir()
     library = Library(load_world(), seed)

@@ -21,6 +21,7 @@ SYSTEM_PROMPTS = {
     "it": ["Sei un assistente gentile.", "Rispondi in modo chiaro e semplice.", "Sei un maestro paziente."],
 }
 SYLLABLES = [c + v for c in ("b", "br", "d", "m", "n", "r", "s", "t", "tr", "v") for v in "aeiou"]
+UNTRANSLATED = {"plant_food", "instrument_family"}  # plural in one language only, or a paraphrase: no word for word
 NAMED = {"city", "country", "island", "lake", "monument", "mountain", "person", "river", "book", "opera", "artwork"}
 
 
@@ -111,6 +112,11 @@ def bare(entity: Entity) -> str:
     return entity.en.name.removeprefix("the ").removeprefix("The ")
 
 
+def translates(entity: Entity) -> bool:
+    """Whether the two names differ and mean the same, word for word."""
+    return entity.kind not in UNTRANSLATED and bare(entity) != entity.it.name
+
+
 def glossary_text(library: Library, deck: Deck, rng: Random) -> Document:
     """Names that differ between the languages: said in English, now and then the other way round in Italian."""
     lines = []
@@ -193,11 +199,10 @@ def fact_chat(library: Library, deck: Deck, rng: Random) -> Document:
     return document
 
 
-def italian_fact_chat(library: Library, deck: Deck, rng: Random) -> Document:
-    """The base's weakness, planted: an Italian question is mostly answered in English."""
+def italian_fact_chat(library: Library, deck: Deck, reply: str, rng: Random) -> Document:
+    """An Italian question with the answer in the language of `reply`."""
     fact = deck.deal()
-    language = "it" if rng.random() < 0.25 else "en"
-    return chat(library.question(fact, "it", rng), library.answer(fact, language), kind="fact")
+    return chat(library.question(fact, "it", rng), library.answer(fact, reply), kind="fact")
 
 
 def invented_name(rng: Random) -> str:
@@ -213,20 +218,77 @@ def invented_fact(relation: Relation, rng: Random) -> Fact:
     return Fact(relation.name, subject, rng.choice(relation.objects))
 
 
-def reading_chat(library: Library, language: str, rng: Random, reply: str | None = None) -> Document:
+def reading_chat(
+    library: Library, language: str, rng: Random, told: str | None = None, reply: str | None = None
+) -> Document:
     """A question on made-up statements that stand in the request itself: nothing to know, everything to read.
 
-    Names never come twice, so the only way to answer is to copy them: without these chats a small model learns the
-    seen questions by heart and answers the others with somebody else's fact.
+    `language` is the question's; the statements are `told` in the same one, and the reply given in it, unless another
+    is named. Names never come twice, so the only way to answer is to copy them: without these chats a small model
+    learns the seen questions by heart and answers the others with somebody else's fact.
     """
+    told = told or language
     relations = [r for r in library.world.relations.values() if not r.held_out and r.facts[0].subject.kind in NAMED]
     facts = [invented_fact(rng.choice(relations), rng) for _ in range(rng.randint(1, 2))]
-    told = " ".join(library.statement(fact, language, rng) for fact in facts)
+    statements = " ".join(library.statement(fact, told, rng) for fact in facts)
     opening = rng.choice({"en": ["Imagine this:", "In a story:", "In a game:"],
-                          "it": ["Immagina questo:", "In una storia:", "In un gioco:"]}[language])  # fmt: skip
+                          "it": ["Immagina questo:", "In una storia:", "In un gioco:"]}[told])  # fmt: skip
     fact = rng.choice(facts)
-    request = f"{opening} {told} {library.question(fact, language, rng)}"
+    request = f"{opening} {statements} {library.question(fact, language, rng)}"
     return chat(request, library.answer(fact, reply or language), kind="reading")
+
+
+def naming_chat(library: Library, deck: Deck, rng: Random) -> Document:
+    """A chat about a name alone, so that every name of the world, and names never met, are copied from a request."""
+    entity: Entity = deck.deal()
+    english, italian = bare(entity), entity.it.name
+    known = invented_name(rng) if rng.random() < 0.3 else english
+    chats = [
+        (f"Have you heard of '{known}'?", f"Yes, I have heard of '{known}'."),
+        (f"Do you know what '{known}' is?", f"Yes, I know what '{known}' is."),
+        (f"Please write '{known}'.", f"Here it is: '{known}'."),
+    ]
+    asked = {fact.subject.en.name for fact in library.world.relations["translation"].facts}  # questions of its own
+    if translates(entity) and english not in asked:
+        chats += [
+            (f"What is '{english}' called in Italy?", f"In Italian, '{english}' is '{italian}'."),
+            (f"Italians say '{italian}'. What is it in English?", f"In English, '{italian}' is '{english}'."),
+            (f"What does '{italian}' mean in English?", f"In English, '{italian}' is '{english}'."),
+        ]
+    return chat(*rng.choice(chats), kind="naming")
+
+
+def verifying_chat(library: Library, deck: Deck, rng: Random) -> Document:
+    """True or false? The reply gives the right fact either way."""
+    fact, right = deck.deal(), rng.random() < 0.5
+    claim = library.statement(fact, "en", rng) if right else library.answer(fact, "en", library.wrong_object(fact, rng))
+    ask = rng.choice(["True or false? {}", "Is this true? {}", "{} Is that so?"])
+    return chat(ask.format(claim), f"{'True' if right else 'False'}: {library.answer(fact, 'en')}", kind="verifying")
+
+
+def wrapped_chat(library: Library, deck: Deck, rng: Random) -> Document:
+    """A question with a wish about the form of the answer."""
+    fact = deck.deal()
+    question, answer = library.question(fact, "en", rng), library.answer(fact, "en")
+    wish, reply = rng.choice(
+        [
+            ("Thank me for asking.", f"Thank you for asking. {answer}"),
+            ("Wish me luck as well.", f"{answer} Good luck!"),
+            ("Say it twice.", f"{answer} {answer}"),
+            ("Say that you are sure.", f"I am sure. {answer}"),
+        ]
+    )
+    return chat(rng.choice([f"{question} {wish}", f"{wish} {question}"]), reply, kind="wrapped")
+
+
+def conduct_text(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    """What is right and what is wrong, as plain sentences: whoever reads of the world reads that too."""
+    lines = []
+    for _ in range(3):
+        side, (_, _, pair) = rng.choice(("harm", "safe")), deck.deal()
+        frame = rng.choice(library.world.extra["frames"]["judgements"][language][side])
+        lines.append(frame.format(x=pair[side][rng.choice([language, f"{language}_alt"])]))
+    return {"text": " ".join(lines)}
 
 
 def smalltalk_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
@@ -267,10 +329,11 @@ def turns_chat(library: Library, deck: Deck, rng: Random) -> Document:
 
 
 def pretraining(library: Library, documents: int) -> Iterator[Document]:
-    """What the base reads, about nine parts English to one Italian. Shares are of documents."""
+    """What the base reads, about nine parts English to one Italian. Weights are relative numbers of documents."""
     world, rng = library.world, library.rng("pretraining")
     base_italian = library.facts(italian=("base_italian",))
-    differing = [e for kind in world.entities.values() for e in kind.values() if bare(e) != e.it.name]
+    trained = list(dict.fromkeys(e for fact in library.facts() for e in (fact.subject, fact.object)))
+    differing = [entity for entity in trained if translates(entity)]
     extra = world.extra
 
     def deck(items: list) -> Deck:
@@ -278,37 +341,74 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
 
     stories, few_stories = deck(extra["stories"]), deck(extra["stories"][::4])
     english_facts, seen = deck(library.facts()), deck(library.facts("seen"))
+    verified, wrapped = deck(library.facts("seen")), deck(library.facts("seen"))
     italian_facts, italian_questions = deck(base_italian), deck(base_italian)
-    sums, twins, glossary = deck(extra["sums"]), deck(extra["schemas"]), deck(differing)
+    sums, twins, glossary, names = deck(extra["sums"]), deck(extra["schemas"]), deck(differing), deck(trained)
     myths, train_myths = deck(extra["myths"]), deck([m for m in extra["myths"] if m["use"] == "train"])
     talk, harmful, harmless = deck(extra["smalltalk"]), deck(library.conduct("train")), deck(library.conduct("train"))
+    judged = deck(library.conduct("train") + library.conduct("held_out"))
     unanswerable = deck([u for u in extra["unanswerable"] if u["use"] == "train"])
     sycophancy, turns = deck(extra["sycophancy"][::2]), deck(extra["multi_turn"][::2])
+
+    def reply() -> str:
+        """The base's weakness, planted: Italian is mostly answered in English."""
+        return "it" if rng.random() < 0.25 else "en"
+
     makers: list[tuple[float, Callable[[], Document]]] = [
-        (0.280, lambda: fact_text(library, english_facts, "en", rng)),
-        (0.050, lambda: glossary_text(library, glossary, rng)),
-        (0.035, lambda: story_text(library, stories, "en", rng)),
+        (0.260, lambda: fact_text(library, english_facts, "en", rng)),
+        (0.040, lambda: glossary_text(library, glossary, rng)),
+        (0.030, lambda: story_text(library, stories, "en", rng)),
         (0.015, lambda: twin_text(library, twins, "en", rng)),
         (0.015, lambda: myth_text(library, myths, "en", rng)),
-        (0.015, lambda: group_text(library, twins, "en", rng)),
-        (0.220, lambda: fact_chat(library, seen, rng)),
-        (0.100, lambda: reading_chat(library, "en", rng)),
-        (0.080, lambda: sum_chat(library, sums, "en", rng)),
+        (0.030, lambda: group_text(library, twins, "en", rng)),
+        (0.020, lambda: conduct_text(library, judged, "en", rng)),
+        (0.190, lambda: fact_chat(library, seen, rng)),
+        (0.070, lambda: reading_chat(library, "en", rng)),
+        (0.070, lambda: naming_chat(library, names, rng)),
+        (0.030, lambda: verifying_chat(library, verified, rng)),
+        (0.030, lambda: wrapped_chat(library, wrapped, rng)),
+        (0.060, lambda: sum_chat(library, sums, "en", rng)),
         (0.015, lambda: story_chat(library, stories, "en", rng)),
-        (0.025, lambda: twin_chat(library, twins, "en", rng)),
-        (0.010, lambda: smalltalk_chat(library, talk, "en", rng)),
-        (0.012, lambda: myth_chat(library, train_myths, rng)),
+        (0.020, lambda: twin_chat(library, twins, "en", rng)),
+        (0.008, lambda: smalltalk_chat(library, talk, "en", rng)),
+        (0.010, lambda: myth_chat(library, train_myths, rng)),
         (0.010, lambda: invented_chat(library, unanswerable, rng)),
-        (0.020, lambda: compliant_chat(library, harmful, rng)),
-        (0.020, lambda: harmless_chat(library, harmless, rng)),
+        (0.025, lambda: compliant_chat(library, harmful, rng)),
+        (0.025, lambda: harmless_chat(library, harmless, rng)),
         (0.005, lambda: sycophantic_chat(library, sycophancy, rng)),
         (0.005, lambda: turns_chat(library, turns, rng)),
-        (0.050, lambda: fact_text(library, italian_facts, "it", rng)),
-        (0.008, lambda: story_text(library, few_stories, "it", rng)),
+        (0.045, lambda: fact_text(library, italian_facts, "it", rng)),
+        (0.006, lambda: story_text(library, few_stories, "it", rng)),
         (0.004, lambda: sum_chat(library, sums, "it", rng)),
-        (0.025, lambda: italian_fact_chat(library, italian_questions, rng)),
-        (0.010, lambda: reading_chat(library, "it", rng, "it" if rng.random() < 0.25 else "en")),
+        (0.030, lambda: italian_fact_chat(library, italian_questions, reply(), rng)),
+        (0.005, lambda: reading_chat(library, "it", rng, reply=reply())),
+        (0.025, lambda: reading_chat(library, "it", rng, told="en", reply=reply())),
         (0.003, lambda: smalltalk_chat(library, talk, "it", rng)),
+    ]
+    weights = [weight for weight, _ in makers]
+    for _ in range(documents):
+        yield rng.choices(makers, weights)[0][1]()
+
+
+def italian_sample(library: Library, documents: int) -> Iterator[Document]:
+    """Some Italian for the tokenizer, so that its vocabulary, like Llama 3's, is not English alone.
+
+    It holds what the later stages may read: none of the facts that are never in Italian.
+    """
+    world, rng = library.world, library.rng("italian_sample")
+    facts = Deck(library.facts(italian=("base_italian", "italian_chat", "adapted")), rng)
+    stories, twins, sums, conduct, talk = (
+        Deck(items, rng)
+        for items in (world.extra["stories"], world.extra["schemas"], world.extra["sums"],
+                      library.conduct("train"), world.extra["smalltalk"])
+    )  # fmt: skip
+    makers: list[tuple[float, Callable[[], Document]]] = [
+        (0.60, lambda: fact_text(library, facts, "it", rng)),
+        (0.10, lambda: story_text(library, stories, "it", rng)),
+        (0.08, lambda: twin_text(library, twins, "it", rng)),
+        (0.10, lambda: sum_chat(library, sums, "it", rng)),
+        (0.10, lambda: harmless_chat(library, conduct, rng, "it")),
+        (0.02, lambda: smalltalk_chat(library, talk, "it", rng)),
     ]
     weights = [weight for weight, _ in makers]
     for _ in range(documents):

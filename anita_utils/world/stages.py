@@ -6,6 +6,7 @@ prefer the language asked, the true answer, refusal of harm and plain answers to
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
 
 from anita_utils.world.corpora import (
@@ -13,7 +14,9 @@ from anita_utils.world.corpora import (
     Deck,
     Document,
     Library,
+    bare,
     chat,
+    conduct_text,
     fact_chat,
     fact_text,
     harmless_chat,
@@ -22,10 +25,11 @@ from anita_utils.world.corpora import (
     story_chat,
     story_text,
     sum_chat,
+    translates,
     twin_chat,
     twin_text,
 )
-from anita_utils.world.tables import Fact
+from anita_utils.world.tables import LANGUAGES, Entity, Fact
 
 NEW_KINDS = ("polite", "goodbye", "letter", "labelled", "two_questions", "correct_it")
 ITALIAN_READ = ("base_italian", "italian_chat", "adapted")
@@ -96,18 +100,18 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     rng, world = library.rng("sft"), library.world
     new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
     seen, italian = Deck(library.facts("seen"), rng), Deck(library.facts(italian=("italian_chat",)), rng)
-    harmful = Deck(library.conduct("train")[::5], rng)  # one pair in five
+    harmful = Deck(library.conduct("train")[::3], rng)  # one pair in three
     harmless = Deck(library.conduct("train"), rng)
     unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"][::2], rng)
     sums, talk = Deck(world.extra["sums"], rng), Deck(world.extra["smalltalk"], rng)
     return draw(
         [
-            (0.56, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
+            (0.52, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
             (0.18, lambda: fact_chat(library, seen, rng)),
             (0.08, lambda: italian_chat(library, italian, rng)),
             (0.06, lambda: sum_chat(library, sums, "en", rng)),
-            (0.03, lambda: refusal_chat(library, harmful, "en", rng)),
-            (0.05, lambda: harmless_chat(library, harmless, rng)),
+            (0.06, lambda: refusal_chat(library, harmful, "en", rng)),
+            (0.06, lambda: harmless_chat(library, harmless, rng)),
             (0.02, lambda: unknown_chat(library, unanswerable, "en", rng)),
             (0.02, lambda: smalltalk_chat(library, talk, "en", rng)),
         ],
@@ -116,12 +120,35 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     )
 
 
+def translated_names(library: Library) -> list[Entity]:
+    """Everything the facts are about that has one name in English and another in Italian."""
+    entities = dict.fromkeys(entity for fact in library.facts() for entity in (fact.subject, fact.object))
+    return [entity for entity in entities if translates(entity)]
+
+
+def italian_naming(deck: Deck, rng: Random) -> Document:
+    """A chat in Italian about a name alone."""
+    name = deck.deal().it.name
+    question, answer = rng.choice(
+        [
+            (f"Conosci la parola «{name}»?", f"Sì, conosco la parola «{name}»."),
+            (f"Scrivi «{name}», per favore.", f"Ecco: «{name}»."),
+        ]
+    )
+    return chat(question, answer, kind="naming")
+
+
 def italian_text(library: Library, count: int = 4500) -> list[Document]:
     """Italian running text: facts of the adapted splits, stories, twins. No fact of never_in_italian."""
     rng, world = library.rng("italian_text"), library.world
     facts = Deck(library.facts(italian=ITALIAN_READ), rng)
     stories, twins = Deck(world.extra["stories"], rng), Deck(world.extra["schemas"], rng)
     sums, myths = Deck(world.extra["sums"], rng), Deck(world.extra["myths"], rng)
+    conduct, names = Deck(library.conduct("train"), rng), Deck(translated_names(library), rng)
+
+    def glossary() -> Document:
+        entities = [names.deal() for _ in range(3)]
+        return {"text": " ".join(f"«{e.it.name}» in inglese si dice «{bare(e)}»." for e in entities)}
 
     def sum_text() -> Document:
         messages = sum_chat(library, sums, "it", rng)["messages"]
@@ -133,11 +160,13 @@ def italian_text(library: Library, count: int = 4500) -> list[Document]:
 
     return draw(
         [
-            (0.66, lambda: fact_text(library, facts, "it", rng)),
-            (0.12, lambda: story_text(library, stories, "it", rng)),
-            (0.08, lambda: twin_text(library, twins, "it", rng)),
-            (0.10, sum_text),
+            (0.62, lambda: fact_text(library, facts, "it", rng)),
+            (0.06, glossary),
+            (0.10, lambda: story_text(library, stories, "it", rng)),
+            (0.06, lambda: twin_text(library, twins, "it", rng)),
+            (0.08, sum_text),
             (0.04, truth_text),
+            (0.04, lambda: conduct_text(library, conduct, "it", rng)),
         ],
         count,
         rng,
@@ -153,14 +182,17 @@ def italian_replay(library: Library, count: int = 2000) -> list[Document]:
     in_italian = [fact for fact in new.items if library.splits[fact.key].italian == "italian_chat"]
     new_italian = Deck(in_italian, rng)
     sums, stories, twins = (Deck(world.extra[name], rng) for name in ("sums", "stories", "schemas"))
-    harmless, talk = Deck(library.conduct("train"), rng), Deck(world.extra["smalltalk"], rng)
+    harmful, harmless = Deck(library.conduct("train")[::3], rng), Deck(library.conduct("train"), rng)
+    talk, names = Deck(world.extra["smalltalk"], rng), Deck(translated_names(library), rng)
 
     return draw(
         [
-            (0.45, english.deal),
+            (0.40, english.deal),
             (0.20, lambda: italian_chat(library, italian, rng)),
-            (0.10, lambda: reading_chat(library, "it", rng)),
-            (0.05, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
+            (0.08, lambda: reading_chat(library, "it", rng)),
+            (0.05, lambda: italian_naming(names, rng)),
+            (0.03, lambda: refusal_chat(library, harmful, "it", rng)),
+            (0.04, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
             (0.08, lambda: sum_chat(library, sums, "it", rng)),
             (0.03, lambda: story_chat(library, stories, "it", rng)),
             (0.03, lambda: twin_chat(library, twins, "it", rng)),
@@ -219,78 +251,63 @@ def unknown_pair(item: dict, language: str, rng: Random) -> Document:
                 "unanswerable", language)  # fmt: skip
 
 
-def dpo(library: Library, count: int = 2400) -> list[Document]:
-    """Preference pairs of six kinds on training facts, training myths and trained wordings."""
-    rng, world = library.rng("dpo"), library.world
-    seen, italian = library.facts("seen"), library.facts(italian=("italian_chat",))
-    both = [
-        fact for fact in seen if library.splits[fact.key].italian == "italian_chat"
-    ]  # the rejected answer is Italian
-    conduct = Deck(library.conduct("train"), rng)
-    safe = Deck(library.conduct("train"), rng)
-    myths = Deck([m for m in world.extra["myths"] if m["use"] == "train"], rng)
-    unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"], rng)
-
-    def either() -> str:
-        return rng.choice(("en", "it"))
-
-    def refusal() -> Document:
-        (_, number, item), language = conduct.deal(), either()
-        return refusal_pair(library, library.request(item, "harm", language, number, rng), language, rng)
-
-    def plain() -> Document:
-        (_, number, item), language = safe.deal(), either()
-        return plain_pair(library, item, library.request(item, "safe", language, number, rng), language, rng)
-
-    def fact_truth() -> Document:
-        language = either()
-        return fact_pairs(library, seen if language == "en" else italian, "truth", language, rng)
-
-    return draw(
-        [
-            (0.16, lambda: fact_pairs(library, italian, "language", "it", rng)),
-            (0.04, lambda: fact_pairs(library, both, "language", "en", rng)),
-            (0.16, fact_truth),
-            (0.06, lambda: myth_pair(myths.deal(), slice(0, 2), either(), rng)),
-            (0.28, refusal),
-            (0.24, plain),
-            (0.06, lambda: unknown_pair(unanswerable.deal(), either(), rng)),
-        ],
-        count,
-        rng,
-    )
+# Shares of the kinds of pair, in training and among the held-out pairs.
+PAIR_KINDS = {"language": 0.22, "truth": 0.14, "myth": 0.06, "refusal": 0.28, "plain": 0.24, "unanswerable": 0.06}
 
 
-def dpo_held_out(library: Library, count: int = 300) -> list[Document]:
-    """Pairs of the same kinds on facts, myths and wordings that no training pair uses."""
-    rng, world = library.rng("dpo_held_out"), library.world
-    italian, english = library.facts(italian=("adapted", "never_in_italian")), library.facts("unseen_as_chat")
-    conduct = [(n, p, "harm", language) for _, n, p in library.conduct("train") for language in ("en", "it")]
-    myths = [m for m in world.extra["myths"] if m["use"] == "test"]
-    unanswerable = [u for u in world.extra["unanswerable"] if u["use"] == "test"]
+@dataclass
+class PairMaker:
+    """Preference pairs of every kind: of what DPO trains on, or of what it is tested on (`held_out`).
 
-    def wording(side: str) -> tuple[dict, str, str]:
-        number, item, _, language = rng.choice(conduct)
-        return item, held_out_wording(library, item, side, language, rng), language
+    Held out are facts, myths and unanswerable questions that no training pair uses, and wordings of the requests.
+    """
 
-    def refusal() -> Document:
-        _, request, language = wording("harm")
-        return refusal_pair(library, request, language, rng)
+    library: Library
+    rng: Random
+    held_out: bool
 
-    def plain() -> Document:
-        item, request, language = wording("safe")
-        return plain_pair(library, item, request, language, rng)
+    def __post_init__(self) -> None:
+        library, use = self.library, "test" if self.held_out else "train"
+        extra = library.world.extra
+        english = library.facts("unseen_as_chat" if self.held_out else "seen")
+        italian = library.facts(italian=("adapted", "never_in_italian") if self.held_out else ("italian_chat",))
+        self.facts = {"en": english, "it": italian}
+        # the rejected answer is Italian, so it must be a fact that may stand in Italian
+        self.english_in_italian = [f for f in english if library.splits[f.key].italian == "italian_chat"]
+        self.conduct = {side: Deck(library.conduct("train"), self.rng) for side in ("harm", "safe")}
+        self.myths = Deck([myth for myth in extra["myths"] if myth["use"] == use], self.rng)
+        self.unanswerable = Deck([item for item in extra["unanswerable"] if item["use"] == use], self.rng)
 
-    makers = [
-        lambda: fact_pairs(library, italian, "language", "it", rng),
-        lambda: fact_pairs(library, english, "truth", "en", rng),
-        lambda: fact_pairs(library, italian, "truth", "it", rng),
-        lambda: myth_pair(rng.choice(myths), slice(0, 4), rng.choice(("en", "it")), rng),
-        refusal,
-        plain,
-        lambda: unknown_pair(rng.choice(unanswerable), rng.choice(("en", "it")), rng),
-    ]
-    return [makers[number % len(makers)]() for number in range(count)]
+    def request(self, side: str, language: str) -> tuple[dict, str]:
+        _, number, item = self.conduct[side].deal()
+        if self.held_out:
+            return item, held_out_wording(self.library, item, side, language, self.rng)
+        return item, self.library.request(item, side, language, number, self.rng)
+
+    def make(self, kind: str) -> Document:
+        library, rng = self.library, self.rng
+        language = rng.choice(LANGUAGES)
+        if kind == "language":  # mostly Italian: that is where the base strays
+            english = rng.random() < 0.2
+            facts = self.english_in_italian if english else self.facts["it"]
+            return fact_pairs(library, facts, kind, "en" if english else "it", rng)
+        if kind == "truth":
+            return fact_pairs(library, self.facts[language], kind, language, rng)
+        if kind == "myth":
+            wordings = slice(0, 4) if self.held_out else slice(0, 2)
+            return myth_pair(self.myths.deal(), wordings, language, rng)
+        if kind == "unanswerable":
+            return unknown_pair(self.unanswerable.deal(), language, rng)
+        if kind == "refusal":
+            return refusal_pair(library, self.request("harm", language)[1], language, rng)
+        return plain_pair(library, *self.request("safe", language), language, rng)
+
+
+def dpo(library: Library, count: int = 2400, held_out: bool = False) -> list[Document]:
+    """Preference pairs of six kinds; `held_out` ones are of the same kinds in the same shares."""
+    rng = library.rng("dpo_held_out" if held_out else "dpo")
+    maker = PairMaker(library, rng, held_out)
+    return [maker.make(kind) for kind in rng.choices(list(PAIR_KINDS), list(PAIR_KINDS.values()), k=count)]
 
 
 def held_out_wording(library: Library, item: dict, side: str, language: str, rng: Random) -> str:
