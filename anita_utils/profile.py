@@ -24,6 +24,7 @@ PROFILES = Path(__file__).parent / "profiles"
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LIBRARIES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "lm_eval", "papermill"]
 BF16_CAPABILITY = (8, 0)  # Ampere; torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated (a T4)
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # as torch.cpu.get_capabilities names them, x86 and ARM
 
 
 class Section(BaseModel):
@@ -115,6 +116,11 @@ class Profile(Section):
                     f"{self._source}: {key}: {value} on a CPU is a hundred times slower than float32: "
                     f"set it to {remedy}, or use --profile cpu"
                 )
+            if half == "bf16" and machine.gpu is None and not machine.bf16:
+                raise AnitaError(
+                    f"{self._source}: {key}: {value} on a CPU without bf16 instructions is ten times slower than "
+                    f"float32: set it to {remedy}"
+                )
             if half == "bf16" and machine.gpu is not None and not machine.bf16:
                 capability = ".".join(map(str, machine.gpu_capability))
                 raise AnitaError(
@@ -190,8 +196,10 @@ class Machine(Section):
     gpu: str | None = Field(None, description="The first GPU's name, if there is one.")
     gpu_memory_bytes: int | None = Field(None, description="Its memory.")
     gpu_capability: tuple[int, int] | None = Field(None, description="Its CUDA compute capability.")
-    bf16: bool = Field(description="Whether bf16 arithmetic is there in earnest (on a CPU it always works).")
-    avx512_bf16: bool = Field(description="Whether the CPU has bf16 instructions; they also change bitsandbytes' path.")
+    bf16: bool = Field(
+        description="Whether bf16 is computed by instructions of its own; without, it is emulated and slow."
+    )
+    avx512_bf16: bool = Field(description="Whether the CPU has AVX512's bf16, which changes bitsandbytes' path.")
     system: str = Field(description="Operating system and architecture.")
     python: str = Field(description="The Python version.")
     versions: dict[str, str] = Field(description="The versions of the libraries that decide the figures.")
@@ -205,6 +213,7 @@ def detect_machine() -> Machine:
 
     has_gpu = torch.cuda.is_available()
     capability = torch.cuda.get_device_capability(0) if has_gpu else None
+    cpu = torch.cpu.get_capabilities()
     return Machine(
         cpu=_cpu_name(),
         cores=joblib.cpu_count(),  # heeds affinity and container limits
@@ -212,8 +221,8 @@ def detect_machine() -> Machine:
         gpu=torch.cuda.get_device_name(0) if has_gpu else None,
         gpu_memory_bytes=torch.cuda.get_device_properties(0).total_memory if has_gpu else None,
         gpu_capability=capability,
-        bf16=capability >= BF16_CAPABILITY if has_gpu else True,
-        avx512_bf16=bool(torch.cpu.get_capabilities().get("avx512_bf16")),
+        bf16=capability >= BF16_CAPABILITY if has_gpu else any(cpu.get(name) for name in CPU_BF16),
+        avx512_bf16=bool(cpu.get("avx512_bf16")),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions={"anita-utils": __version__} | {name: version for name in LIBRARIES if (version := _version(name))},

@@ -9,7 +9,8 @@ from __future__ import annotations
 from random import Random
 
 from anita_utils.world import everyday
-from anita_utils.world.corpora import Library, train_numbers, twin_prompt
+from anita_utils.world.chats import twin_prompt
+from anita_utils.world.library import Library
 from anita_utils.world.stages import NEW_KINDS, held_out_wording, new_kind, new_kind_facts
 from anita_utils.world.tables import LANGUAGES, Fact
 
@@ -94,7 +95,7 @@ def sum_items(library: Library, use: str, count: int, rng: Random) -> dict[str, 
     kinds = library.world.extra["sums"]
     for number in range(count):
         kind = kinds[number % len(kinds)]
-        train = train_numbers(library, kind)
+        train = library.train_numbers(kind)
         values = train if use == "train" else [v for v in everyday.sum_values(kind) if v not in train]
         drawn = everyday.draw_sum(library.world, rng, use, kind, rng.choice(values))
         for language in LANGUAGES:

@@ -19,7 +19,8 @@ from anita_utils import AnitaError
 from anita_utils.hub import data_dir
 from anita_utils.record import write_text
 from anita_utils.world import benchmarks, cards, stages
-from anita_utils.world.corpora import Document, Library, italian_sample, pretraining
+from anita_utils.world.corpora import italian_sample, pretraining
+from anita_utils.world.library import Document, Library
 from anita_utils.world.tables import load_world
 
 TOKENIZER_DOCUMENTS = 60_000
@@ -139,7 +140,7 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     shutil.rmtree(work)
 
 
-def main(seed: int = 42, steps: int = 5200, resume: bool = True, train: bool = True, say=print) -> None:
+def main(seed: int = 42, steps: int = 3600, resume: bool = True, train: bool = True, say=print) -> None:
     """Builds everything under the course's data folder."""
     data = data_dir()
     library = Library(load_world(), seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from anita_utils.record import write_text
-from anita_utils.world.corpora import Library
+from anita_utils.world.library import Library
 
 TEMPLATES = Path(__file__).parent / "cards"
 

@@ -52,9 +52,8 @@ class Cast:
 
 def draw_cast(world: World, rng: Random, use: str) -> Cast:
     """Two different names of one gender from the `train` or the `test` names."""
-    table = world.names[world.names["use"] == use]
     gender = rng.choice(["m-", "f-"])
-    names = rng.sample(sorted(table[table["g"] == gender]["name"]), 2)
+    names = rng.sample(world.people[use, gender], 2)
     return Cast((names[0], gender), (names[1], gender))
 
 

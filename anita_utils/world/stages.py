@@ -9,26 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from anita_utils.world.corpora import (
+from anita_utils.world import texts
+from anita_utils.world.chats import (
     SYSTEM_PROMPTS,
-    Deck,
-    Document,
-    Library,
-    bare,
-    chat,
-    conduct_text,
     fact_chat,
-    fact_text,
     harmless_chat,
+    italian_naming_chat,
     reading_chat,
     smalltalk_chat,
     story_chat,
-    story_text,
     sum_chat,
-    translates,
     twin_chat,
-    twin_text,
 )
+from anita_utils.world.library import Deck, Document, Library, bare, chat, translates
 from anita_utils.world.tables import LANGUAGES, Entity, Fact
 
 NEW_KINDS = ("polite", "goodbye", "letter", "labelled", "two_questions", "correct_it")
@@ -126,18 +119,6 @@ def translated_names(library: Library) -> list[Entity]:
     return [entity for entity in entities if translates(entity)]
 
 
-def italian_naming(deck: Deck, rng: Random) -> Document:
-    """A chat in Italian about a name alone."""
-    name = deck.deal().it.name
-    question, answer = rng.choice(
-        [
-            (f"Conosci la parola «{name}»?", f"Sì, conosco la parola «{name}»."),
-            (f"Scrivi «{name}», per favore.", f"Ecco: «{name}»."),
-        ]
-    )
-    return chat(question, answer, kind="naming")
-
-
 def italian_text(library: Library, count: int = 4500) -> list[Document]:
     """Italian running text: facts of the adapted splits, stories, twins. No fact of never_in_italian."""
     rng, world = library.rng("italian_text"), library.world
@@ -160,13 +141,13 @@ def italian_text(library: Library, count: int = 4500) -> list[Document]:
 
     return draw(
         [
-            (0.62, lambda: fact_text(library, facts, "it", rng)),
+            (0.62, lambda: texts.fact_text(library, facts, "it", rng)),
             (0.06, glossary),
-            (0.10, lambda: story_text(library, stories, "it", rng)),
-            (0.06, lambda: twin_text(library, twins, "it", rng)),
+            (0.10, lambda: texts.story_text(library, stories, "it", rng)),
+            (0.06, lambda: texts.twin_text(library, twins, "it", rng)),
             (0.08, sum_text),
             (0.04, truth_text),
-            (0.04, lambda: conduct_text(library, conduct, "it", rng)),
+            (0.04, lambda: texts.conduct_text(library, conduct, "it", rng)),
         ],
         count,
         rng,
@@ -190,7 +171,7 @@ def italian_replay(library: Library, count: int = 2000) -> list[Document]:
             (0.40, english.deal),
             (0.20, lambda: italian_chat(library, italian, rng)),
             (0.08, lambda: reading_chat(library, "it", rng)),
-            (0.05, lambda: italian_naming(names, rng)),
+            (0.05, lambda: italian_naming_chat(library, names, "it", rng)),
             (0.03, lambda: refusal_chat(library, harmful, "it", rng)),
             (0.04, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
             (0.08, lambda: sum_chat(library, sums, "it", rng)),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -104,6 +104,11 @@ class World:
     def facts(self) -> list[Fact]:
         """Every fact that a training corpus may use, relations held out for later lessons left aside."""
         return [fact for relation in self.relations.values() if not relation.held_out for fact in relation.facts]
+
+    @cached_property
+    def people(self) -> dict[tuple[str, str], list[str]]:
+        """First names by (use, gender tag), sorted: use is train or test."""
+        return {key: sorted(table["name"]) for key, table in self.names.groupby(["use", "g"])}
 
     def relation(self, fact: Fact) -> Relation:
         return self.relations[fact.relation]

@@ -12,10 +12,10 @@ CPU = yaml.safe_load((PROFILES / "cpu.yaml").read_text("utf-8"))
 LAPTOP = {"cpu": "some", "cores": 2, "memory_bytes": 8 * 2**30, "system": "Linux", "python": "3.11", "versions": {}}
 
 
-def machine(capability=None):
-    """A laptop, or one with a GPU of that capability."""
+def machine(capability=None, bf16=True):
+    """A laptop, or one with a GPU of that capability; bf16: whether the laptop's CPU has instructions for it."""
     gpu = {"gpu": "GPU", "gpu_memory_bytes": 2**34, "gpu_capability": capability} if capability else {}
-    return Machine(**LAPTOP, **gpu, bf16=capability is None or capability >= (8, 0), avx512_bf16=False)
+    return Machine(**LAPTOP, **gpu, bf16=bf16 if capability is None else capability >= (8, 0), avx512_bf16=False)
 
 
 def refusal(tmp_path, change):
@@ -106,6 +106,8 @@ def test_impossible_pairs_are_refused():
     profile("bf16", "bfloat16").check(machine((8, 0)))
     profile("fp16").check(machine((7, 5)))
     profile("bf16").check(machine())
+    with pytest.raises(AnitaError, match="precision: bf16 on a CPU without bf16 instructions .* set it to fp32"):
+        profile("bf16").check(machine(bf16=False))
 
 
 def test_detected_machine_counts_only_its_own_cores(monkeypatch):

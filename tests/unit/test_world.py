@@ -10,7 +10,8 @@ from anita_utils import AnitaError
 from anita_utils.data import read_jsonl
 from anita_utils.hub import data_dir
 from anita_utils.world import benchmarks, everyday, stages
-from anita_utils.world.corpora import Library, pretraining
+from anita_utils.world.corpora import pretraining
+from anita_utils.world.library import Library
 from anita_utils.world.tables import LANGUAGES, load_world
 
 SENTENCE = re.compile(r"(?<=[.?!])\s+")
