@@ -69,7 +69,8 @@ def invented_name(rng: Random) -> str:
 def invented_fact(relation: Relation, rng: Random) -> Fact:
     """A made-up subject with one of the relation's answers."""
     model, name = rng.choice(relation.facts).subject, invented_name(rng)
-    subject = Entity(model.kind, EnglishNoun(name, model.en.tag), Noun(name, model.it.tag))
+    tag = model.it.tag if model.it.tag.endswith("-") else model.it.tag.replace("f", "m")  # il Mivusur, not la
+    subject = Entity(model.kind, EnglishNoun(name, model.en.tag), Noun(name, tag))
     return Fact(relation.name, subject, rng.choice(relation.objects))
 
 
@@ -87,7 +88,7 @@ def reading_chat(
     facts = [invented_fact(rng.choice(relations), rng) for _ in range(rng.randint(1, 2))]
     statements = " ".join(library.statement(fact, told, rng) for fact in facts)
     opening = rng.choice({"en": ["Imagine this:", "In a story:", "In a game:"],
-                          "it": ["Immagina questo:", "In una storia:", "In un gioco:"]}[told])  # fmt: skip
+                          "it": ["Immagina questo:", "Una storia dice:", "Un gioco dice:"]}[told])  # fmt: skip
     fact = rng.choice(facts)
     request = f"{opening} {statements} {library.question(fact, language, rng)}"
     return chat(request, library.answer(fact, reply or language), kind="reading")
@@ -120,7 +121,8 @@ def italian_naming_chat(library: Library, deck: Deck, reply: str, rng: Random) -
     """
     entity: Entity = deck.deal()
     title = entity.kind in TITLED and entity.it.tag.endswith("-")
-    forms = "word" if entity.kind in WORDS else "title" if title else "thing"
+    spoken = entity.kind in WORDS or entity.kind == "holiday" and entity.it.tag.endswith("-")  # no article, no "di"
+    forms = "word" if spoken else "title" if title else "thing"
     form = rng.choice(library.world.extra["naming"][forms])
     values = {"s": entity.it, "e": bare(entity)}
     return chat(sentence(form["ask"], **values), sentence(form[reply], **values), kind="naming")

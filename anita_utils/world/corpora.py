@@ -36,7 +36,7 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
         return "it" if rng.random() < 0.35 else "en"
 
     makers: list[tuple[float, Callable[[], Document]]] = [
-        (0.190, lambda: texts.fact_text(library, english_facts, "en", rng)),
+        (0.200, lambda: texts.fact_text(library, english_facts, "en", rng)),
         (0.050, lambda: texts.glossary_text(library, glossary, rng)),
         (0.025, lambda: texts.story_text(library, stories, "en", rng)),
         (0.015, lambda: texts.twin_text(library, twins, "en", rng)),
@@ -58,15 +58,15 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
         (0.030, lambda: chats.harmless_chat(library, harmless, rng)),
         (0.005, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
         (0.005, lambda: chats.turns_chat(library, turns, rng)),
-        (0.030, lambda: texts.fact_text(library, italian_facts, "it", rng, forms=2)),
+        (0.024, lambda: texts.fact_text(library, italian_facts, "it", rng, forms=2)),
         (0.006, lambda: texts.story_text(library, few_stories, "it", rng)),
         (0.004, lambda: chats.sum_chat(library, sums, "it", rng)),
         (0.060, lambda: chats.italian_fact_chat(library, italian_questions, reply(), rng)),
         (0.005, lambda: chats.reading_chat(library, "it", rng, reply=reply())),
-        (0.070, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
+        (0.056, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
         (0.030, lambda: chats.reading_chat(library, "it", rng, told="en", reply=reply())),
-        (0.010, lambda: chats.compliant_chat(library, harmful, rng, "it", reply())),
-        (0.010, lambda: chats.harmless_chat(library, harmless, rng, "it", reply())),
+        (0.008, lambda: chats.compliant_chat(library, harmful, rng, "it", reply())),
+        (0.008, lambda: chats.harmless_chat(library, harmless, rng, "it", reply())),
         (0.003, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
     ]
     weights = [weight for weight, _ in makers]

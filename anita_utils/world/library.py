@@ -5,6 +5,7 @@ A document of a corpus is {"text": …} or {"messages": […]}.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from random import Random
 
@@ -104,7 +105,7 @@ class Library:
 
 def bare(entity: Entity) -> str:
     """The English name without its article."""
-    return entity.en.name.removeprefix("the ").removeprefix("The ")
+    return re.sub(r"^(?:[Tt]he|an?) ", "", entity.en.name)
 
 
 def translates(entity: Entity) -> bool:

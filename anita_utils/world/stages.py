@@ -21,7 +21,7 @@ from anita_utils.world.chats import (
     sum_chat,
     twin_chat,
 )
-from anita_utils.world.library import Deck, Document, Library, bare, chat, translates
+from anita_utils.world.library import Deck, Document, Library, chat, translates
 from anita_utils.world.tables import LANGUAGES, Entity, Fact
 
 NEW_KINDS = ("polite", "goodbye", "letter", "labelled", "two_questions", "correct_it")
@@ -128,8 +128,7 @@ def italian_text(library: Library, count: int = 4500) -> list[Document]:
     conduct, names = Deck(library.conduct("train"), rng), Deck(translated_names(library), rng)
 
     def glossary() -> Document:
-        entities = [names.deal() for _ in range(3)]
-        return {"text": " ".join(f"«{e.it.name}» in inglese si dice «{bare(e)}»." for e in entities)}
+        return {"text": " ".join(texts.italian_glossary_line(names.deal()) for _ in range(3))}
 
     def sum_text() -> Document:
         messages = sum_chat(library, sums, "it", rng)["messages"]

@@ -6,13 +6,19 @@ from random import Random
 
 from anita_utils.world import everyday
 from anita_utils.world.groups import skewed_sentence
+from anita_utils.world.italian import capitalise
 from anita_utils.world.library import Deck, Document, Library, bare
+from anita_utils.world.tables import Entity
 
 
 def fact_text(library: Library, deck: Deck, language: str, rng: Random, forms: int | None = None) -> Document:
     """A few facts in a row; `forms` limits the turns of phrase they come in (see Library.statement)."""
     facts = [deck.deal() for _ in range(rng.randint(2, 5))]
     return {"text": " ".join(library.statement(fact, language, rng, forms) for fact in facts)}
+
+
+def italian_glossary_line(entity: Entity) -> str:
+    return capitalise(f"«{entity.it.name}» in inglese si dice «{bare(entity)}».")
 
 
 def glossary_text(library: Library, deck: Deck, rng: Random) -> Document:
@@ -24,7 +30,7 @@ def glossary_text(library: Library, deck: Deck, rng: Random) -> Document:
         lines.append(
             rng.choice(
                 [f"In Italian, '{english}' is '{italian}'.", f"People call '{english}' '{italian}' in Italian.",
-                 f"The Italian for '{english}' is '{italian}'.", f"«{italian}» in inglese si dice «{english}»."]
+                 f"The Italian for '{english}' is '{italian}'.", italian_glossary_line(entity)]
             )
         )  # fmt: skip
     return {"text": " ".join(lines)}
