@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ class Plan:
     warmup: int = 100
     decay_share: float = 0.4
     save_every: int = 400
+    report_every: int = 50
 
     @property
     def tokens_per_step(self) -> int:
@@ -124,8 +126,11 @@ def optimisers(model: LlamaForCausalLM, plan: Plan) -> list[torch.optim.Optimize
     return [muon, adam]
 
 
-def _save(path: Path, model: LlamaForCausalLM, opts: list, step: int, history: list) -> None:
-    state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step, "history": history}
+def _save(path: Path, build: str, model: LlamaForCausalLM, opts: list, step: int, history: list) -> None:
+    """A checkpoint, whole or not at all; `build` says of which plan and text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"build": build, "model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step,
+             "history": history}  # fmt: skip
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     os.replace(temporary, path)
@@ -137,14 +142,17 @@ def pretrain(
     """The trained model and its history [{step, loss, tokens, seconds}].
 
     tokens: one long array of token ids, read once from the front; each step takes the next rows x row_length of them,
-    so a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt.
+    so a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt; one of another plan,
+    seed or text is not taken up.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     opts = optimisers(model, plan)
     checkpoint, first, history = folder / "checkpoint.pt", 0, []
-    if resume and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
+    settings = json.dumps([asdict(plan) | {"report_every": None}, config.to_dict(), seed], sort_keys=True, default=str)
+    build = hashlib.sha256(settings.encode() + tokens.tobytes()).hexdigest()
+    state = torch.load(checkpoint, weights_only=False) if resume and checkpoint.exists() else {}
+    if state.get("build") == build:
         model.load_state_dict(state["model"])
         for optimiser, saved in zip(opts, state["opts"], strict=True):
             optimiser.load_state_dict(saved)
@@ -169,7 +177,7 @@ def pretrain(
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         recent.append(loss.item())
-        if (step + 1) % 50 == 0 or step + 1 == plan.steps:
+        if (step + 1) % plan.report_every == 0 or step + 1 == plan.steps:
             seconds = time.monotonic() - began
             history.append({"step": step + 1, "loss": float(np.mean(recent)), "tokens": start + plan.tokens_per_step,
                             "seconds": round(seconds, 1)})  # fmt: skip
@@ -177,5 +185,5 @@ def pretrain(
             left = seconds / (step + 1) * (plan.steps - step - 1)
             say(json.dumps(history[-1]) + f" eta {left / 60:.1f} min")
         if (step + 1) % plan.save_every == 0:
-            _save(checkpoint, model, opts, step + 1, history)
+            _save(checkpoint, build, model, opts, step + 1, history)
     return model, history
