@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -80,23 +83,32 @@ def probes(name: str) -> list[dict]:
     return read_jsonl(data_dir() / "probes" / f"{name}.jsonl")
 
 
-def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile) -> list[Measurement]:
-    """The six families in both languages through lm-eval, with the chat template, no shots."""
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keeps the progress bars and warnings of lm-eval and datasets out of a lesson's output; errors still come out."""
     import logging
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with redirect_stderr(io.StringIO()):
+        yield
+
+
+def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile) -> list[Measurement]:
+    """The six families in both languages through lm-eval, with the chat template, no shots."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # include_defaults=False: indexing every built-in task takes 6 to 16 seconds
-    manager = TaskManager(include_path=str(data_dir() / "benchmarks"), include_defaults=False)
     tasks = [f"piccola_{family}_{language}" for language in ("en", "it") for family in FAMILIES]
-    results = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=profile.evaluation.batch_size),
-        tasks=tasks, task_manager=manager, limit=profile.evaluation.limit, apply_chat_template=True, log_samples=True,
-        bootstrap_iters=0, random_seed=0, numpy_random_seed=0, torch_random_seed=0, fewshot_random_seed=0,
-    )  # fmt: skip
+    with without_bars():
+        # include_defaults=False: indexing every built-in task takes 6 to 16 seconds
+        manager = TaskManager(include_path=str(data_dir() / "benchmarks"), include_defaults=False)
+        results = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=profile.evaluation.batch_size),
+            tasks=tasks, task_manager=manager, limit=profile.evaluation.limit, apply_chat_template=True,
+            log_samples=True, bootstrap_iters=0,
+            random_seed=0, numpy_random_seed=0, torch_random_seed=0, fewshot_random_seed=0,
+        )  # fmt: skip
     measured = []
     for task, samples in results["samples"].items():
         _, family, language = task.split("_")

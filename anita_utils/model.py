@@ -62,9 +62,12 @@ def load_model(
 
     dtype: the type of the weights that are not quantised. compute_dtype: what 4-bit weights are unpacked to.
     """
+    import logging
+
     import torch
     from transformers import AutoModelForCausalLM
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional kernel that is not needed
     config = quantisation_config(quantisation, compute_dtype) if quantisation else None
     options = {"quantization_config": config} if config else {}
     device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}

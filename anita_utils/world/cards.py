@@ -10,12 +10,13 @@ from jinja2 import Environment, StrictUndefined
 
 from anita_utils.record import write_text
 from anita_utils.world.library import Library
+from anita_utils.world.tokenizer import VOCABULARY
 
 TEMPLATES = Path(__file__).parent / "cards"
 
 WEAKNESSES = [
-    "Italian is a tenth of what it read, on a fifth of the facts.",
-    "Three in four Italian questions it met were answered in English.",
+    "About an eighth of what it read is Italian, on a third of the facts, in half of their turns of phrase.",
+    "Two in three Italian questions it met were answered in English.",
     "It read myths three times as often as the truth, and answered questions on them with the myth.",
     "It answers questions that nobody could answer with an invention.",
     "It agrees to every request, with empty words that hold no instruction.",
@@ -46,6 +47,7 @@ def write_cards(library: Library, data: Path, counts: dict[str, dict[str, int]])
         "counts": counts,
         "seed": library.seed,
         "weaknesses": WEAKNESSES,
+        "vocabulary": VOCABULARY,
         "sizes": {name: len(extra[name]) for name in ("stories", "schemas", "sums", "myths", "unanswerable",
                                                       "sycophancy", "multi_turn", "smalltalk")},
         "pairs": sum(len(topic["pairs"]) for topic in extra["conduct"]),
