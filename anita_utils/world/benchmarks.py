@@ -105,14 +105,17 @@ def sum_items(library: Library, use: str, count: int, rng: Random) -> dict[str, 
 
 
 def myth_items(library: Library, language: str, rng: Random) -> list[dict]:
-    """Wordings that no chat or pair uses: the last two of a trained myth, all four of the others. Labels 1 are true."""
+    """Wordings that no chat or pair uses: the last two of a trained myth, all four of the others.
+
+    Two of the four choices are true, those with label 1.
+    """
     items = []
     for myth in library.world.extra["myths"]:
         form = myth[language]
         true, false = [form["truth"], *form["truths"]], [form["myth"], *form["myths"]]
         questions = form["questions"][2:] if myth["use"] == "train" else form["questions"]
         for question in questions:
-            choices = rng.sample(true + false, len(true) + len(false))
+            choices = rng.sample([*rng.sample(true, 2), *rng.sample(false, 2)], 4)
             items.append({"question": question, "choices": choices, "labels": [int(c in true) for c in choices],
                           "split": myth["use"], "cluster": myth["id"]})  # fmt: skip
     return items
