@@ -57,11 +57,11 @@ def download_model(name: str, revision: str | None = None) -> Path:
 
 def cached_model(name: str, revision: str | None = None) -> Path | None:
     """The folder of a Hub model in the local cache, None if none of it is there. The Hub is not asked."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return _snapshot(name, revision, local_files_only=True)
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
 
 
@@ -167,7 +167,7 @@ def _explain(error: Exception, name: str, revision: str | None, kind: str) -> st
             "correct the name, or unset HF_HUB_OFFLINE to download it; or take the small model with --profile cpu"
         )
     if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} or "No space left" in str(error):
-        free = shutil.disk_usage(_existing(constants.HF_HUB_CACHE)).free
+        free = shutil.disk_usage(existing(constants.HF_HUB_CACHE)).free
         return (
             f"no room for {wanted} in {shown(constants.HF_HUB_CACHE)} ({free / 1e9:,.1f} GB free): "
             "make room, or set HF_HOME to a folder on a larger disk"
@@ -190,6 +190,6 @@ def _explain(error: Exception, name: str, revision: str | None, kind: str) -> st
     )
 
 
-def _existing(folder: str | Path) -> Path:
+def existing(folder: str | Path) -> Path:
     """The nearest folder above that exists, `folder` itself if it does."""
     return next(path for path in (Path(folder), *Path(folder).parents) if path.is_dir())

@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,19 @@ class HubServer:
     def __exit__(self, *_):
         self._server.shutdown()
         self._server.server_close()
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """The environment of a process for which this is the Hub and `home` the cache; nobody is logged in."""
+        settings = {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        return {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))} | settings
 
     def fetched(self) -> list[str]:
         """The files whose content was asked for, in order."""

@@ -60,18 +60,9 @@ def ask(hub, tmp_path):
     """Calls a function of download.py or hub.py with `hub` as the Hub; returns what it printed, and stderr."""
 
     def call(action, *arguments, waits=(0.05, 0.05), before=(), **environment):
-        settings = {
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         done = subprocess.run(
             [*before, sys.executable, "-c", SCRIPT, json.dumps([action, waits, *arguments])],
-            env=inherited | settings | environment,
+            env=hub.environment(tmp_path / "home") | environment,
             capture_output=True,
             text=True,
         )

@@ -1,6 +1,7 @@
 """Where models are found, and how missing and truncated ones are named."""
 
 import json
+import shutil
 
 import numpy
 import pytest
@@ -106,3 +107,14 @@ def test_hub_names(tmp_path, monkeypatch):
             resolve_model(path)
     (tmp_path / "someone" / "some-model").mkdir(parents=True)
     assert not on_hub("someone/some-model")
+
+
+def test_a_pickle_is_never_loaded(tmp_path):
+    import torch
+
+    from anita_utils.model import load_model
+
+    shutil.copy(data_dir() / "tiny-llama-3-instruct" / "config.json", tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")  # which transformers would load if it were not told otherwise
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        load_model(tmp_path)
