@@ -169,7 +169,7 @@ def _explain(error: Exception, name: str, revision: str | None, kind: str) -> st
     if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} or "No space left" in str(error):
         free = shutil.disk_usage(existing(constants.HF_HUB_CACHE)).free
         return (
-            f"no room for {wanted} in {shown(constants.HF_HUB_CACHE)} ({free / 1e9:,.1f} GB free): "
+            f"no room for {wanted} in {shown(constants.HF_HUB_CACHE)} ({reason}; {free / 1e9:,.1f} GB free): "
             "make room, or set HF_HOME to a folder on a larger disk"
         )
     if _may_pass(error) or isinstance(error, RuntimeError):
