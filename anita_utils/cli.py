@@ -1,4 +1,4 @@
-"""The `anita` command: run the course, talk to a model, rebuild the small world.
+"""The `anita` command: run the course, examine the machine, talk to a model, rebuild the small world.
 
 anita course --only 02
 anita chat italian --prompt "Qual è la capitale del Piemonte?"
@@ -46,6 +46,22 @@ def course(
     from anita_utils.course import run_course
 
     raise typer.Exit(run_course(profile, run, seed, only or [], resume, timeout, update))
+
+
+@app.command()
+def doctor(
+    profile: Annotated[str, typer.Option(help="A profile's name, or the path of a .yaml file.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: the findings as JSON.")] = False,
+) -> None:
+    """Look at this machine for a profile: what is there, what is missing, and the remedy. Exit code 1 on a failure."""
+    from anita_utils.doctor import diagnose
+
+    found = diagnose(profile)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        Console().print(found.table())
+    raise typer.Exit(1 if found.failed else 0)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 >>> resolve_model("tiny-llama-3-instruct")     # the small base model shipped in data/
 >>> resolve_model("dpo")                       # the merged model of that stage in the latest run
+>>> resolve_model("meta-llama/Meta-Llama-3-8B-Instruct", "5f0b02c75b57c5855da9ae460ce51323ea669d8a")    # from the Hub
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import re
 from pathlib import Path
 
 from anita_utils import AnitaError, checkout, shown
+from anita_utils.download import download_model
 
 SHIPPED_BASE = "tiny-llama-3-instruct"
 STAGES = ("base", "sft", "italian", "dpo")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+RESTORE = "restore the file (git checkout, or train the stage again)"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # those of old without an owner are no models for this course
 
 
 def data_dir() -> Path:
@@ -33,21 +36,16 @@ def data_dir() -> Path:
     raise AnitaError(f"no data folder at {shown(candidates[0])}: {remedy}")
 
 
-def offline() -> bool:
-    """Whether the Hub must not be asked (`HF_HUB_OFFLINE`, as huggingface_hub reads it)."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
 def resolve_model(name: str, revision: str | None = None, run=None) -> str:
-    """What to hand to `from_pretrained` for a model called `name`.
+    """The folder of the model called `name`, to hand to `from_pretrained`.
 
     name: `tiny-llama-3-instruct`, a stage (base, sft, italian, dpo), a folder, or a name on the Hub. A stage wins over
         a folder of the same name: write `./sft` for the folder.
-    revision: the Hub revision that will be asked for; only used to look into the local Hub cache when offline.
+    revision: the commit of the Hub repository; None takes what its main branch holds today, and says so.
     run: the `Run` whose stages are meant; the latest by default.
 
-    Returns a checked folder, or the Hub name as it is. Raises AnitaError for a missing or damaged folder, a stage that
-    was not trained yet, or a Hub name that is not cached while offline.
+    A model on the Hub is downloaded unless it is in the local cache. Raises AnitaError for a missing or damaged folder,
+    a stage that was not trained yet, or a model that the Hub does not give.
     """
     if name == SHIPPED_BASE:
         return str(check_model_folder(data_dir() / SHIPPED_BASE))
@@ -56,14 +54,21 @@ def resolve_model(name: str, revision: str | None = None, run=None) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(check_model_folder(folder))
-    if not HUB_NAME.fullmatch(name) or name.startswith("."):
-        raise AnitaError(f"no model folder {shown(folder)}: check the path, or name a stage ({', '.join(STAGES)})")
-    if offline() and not _cached(name, revision):
+    if not on_hub(name):
         raise AnitaError(
-            f"model '{name}' is no stage ({', '.join(STAGES)}), no folder and not cached, and HF_HUB_OFFLINE is set: "
-            "correct the name, or unset HF_HUB_OFFLINE to download it"
+            f"no model folder {shown(folder)}: check the path, or name a stage ({', '.join(STAGES)}) "
+            "or a repository on the Hub as owner/name"
         )
-    return name
+    folder = download_model(name, revision)
+    cache = shown(folder.parents[1])
+    return str(check_model_folder(folder, f"delete {cache} to download it anew; if it is so there, take another model"))
+
+
+def on_hub(name: str) -> bool:
+    """Whether `name` can only be that of a Hub repository: no shipped model, no stage, no folder."""
+    if name == SHIPPED_BASE or name in STAGES or Path(name).expanduser().is_dir():
+        return False
+    return HUB_NAME.fullmatch(name) is not None and not name.startswith(".")
 
 
 def _resolve_stage(stage: str, run) -> str:
@@ -83,27 +88,22 @@ def _resolve_stage(stage: str, run) -> str:
     return str(check_model_folder(folder))
 
 
-def _cached(name: str, revision: str | None) -> bool:
-    """Whether the local Hub cache holds the model's configuration."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-
-
-def check_model_folder(folder: Path) -> Path:
+def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
     """The absolute `folder`, once it is seen to hold a whole model: configuration, tokenizer, untruncated weights.
 
-    Reads only the headers of the weights, so it costs nothing. Raises AnitaError naming the file.
+    Reads only the headers of the weights, so it costs nothing. Raises AnitaError naming the file, with `remedy` instead
+    of the usual one.
     """
     folder = Path(folder).absolute()
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise AnitaError(f"{shown(folder)} holds only a LoRA adapter: name the merged model's folder instead")
-        raise AnitaError(f"{shown(folder)} is not a model folder (no config.json): check the path, or restore it")
+        restore = remedy or "check the path, or restore it"
+        raise AnitaError(f"{shown(folder)} is not a model folder (no config.json): {restore}")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
-        raise AnitaError(f"{shown(folder)} has no tokenizer.json: save the tokenizer beside the model")
+        raise AnitaError(f"{shown(folder)} has no tokenizer.json: {remedy or 'save the tokenizer beside the model'}")
     for weights in _weight_files(folder):
-        check_safetensors(weights)
+        check_safetensors(weights, remedy or RESTORE)
     return folder
 
 
@@ -119,9 +119,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in sorted(shards)]
 
 
-def check_safetensors(file: Path) -> None:
+def check_safetensors(file: Path, remedy: str = RESTORE) -> None:
     """Raises AnitaError when a safetensors file is missing, damaged or shorter than its header says."""
-    remedy = "restore the file (git checkout, or train the stage again)"
     if not file.is_file():
         raise AnitaError(f"{shown(file)} is missing: {remedy}")
     size = file.stat().st_size

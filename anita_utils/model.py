@@ -27,7 +27,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.pad_token = "<|reserved_special_token_0|>"
@@ -70,6 +70,7 @@ def load_model(
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional kernel that is not needed
     config = quantisation_config(quantisation, compute_dtype) if quantisation else None
     options = {"quantization_config": config} if config else {}
+    options |= {"use_safetensors": True, "trust_remote_code": False}  # a pickle or a repository's code can do anything
     device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), revision=revision, device_map=device, **options

@@ -1,13 +1,14 @@
 """Where models are found, and how missing and truncated ones are named."""
 
 import json
+import shutil
 
 import numpy
 import pytest
 from safetensors.numpy import save_file
 
 from anita_utils import AnitaError
-from anita_utils.hub import check_safetensors, data_dir, resolve_model
+from anita_utils.hub import check_safetensors, data_dir, on_hub, resolve_model
 from anita_utils.record import Run
 
 
@@ -95,12 +96,25 @@ def test_an_adapter_alone_is_told_apart(tmp_path):
         resolve_model(str(tmp_path))
 
 
-def test_hub_names(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    assert resolve_model("someone/some-model") == "someone/some-model"
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_hub_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert on_hub("someone/some-model")
     with pytest.raises(AnitaError, match="HF_HUB_OFFLINE is set: correct the name, or unset"):
-        resolve_model("someone/some-model")
-    for path in ("./nowhere", "/no/such/folder", "a/b/c"):
+        resolve_model("someone/some-model")  # test_download.py has the rest
+    for path in ("./nowhere", "/no/such/folder", "a/b/c", "stf"):
+        assert not on_hub(path)
         with pytest.raises(AnitaError, match="no model folder"):
             resolve_model(path)
+    (tmp_path / "someone" / "some-model").mkdir(parents=True)
+    assert not on_hub("someone/some-model")
+
+
+def test_a_pickle_is_never_loaded(tmp_path):
+    import torch
+
+    from anita_utils.model import load_model
+
+    shutil.copy(data_dir() / "tiny-llama-3-instruct" / "config.json", tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")  # which transformers would load if it were not told otherwise
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        load_model(tmp_path)
