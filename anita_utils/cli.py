@@ -1,6 +1,7 @@
-"""The `anita` command: run the course, examine the machine, talk to a model, rebuild the small world.
+"""The `anita` command: run the course, examine the machine, plan a training, talk to a model, rebuild the small world.
 
 anita course --only 02
+anita plan --model meta-llama/Meta-Llama-3-8B-Instruct --length 2048
 anita chat italian --prompt "Qual è la capitale del Piemonte?"
 """
 
@@ -62,6 +63,63 @@ def doctor(
     else:
         Console().print(found.table())
     raise typer.Exit(1 if found.failed else 0)
+
+
+@app.command()
+def plan(
+    profile: Annotated[str | None, typer.Option(help="A profile's name, or the path of a .yaml file.")] = None,
+    stage: Annotated[str | None, typer.Option(help="sft, italian or dpo.", show_default="the profile's first")] = None,
+    model: Annotated[str | None, typer.Option(help="A model, in place of the profile's or without one.")] = None,
+    r: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a step; in DPO, pairs.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens a row.")] = None,
+    quant: Annotated[str | None, typer.Option(help="nf4 (with double quantisation) or none.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="The optimiser, by transformers' name.")] = None,
+    checkpointing: Annotated[bool | None, typer.Option(help="Compute activations twice to hold fewer.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens to train on, for the time.")] = None,
+    throughput: Annotated[float | None, typer.Option(help="Tokens a second, as you measured them.")] = None,
+    price: Annotated[float | None, typer.Option(help="Euros an hour, for the cost.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the parts into this .png file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan for programs.")] = False,
+) -> None:
+    """Tell what a stage needs of a GPU's memory, by part, before anything is loaded."""
+    from anita_utils import memory, planning
+    from anita_utils.profile import load_profile
+
+    settings = load_profile(profile) if profile else None
+    changes = {"model": model, "r": r, "batch": batch, "length": length, "optimizer": optimizer}
+    job = planning.choose_job(settings, stage, quant, **changes, checkpointing=checkpointing)
+    outcome = memory.plan(job)
+    measured = planning.measured_speed(settings, stage, job)
+    time = planning.time_and_cost(tokens, throughput, price, measured)
+    if figure:
+        draw_plan(figure, job.model, outcome["bytes"])
+    if as_json:
+        print(json.dumps(outcome, indent=2))
+        return
+    console = Console()
+    for table in planning.tables(job, outcome):
+        console.print(table)
+    for line in [*outcome["advice"], *time]:
+        console.print(f"- {line}", markup=False, highlight=False)
+
+
+def draw_plan(file: Path, model: str, parts: dict[str, int]) -> None:
+    """Saves a plan's stacked bar beside the limits of the GPUs. AnitaError when `file` cannot be written."""
+    from matplotlib.figure import Figure
+
+    from anita_utils.memory import GPUS
+    from anita_utils.plots import memory_bars, style
+
+    if file.suffix != ".png":
+        raise AnitaError(f"{file.name} is no .png file: give --figure a name that ends in .png")
+    style()
+    drawing = Figure(figsize=(9, 1.4))
+    memory_bars(drawing.subplots(), {model.rpartition("/")[2]: parts}, GPUS)
+    try:
+        drawing.savefig(file, dpi=150, bbox_inches="tight")
+    except OSError as error:
+        raise AnitaError(f"{shown(file)} cannot be written ({error.strerror}): choose another place") from error
 
 
 @app.command()

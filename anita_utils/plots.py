@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"base": "#7f7f7f", "sft": "#0072b2", "italian": "#009e73", "dpo": "#d55e00"}
+PARTS = {
+    "base": "#7f7f7f", "adapter": "#0072b2", "gradients": "#56b4e9", "optimizer": "#009e73", "activations": "#d55e00",
+    "logits": "#e69f00", "overhead": "#cc79a7",
+}  # fmt: skip
 LANGUAGES = {"en": "#0072b2", "it": "#009e73", "all": "#7f7f7f"}
 
 
@@ -66,6 +70,24 @@ def difference_points(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> 
         ax.plot(row["value"], place, "o", color="#0072b2", markerfacecolor="#0072b2" if clear else "white")
     ax.set_yticks(range(len(rows)), [str(name) for name in rows[by]])
     ax.axvline(0, color="black", linewidth=0.8)
+    return ax
+
+
+def memory_bars(ax: Axes, plans: dict[str, dict[str, int]], limits: dict[str, float]) -> Axes:
+    """A stacked bar for each plan, a part in each colour, and a line for what each GPU holds.
+
+    plans: name to bytes by part, as `memory.bytes_by_part` gives them. limits: GPU to GiB.
+    """
+    ends = [0.0] * len(plans)
+    for part, colour in PARTS.items():
+        sizes = [parts[part] / 2**30 for parts in plans.values()]
+        ax.barh(list(plans), sizes, 0.5, left=ends, color=colour, label=part)
+        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    for gpu, limit in limits.items():
+        ax.axvline(limit, color="black", linewidth=0.8, linestyle=":")
+        ax.text(limit, 1.01, gpu, transform=ax.get_xaxis_transform(), rotation=60, fontsize=8)
+    ax.set_xlabel("GiB")
+    ax.legend(ncols=len(PARTS), loc="upper center", bbox_to_anchor=(0.5, -0.45), fontsize=8, columnspacing=1)
     return ax
 
 

@@ -1,0 +1,258 @@
+"""The planner: what a stage needs, by part, before a single weight is loaded.
+
+>>> job = job_of(load_profile("cpu"), "sft")
+>>> bytes_by_part(job)["total"] / GIB
+>>> replace(job, model="meta-llama/Meta-Llama-3-8B-Instruct", batch=1)     # the same on another model
+
+Counts of weights are exact: the model is built on torch's meta device from its config.json. Bytes of weights, gradients
+and optimiser follow from them. Activations and logits are added up from what the installed libraries keep for the
+backward pass (transformers 5.23 with sdpa, peft 0.21, bitsandbytes 0.50, TRL 1.16); see `working_memory`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field, replace
+
+from anita_utils import AnitaError
+from anita_utils.architectures import Architecture, architecture
+from anita_utils.profile import PROJECTIONS, Profile, Quantisation
+
+GIB = 2**30
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}  # bytes a number
+# Bytes of optimiser state for each trained weight. In 8 bits every block of 256 has a scale in fp32 beside it.
+OPTIMIZERS = {
+    "sgd": 0,
+    "adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 8,
+    "adamw_8bit": 2 + 8 / 256, "adamw_bnb_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256,
+    "lion_32bit": 4, "paged_lion_32bit": 4, "lion_8bit": 1 + 4 / 256, "paged_lion_8bit": 1 + 4 / 256,
+}  # fmt: skip
+TILE = (4096, 32768)  # tokens and vocabulary entries whose logits TRL's fused head holds at once (trl/kernels)
+# The CUDA context with the kernels loaded (about 0.5 GiB) and what the allocator rounds up. Estimated, not measured.
+OVERHEAD = int(0.75 * GIB)
+# GiB that torch reports as the card's total, less than the number in its name: figures that people report of theirs,
+# the lower where they differ. None was measured here.
+GPUS = {
+    "T4": 14.74,  # 16 GB, of which ECC takes a sixteenth
+    "L4": 22.0,  # 24 GB, of which ECC takes a sixteenth
+    "4090": 23.5,  # 24 GB without ECC; the driver keeps some, a screen may take more
+    "A100-40": 39.4,  # 40 GiB less what the driver keeps; HBM's ECC takes nothing
+    "H100-80": 79.1,  # 80 GiB less what the driver keeps
+}
+MARGIN = 0.05  # of a card's memory, left free: the plan is an estimate, and the allocator loses some to gaps
+VALIDATED = (
+    "an estimate; validated on: what layers keep for the backward pass, on a small model on a CPU (within 1 %); no "
+    "peak on a GPU yet. Counts of weights are exact; activations, logits and overhead follow from the libraries' code"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained and how, as far as memory is concerned. AnitaError for a value that cannot be."""
+
+    model: str
+    r: int = 16
+    batch: int = 1  # rows a step on one device; in DPO a pair is one
+    length: int = 1024  # tokens a row
+    quantisation: Quantisation = field(default_factory=lambda: Quantisation(bits=4))
+    optimizer: str = "adamw_torch"
+    checkpointing: bool = True
+    dtype: str = "bfloat16"  # of the weights that are not quantised
+    precision: str = "bf16"  # of the arithmetic
+    targets: tuple[str, ...] = tuple(PROJECTIONS)
+    pairs: bool = False  # DPO
+
+    def __post_init__(self) -> None:
+        for name in ("r", "batch", "length"):
+            if getattr(self, name) < 1:
+                raise AnitaError(f"{name} is {getattr(self, name)}: give a whole number from 1 on")
+        if self.optimizer not in OPTIMIZERS:
+            raise AnitaError(f"no figure for optimizer '{self.optimizer}': choose {', '.join(OPTIMIZERS)}")
+
+
+def job_of(profile: Profile, stage: str | None = None) -> Job:
+    """The job that a profile's stage is; by default its first. AnitaError when it has no such stage."""
+    stage = stage or profile.order[0]
+    if stage not in profile.stages:
+        raise AnitaError(f"profile '{profile.name}' has no stage '{stage}': choose {', '.join(profile.stages)}")
+    settings = profile.stages[stage]
+    return Job(
+        model=profile.model.base,
+        r=settings.lora.r,
+        batch=settings.batch_size,
+        length=settings.row_length or settings.max_length,
+        quantisation=profile.quantisation,
+        optimizer=settings.optimizer,
+        checkpointing=settings.gradient_checkpointing,
+        dtype=profile.model.dtype,
+        precision=profile.precision,
+        targets=tuple(settings.lora.targets),
+        pairs=stage == "dpo",
+    )
+
+
+def trainable(job: Job) -> int:
+    """The adapter's weights: two matrices a target, r x inputs and outputs x r."""
+    per_rank = architecture(job.model).per_rank
+    unknown = [target for target in job.targets if target not in per_rank]
+    if unknown:
+        raise AnitaError(f"LoRA target '{unknown[0]}' is no layer of {job.model}: choose {', '.join(per_rank)}")
+    return job.r * sum(per_rank[target] for target in job.targets)
+
+
+def bits_per_weight(quantisation: Quantisation) -> float:
+    """4 bits and a scale for every 64 weights: in fp32, or in 8 bits with an fp32 scale for every 256 scales."""
+    return 4 + (8 / 64 + 32 / (64 * 256) if quantisation.double else 32 / 64)
+
+
+def base_bytes(job: Job) -> tuple[int, int]:
+    """Bytes of the frozen weights: those in 4 bits, and those in the job's dtype."""
+    shape = architecture(job.model)
+    quantised = shape.quantised if job.quantisation.bits else 0
+    in_4_bits = round(quantised * bits_per_weight(job.quantisation) / 8)
+    return in_4_bits, (shape.parameters - quantised) * WIDTH[job.dtype]
+
+
+def bytes_by_part(job: Job, on_gpu: bool = True) -> dict[str, int]:
+    """Bytes at the peak of a step, by part, and their total.
+
+    on_gpu: without a GPU there is no CUDA context, and TRL's head works through PyTorch, with more copies.
+
+    adapter and gradients: fp32, as `training.adapters_in_fp32` leaves them. Gradients are counted as held all the
+    time, which is so with gradient accumulation. The optimiser's short-lived copies come when activations are gone.
+    """
+    trained = trainable(job)
+    activations, logits = working_memory(job, on_gpu)
+    parts = {
+        "base": sum(base_bytes(job)),
+        "adapter": 4 * trained,
+        "gradients": 4 * trained,
+        "optimizer": round(OPTIMIZERS[job.optimizer] * trained),
+        "activations": activations,
+        "logits": logits,
+        "overhead": OVERHEAD if on_gpu else 0,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def kept_by_layer(job: Job) -> int:
+    """Bytes that one layer keeps for its backward pass: both norms' inputs in fp32 and their outputs; query, key, value
+    and attention's output; gate, its SiLU, up and their product; what each lora_A gives; the mask as sdpa adds it.
+
+    Counted as if all projections had adapters, without dropout, and rows were padded or packed: then sdpa takes a mask
+    and repeats keys and values for every head. A lone text without padding needs neither.
+    """
+    shape, (tokens, places, width) = architecture(job.model), extent(job)
+    numbers = tokens * (2 * shape.hidden + 4 * shape.attention + 4 * shape.feed_forward + len(PROJECTIONS) * job.r)
+    copies = trainable(job) * width // shape.layers if width < 4 else 0  # the adapter, cast by autocast
+    return (numbers + places) * width + 2 * 4 * shape.hidden * tokens + copies
+
+
+def extent(job: Job) -> tuple[int, int, int]:
+    """Tokens of a step, places in its attention masks, and bytes a number (dtype and precision taken to be as wide)."""
+    rows = job.batch * (2 if job.pairs else 1)  # chosen and rejected go through together
+    return rows * job.length, rows * job.length**2, max(WIDTH[job.dtype], WIDTH[job.precision])
+
+
+def working_memory(job: Job, on_gpu: bool = True) -> tuple[int, int]:
+    """Bytes of activations and of logits when a step is at its fullest.
+
+    Two moments compete: the backward pass of the LM head, and that of one layer, when the head's buffers are free
+    again. The logits' part is the head's; the activations' is what the fuller moment holds beyond it, so that the two
+    add up to that moment. In DPO the reference's forward pass (adapter off, nothing kept) competes too.
+    """
+    shape, (tokens, places, width) = architecture(job.model), extent(job)
+    hidden, inner = shape.hidden * tokens * width, shape.feed_forward * tokens * width
+    # The largest matrix, unpacked to be multiplied.
+    unpacked = shape.hidden * shape.feed_forward * width if job.quantisation.bits else 0
+    # One layer's backward pass: gradients of its output and of the product, then of gate and up.
+    layer = hidden + inner + max(inner, unpacked)
+    if job.checkpointing:  # every layer keeps its input alone; the one in work is computed again
+        shared = hidden if width == 4 else 0  # in fp32 that input is the first norm's too
+        stored, layer = shape.layers * hidden, kept_by_layer(job) - shared + layer
+    else:
+        stored = shape.layers * kept_by_layer(job)
+    stored += places  # the mask in booleans, shared by all layers
+    reference = 3 * hidden + 3 * inner + unpacked + places * width if job.pairs else 0
+    logits = head_memory(shape, tokens, width, on_gpu)
+    return stored + max(layer, reference, logits) - logits, logits
+
+
+def head_memory(shape: Architecture, tokens: int, width: int, on_gpu: bool) -> int:
+    """Bytes of TRL 1.16's fused LM head in its backward pass, for SFT and DPO alike (`trl/kernels/chunked_logprob.py`).
+
+    The logits never stand in memory as a whole: 8 x 2048 tokens of Llama 3's 128,256 words would take 3.9 GiB in bf16
+    and some 20 GiB at the peak of a plain cross-entropy. One tile of them is worked out at a time, twice.
+    """
+    tile_tokens = min(tokens, TILE[0])
+    tile = tile_tokens * TILE[1] * width  # as wide whatever the vocabulary
+    if not on_gpu:  # without the Triton kernel: seven copies in fp32 and one in booleans
+        tile += tile_tokens * min(TILE[1], shape.vocabulary) * 29
+    # The last norm's input in fp32 and its output; the output's gradient, added up in fp32, then cast.
+    return tile + tokens * shape.hidden * (4 + width + 4 + width)
+
+
+def room(gpu: str) -> int:
+    """Bytes that a plan may fill on that GPU."""
+    return int(GPUS[gpu] * (1 - MARGIN) * GIB)
+
+
+def longest(job: Job, gpu: str) -> tuple[int, int]:
+    """The longest row (in steps of 64 tokens) at the job's batch, and the largest batch (up to 1,024) at its length,
+    that fit the GPU; 0 where not even the smallest does.
+    """
+
+    def too_much(**change) -> bool:
+        return bytes_by_part(replace(job, **change))["total"] > room(gpu)
+
+    lengths = range(0, architecture(job.model).context + 1, 64)[1:]
+    length = bisect_left(lengths, True, key=lambda length: too_much(length=length))
+    return 64 * length, bisect_left(range(1, 1025), True, key=lambda batch: too_much(batch=batch))
+
+
+def plan(job: Job) -> dict:
+    """The plan as `anita plan --json` prints it: counts, bytes by part, which GPUs it fits, advice."""
+    shape = architecture(job.model)
+    if job.length > shape.context:
+        raise AnitaError(f"length is {job.length:,}: {job.model} was made for at most {shape.context:,} tokens")
+    needed = bytes_by_part(job)
+    fits = {name: needed["total"] <= room(name) for name in GPUS}
+    return {
+        "parameters": shape.parameters,
+        "quantized_parameters": shape.quantised if job.quantisation.bits else 0,
+        "trainable_parameters": trainable(job),
+        "bytes": needed,
+        "fits": fits,
+        "advice": [*advise(job, needed, fits), VALIDATED],
+    }
+
+
+def advise(job: Job, needed: dict[str, int], fits: dict[str, bool]) -> list[str]:
+    """Why a GPU is refused and what would fit it; what each change would save; what to know of the choices made."""
+    total, advice = needed["total"], []
+    largest = max((part for part in needed if part != "total"), key=needed.get)
+    for name in (name for name in GPUS if not fits[name]):
+        length, batch = longest(job, name)
+        would = [f"length {length:,} at batch {job.batch}"] * bool(length)
+        would += [f"batch {batch} at length {job.length:,}"] * bool(batch)
+        advice.append(
+            f"{name} refused: {job.batch} x {job.length:,} needs {total / GIB:.2f} GiB, the most for {largest} "
+            f"({needed[largest] / GIB:.2f}), and {room(name) / GIB:.2f} of {GPUS[name]:.2f} may be filled; "
+            + (" or ".join(would) + " fits" if would else "a shorter row or a smaller batch alone is not enough")
+        )
+    changes = {
+        "checkpointing": {"checkpointing": True},
+        "optimizer adamw_8bit": {"optimizer": "adamw_8bit"},
+        "quant nf4": {"quantisation": Quantisation(bits=4)},
+        "half the batch with twice the accumulation": {"batch": max(1, job.batch // 2)},
+        "half the length": {"length": max(1, job.length // 2)},
+    }
+    for name, change in changes.items() if not all(fits.values()) else ():
+        saved = total - bytes_by_part(replace(job, **change))["total"]
+        if saved >= 0.01 * GIB:
+            advice.append(f"{name} would save {saved / GIB:.2f} GiB")
+    if job.optimizer.startswith("paged"):
+        advice.append(f"{job.optimizer}: its state is counted, but moves to main memory when the GPU is full")
+    if fits["T4"] and (job.precision == "bf16" or job.dtype == "bfloat16"):
+        advice.append("T4: it has no bf16; fp16 takes the same room")
+    return advice

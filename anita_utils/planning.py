@@ -1,0 +1,96 @@
+"""What `anita plan` reads and says around the arithmetic of `memory`: options, time and cost, tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from anita_utils import AnitaError
+from anita_utils.memory import GIB, GPUS, Job, base_bytes, job_of, longest
+from anita_utils.profile import Profile, Quantisation
+
+
+def choose_job(profile: Profile | None, stage: str | None, quant: str | None, **options) -> Job:
+    """The job asked for on the command line: a profile's stage or a model, with the options that were given.
+
+    quant: "nf4" (with double quantisation), "none" or None for what the profile says.
+    options: fields of `Job`; None stands for one that was not given.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if quant is not None:
+        if quant not in ("nf4", "none"):
+            raise AnitaError(f"no quantisation '{quant}': choose nf4 or none")
+        given["quantisation"] = Quantisation(bits=4 if quant == "nf4" else None)
+    if profile is not None:
+        return replace(job_of(profile, stage), **given)
+    if "model" not in given:
+        raise AnitaError("nothing to plan: give --profile (and --stage), or --model")
+    if stage not in (None, "sft", "italian", "dpo"):
+        raise AnitaError(f"no stage '{stage}': choose sft, italian or dpo")
+    return Job(pairs=stage == "dpo", **given)
+
+
+def measured_speed(profile: Profile | None, stage: str | None, job: Job) -> tuple[float, float, str] | None:
+    """Tokens, tokens a second, and where they were measured: in the latest run, if it was made with this very profile
+    and has trained the stage that the job is; else None.
+    """
+    from anita_utils.record import Run, runs_dir  # here: it brings pandas
+
+    if profile is None or job != job_of(profile, stage) or not (runs_dir() / "latest").exists():
+        return None
+    run, stage = Run.load("latest"), stage or profile.order[0]
+    file = run.model_dir(stage) / "stage.json"
+    if run.profile.model_dump() != profile.model_dump() or not file.is_file():
+        return None
+    done, machine = json.loads(file.read_text("utf-8")), run.info()["machine"]
+    where = f"measured in run '{run.folder.name}' on {machine['gpu'] or machine['cpu']}"
+    return done["tokens"] * profile.stages[stage].epochs, done["tokens_per_second"], where
+
+
+def time_and_cost(
+    tokens: float | None, throughput: float | None, price: float | None, measured: tuple | None = None
+) -> list[str]:
+    """Hours from tokens and tokens a second, and euros from a price an hour: given or measured, never guessed.
+
+    measured: what `measured_speed` found; it stands in for what was not given.
+    """
+    for name, value in {"tokens": tokens, "throughput": throughput, "price": price}.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise AnitaError(f"{name} is {value}: give a number above 0")
+    source = "as given" if throughput or not measured else measured[2]
+    tokens, throughput = tokens or (measured and measured[0]), throughput or (measured and measured[1])
+    if not tokens or not throughput:
+        return ["time: not measured (give --tokens, and as --throughput the tokens a second of your GPU)"]
+    hours = tokens / throughput / 3600
+    time = f"time: {hours:.2f} h for {tokens:,.0f} tokens at {throughput:,.0f} a second, {source}"
+    return [time, f"cost: {hours * price:.2f} EUR at {price:.2f} EUR an hour" if price else "cost: give --price"]
+
+
+def tables(job: Job, outcome: dict) -> list:
+    """Two rich tables of a plan: bytes by part, and the GPUs."""
+    from rich.table import Table
+
+    in_4_bits, other = base_bytes(job)
+    quantised = outcome["quantized_parameters"]
+    parts = Table("part", "GiB", "", title=f"{job.model}: {job.batch} x {job.length:,} tokens, r = {job.r}")
+    notes = {
+        "base": f"{outcome['parameters']:,} weights",
+        "  in 4 bits": f"{quantised:,}, the layers' matrices",
+        "  other": f"{outcome['parameters'] - quantised:,}, in {job.dtype}",
+        "adapter": f"{outcome['trainable_parameters']:,} trained weights in fp32",
+        "gradients": "of the trained weights, in fp32",
+        "optimizer": job.optimizer,
+        "activations": "with checkpointing" if job.checkpointing else "without checkpointing",
+        "logits": "the tile that TRL's fused head works on, and its gradients",
+        "overhead": "CUDA context, kernels, allocator",
+    }
+    sizes = outcome["bytes"]
+    for part, size in {"base": sizes["base"], "  in 4 bits": in_4_bits, "  other": other, **sizes}.items():
+        parts.add_row(part, f"{size / GIB:.2f}", notes.get(part, ""), end_section=part == "overhead")
+    gpus = Table("GPU", "usable", "headroom", "fits", f"longest at {job.batch}", f"most at {job.length:,}", title="GiB")
+    for gpu, usable in GPUS.items():
+        length, batch = longest(job, gpu)
+        headroom = f"{usable - sizes['total'] / GIB:.2f}"
+        fits = "yes" if outcome["fits"][gpu] else "no"
+        gpus.add_row(gpu, f"{usable:.2f}", headroom, fits, f"{length:,}" if length else "-", f"{batch or '-'}")
+    return [parts, gpus]

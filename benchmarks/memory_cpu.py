@@ -1,0 +1,99 @@
+"""The planner's figure beside a measured peak: QLoRA SFT of a random Llama on a CPU, in cases above 1 GiB.
+
+    python benchmarks/memory_cpu.py
+
+Measured: every allocation and release of PyTorch's CPU allocator, as the profiler sees them, added up over two updates
+of two accumulated steps each (so that optimiser and gradients are there when activations peak). Base and adapter are
+loaded before; so the peak over that baseline stands beside gradients + optimizer + activations + logits of the plan.
+Takes minutes and about 5 GB; run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1792, "num_hidden_layers": 12,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": False,
+}  # fmt: skip
+CASES = [
+    {"batch": 4, "length": 1024, "checkpointing": False},
+    {"batch": 4, "length": 1024, "checkpointing": True},
+    {"batch": 2, "length": 1024, "checkpointing": False, "r": 64},
+]
+OVER_BASELINE = ("gradients", "optimizer", "activations", "logits")
+
+
+def peak_of(step) -> int:
+    """The most bytes of CPU tensors that `step()` holds at once, over what was held before it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def make_trainer(folder: Path, job):
+    """TRL's SFT trainer for the job, on the model in `folder` and random packed rows, as the course builds it."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    from anita_utils.data import PackedCollator
+    from anita_utils.hub import SHIPPED_BASE, data_dir
+    from anita_utils.model import load_model
+    from anita_utils.training import PREPACKED, adapters_in_fp32
+
+    ids = torch.randint(CONFIG["vocab_size"], (4 * job.batch, job.length)).tolist()
+    places = [place % 128 for place in range(job.length)]  # packed: every 128 tokens a new text begins
+    rows = Dataset.from_list([{"input_ids": row, "labels": row, "position_ids": places} for row in ids])
+    arguments = SFTConfig(
+        output_dir=str(folder / "out"), per_device_train_batch_size=job.batch, gradient_accumulation_steps=2,
+        max_steps=2, optim=job.optimizer, max_length=job.length, gradient_checkpointing=job.checkpointing,
+        use_cpu=True, bf16=False, save_strategy="no", report_to="none", disable_tqdm=True,
+        dataloader_pin_memory=False, **PREPACKED,
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=load_model(folder, job.quantisation), args=arguments, train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(data_dir() / SHIPPED_BASE), data_collator=PackedCollator(0),
+        peft_config=LoraConfig(r=job.r, target_modules=list(job.targets), task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    adapters_in_fp32(trainer.model)
+    return trainer
+
+
+def main() -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from anita_utils.memory import GIB, Job, bytes_by_part
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaForCausalLM(LlamaConfig(**CONFIG)).save_pretrained(folder)
+        for case in CASES:
+            job = Job(model=folder, dtype="float32", precision="fp32", **case)
+            parts = bytes_by_part(job, on_gpu=False)
+            planned = sum(parts[part] for part in OVER_BASELINE)
+            measured = peak_of(make_trainer(Path(folder), job).train)
+            print(
+                f"{json.dumps(case)}: planned {planned / GIB:.3f} GiB, measured {measured / GIB:.3f} GiB, "
+                f"{planned / measured - 1:+.1%}"
+            )
+            if measured < GIB:
+                sys.exit("the case is too small to say anything: make it larger")
+
+
+if __name__ == "__main__":
+    main()
