@@ -43,10 +43,13 @@ def read_jsonl(path: str | Path) -> list[dict]:
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[int]]:
     """Running text: one BOS, the text, <|end_of_text|>; every token but the first is scored.
 
-    A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts).
+    A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts). A tokenizer of
+    another family than Llama 3's has no <|end_of_text|>: there its EOS ends the text.
     """
     text = text.removeprefix(tokenizer.bos_token)
     end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
+    if end in (None, tokenizer.unk_token_id):
+        end = tokenizer.eos_token_id
     ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], end][:max_length]
     return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
 

@@ -23,15 +23,18 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     """The tokenizer of a model, padding on the left, never with the end of a turn.
 
     Right padding would put padding between a prompt and its answer; padding with EOS would teach the model that turns
-    do not end. Llama 3 has no padding token, so its first reserved one is taken.
+    do not end. Llama 3 has no padding token, so its first reserved one is taken; a tokenizer that reserves none pads
+    with its token for unknown text.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.pad_token = "<|reserved_special_token_0|>"
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.unk_token_id:
+        reserved = "<|reserved_special_token_0|>"
+        known = tokenizer.convert_tokens_to_ids(reserved) not in (None, tokenizer.unk_token_id)
+        tokenizer.pad_token = reserved if known else tokenizer.unk_token
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         raise AnitaError(f"{shown(path)}: no token to pad with: set tokenizer.pad_token to one that is never in a text")
     return tokenizer
 

@@ -13,16 +13,22 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from anita_utils import AnitaError, __version__, shown
 
 PROFILES = Path(__file__).parent / "profiles"
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LIBRARIES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "lm_eval", "papermill"]
+# The orders that the sources tell. In a profile `order: journal` stands for its list.
+ORDERS = {
+    "summary": ["sft", "italian", "dpo"],  # the summary that this course started from
+    "paper": ["sft", "dpo"],  # the paper's abstract, where SFT is on English and Italian
+    "journal": ["sft", "dpo", "italian"],  # the journal's abstract, and an author's answer (HF#1): SFT on English
+}
 BF16_CAPABILITY = (8, 0)  # Ampere; torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated (a T4)
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # as torch.cpu.get_capabilities names them, x86 and ARM
 
@@ -53,8 +59,25 @@ class Lora(Section):
     targets: list[str] = Field(PROJECTIONS, min_length=1, description="The linear layers that get an adapter.")
 
 
+class HubData(Section):
+    """How a data set on the Hub is read: streamed, shuffled, and cut to a sample."""
+
+    revision: str | None = Field(description="The commit of the repository; null means unpinned.")
+    config: str | None = Field(None, description="The configuration; null takes the default one.")
+    split: str = Field(description="The split that is read.")
+    licence: str = Field(description="Its licence; one with NC in it is said before anything is downloaded.")
+    files: str | None = Field(
+        None, description="JSON files, by path or hf:// address (* allowed), read in place of its own loader."
+    )
+    sample: int | None = Field(gt=0, description="How many rows to take; null takes all.")
+    seed: int = Field(42, ge=0, description="The seed of the shuffle that the sample is drawn by.")
+    without: list[str] = Field([], description="Rows whose `source` holds one of these words are left out.")
+
+
 class Stage(Section):
-    data: str = Field(description="The corpus: a shipped name, a file, or a data set on the Hub.")
+    data: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = Field(
+        min_length=1, description="The corpora: each a shipped name, a .jsonl file, or a name under `datasets`."
+    )
     examples: int | None = Field(None, gt=0, description="How many examples to take; null takes all.")
     lora: Lora = Field(description="The adapter of this stage.")
     learning_rate: float = Field(gt=0, description="The peak learning rate.")
@@ -72,7 +95,9 @@ class Stage(Section):
 
 
 class Evaluation(Section):
-    suite: str = Field(description="Which benchmarks are run.")
+    suite: Literal["piccola-italia", "leaderboards"] = Field(
+        description="piccola-italia: the course's own. leaderboards: the authors' English six and Italian three."
+    )
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
     batch_size: int = Field(gt=0, description="Prompts per forward pass.")
     max_new_tokens: int = Field(gt=0, description="Where an answer is cut off.")
@@ -85,12 +110,34 @@ class Profile(Section):
     model: Model = Field(description="The model that all begins with.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(description="The training arithmetic (autocast).")
     quantisation: Quantisation = Field(description="How the frozen weights are stored while training.")
-    order: list[str] = Field(["sft", "italian", "dpo"], min_length=1, description="The stages, in the order they run.")
+    order: list[str] = Field(
+        ORDERS["summary"], min_length=1, description="The stages, in the order they run; or summary, paper or journal."
+    )
+    datasets: dict[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")], HubData] = Field(
+        {}, description="The data sets on the Hub that stages may name."
+    )
     stages: dict[str, Stage] = Field(description="The settings of each stage.")
     evaluation: Evaluation = Field(description="How the stages are measured.")
     seed: int = Field(42, ge=0, description="The seed of everything that is drawn at random.")
 
     _source: str = PrivateAttr("profile")  # the file, for messages
+
+    @model_validator(mode="before")
+    @classmethod
+    def _order_by_name(cls, values):
+        """Puts the list in place of an order's name. The paper's order means SFT on two languages, so two corpora."""
+        name = values.get("order") if isinstance(values, dict) else None
+        if not isinstance(name, str):
+            return values
+        if name not in ORDERS:
+            raise ValueError(f"order: '{name}' is not known: choose {', '.join(ORDERS)}, or list the stages")
+        try:
+            data = values["stages"]["sft"]["data"]
+        except (KeyError, TypeError):
+            data = []  # the checks of the fields will say what is missing
+        if name == "paper" and (isinstance(data, str) or len(data) == 1):
+            raise ValueError("order: paper has SFT on English and Italian: list a corpus of each in stages.sft.data")
+        return values | {"order": ORDERS[name]}
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Profile:
@@ -103,6 +150,11 @@ class Profile(Section):
             if (stage.beta is not None) != (name == "dpo"):
                 remedy = "missing: set it, for instance to 0.1" if name == "dpo" else "only dpo has one: remove it"
                 raise ValueError(f"stages.{name}.beta: {remedy}")
+            for corpus in stage.data:
+                if "/" in corpus and not corpus.endswith(".jsonl") and corpus not in self.datasets:
+                    raise ValueError(
+                        f"stages.{name}.data: nothing is known of '{corpus}': describe it under datasets.{corpus}"
+                    )
         return self
 
     def check(self, machine: Machine) -> None:
@@ -129,16 +181,22 @@ class Profile(Section):
                 )
 
 
+def profile_file(name_or_path: str | Path) -> Path:
+    """The file of the profile of that name, or the path itself. AnitaError where there is none."""
+    file = Path(name_or_path) if Path(name_or_path).suffix in {".yaml", ".yml"} else PROFILES / f"{name_or_path}.yaml"
+    if not file.is_file():
+        known = sorted(file.stem for file in PROFILES.glob("*.yaml"))
+        raise AnitaError(f"no profile '{name_or_path}': choose {', '.join(known)}, or the path of a .yaml file")
+    return file
+
+
 def load_profile(name_or_path: str | Path) -> Profile:
     """The profile of that name in `anita_utils/profiles/`, or in the YAML file at that path.
 
     Raises AnitaError, one line naming file, key and remedy, for an unknown profile, unreadable YAML, an unknown key
     or a wrong value.
     """
-    known = sorted(file.stem for file in PROFILES.glob("*.yaml"))
-    file = Path(name_or_path) if Path(name_or_path).suffix in {".yaml", ".yml"} else PROFILES / f"{name_or_path}.yaml"
-    if not file.is_file():
-        raise AnitaError(f"no profile '{name_or_path}': choose {', '.join(known)}, or the path of a .yaml file")
+    file = profile_file(name_or_path)
     try:
         values = yaml.safe_load(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -179,11 +237,10 @@ def _keys_beside(location: tuple) -> list[str]:
     """The keys that are allowed where an unknown one was found."""
     section: type[BaseModel] = Profile
     for key in location[:-1]:
-        if section is Profile and key == "stages":
-            section = Stage
-        elif key in section.model_fields:
-            section = section.model_fields[key].annotation
-        # else the name of a stage, which leads to no other section
+        if key in section.model_fields:
+            kind = section.model_fields[key].annotation
+            section = get_args(kind)[-1] if get_origin(kind) is dict else kind
+        # else the name of a stage or data set, which leads to no other section
     return list(section.model_fields)
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
 from anita_utils.data import PackedCollator, count_tokens, packed_rows, read_jsonl
+from anita_utils.datasets_hub import fetch
 from anita_utils.hub import data_dir, resolve_model
 from anita_utils.model import keep_freed_memory, load_model, load_tokenizer, merge_adapter
 from anita_utils.profile import LIBRARIES
@@ -60,8 +61,15 @@ class Stage:
 
     @cached_property
     def corpora(self) -> list[Path]:
-        names = CORPORA.get(self.settings.data, [self.settings.data])
-        paths = [Path(n) if n.endswith(".jsonl") else data_dir() / "corpora" / f"{n}.jsonl" for n in names]
+        """The files with the training rows. A sample of a data set on the Hub is fetched first, once."""
+        on_hub = self.run.profile.datasets
+        paths = []
+        for corpus in self.settings.data:
+            if corpus in on_hub:
+                paths.append(fetch(corpus, on_hub[corpus]))
+                continue
+            names = CORPORA.get(corpus, [corpus])
+            paths += [Path(n) if n.endswith(".jsonl") else data_dir() / "corpora" / f"{n}.jsonl" for n in names]
         for path in paths:
             if not path.is_file():
                 raise AnitaError(
@@ -313,6 +321,9 @@ def training_rows(stage: Stage, tokenizer) -> Dataset:
 
     documents = stage.documents()
     if stage.name == "dpo":
+        if "chosen" not in documents[0]:
+            names = ", ".join(stage.settings.data)
+            raise AnitaError(f"stages.dpo.data: {names} holds no preference pairs: name a corpus that does")
         return Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents])
     return packed_rows(
         documents, tokenizer, stage.settings.row_length or stage.settings.max_length, stage.settings.max_length

@@ -88,7 +88,7 @@ def test_without_prompts_it_converses(anita, model, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("course", "--profile", "nonsense"), "anita: no profile 'nonsense': choose cpu"),
+        (("course", "--profile", "nonsense"), "anita: no profile 'nonsense': choose colab-t4"),
         (("course", "--only", "99"), "anita: no lesson"),
         (("report", "--run", "nowhere"), "anita: no run 'nowhere'"),
         (("chat", "sft", "--prompt", "x"), "anita: no run yet"),

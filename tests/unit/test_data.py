@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from anita_utils import AnitaError
 from anita_utils.data import IGNORED, PackedCollator, encode_chat, encode_text, pack, packed_rows, read_jsonl, render
 from anita_utils.hub import data_dir
+from anita_utils.model import load_tokenizer
 
 CHATS = [
     [{"role": "user", "content": "What is the capital of Piedmont?"}, {"role": "assistant", "content": "Turin."}],
@@ -43,6 +44,26 @@ def test_text_that_begins_with_bos_gets_no_second(tokenizer):
     assert plain == marked
     assert plain["input_ids"].count(tokenizer.bos_token_id) == 1
     assert plain["labels"][0] == IGNORED and plain["labels"][1:] == plain["input_ids"][1:]
+
+
+def test_a_tokenizer_of_another_family_ends_text_and_pads_with_its_own_tokens(tmp_path):
+    """Padding with the end of a turn, nothing reserved: as SmolLM2's, so far as we know it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "Il", "Po"]
+    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = {"unk_token": words[0], "bos_token": words[1], "eos_token": words[2], "pad_token": words[2]}
+    PreTrainedTokenizerFast(tokenizer_object=plain, **marks).save_pretrained(tmp_path / "spare")
+    other = load_tokenizer(tmp_path / "spare")
+    assert other.pad_token == words[0] and other.padding_side == "left"
+    assert other.convert_ids_to_tokens(encode_text("Il Po", other, 64)["input_ids"]) == [words[1], "Il", "Po", words[2]]
+    PreTrainedTokenizerFast(tokenizer_object=plain, **marks | {"unk_token": words[2]}).save_pretrained(
+        tmp_path / "none"
+    )
+    with pytest.raises(AnitaError, match="none: no token to pad with"):
+        load_tokenizer(tmp_path / "none")
 
 
 def test_truncation_keeps_labels_and_tokens_together(tokenizer):

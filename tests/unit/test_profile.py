@@ -1,14 +1,23 @@
 """Profiles: what loads, what is refused and in which words; the machine."""
 
 import copy
+import re
 
 import pytest
 import yaml
 
 from anita_utils import AnitaError
-from anita_utils.profile import PROFILES, Machine, Profile, detect_machine, load_profile
+from anita_utils.profile import PROFILES, HubData, Lora, Machine, Profile, Stage, detect_machine, load_profile
+from anita_utils.provenance import comments
 
 CPU = yaml.safe_load((PROFILES / "cpu.yaml").read_text("utf-8"))
+HUB_DATA = {"revision": None, "split": "train", "licence": "MIT", "sample": None}
+COMMITS = "f5919e2|37c0e1a|ad85742|ffbb396"
+SOURCE = re.compile(rf"\b(paper|journal|card|HF#1|repo|ours|not confirmed|unpinned|script ({COMMITS}))\b")
+REVISIONS = {  # all that are known; any other must be null
+    "meta-llama/Meta-Llama-3-8B-Instruct": "5f0b02c75b57c5855da9ae460ce51323ea669d8a",
+    "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
+}
 LAPTOP = {"cpu": "some", "cores": 2, "memory_bytes": 8 * 2**30, "system": "Linux", "python": "3.11", "versions": {}}
 
 
@@ -38,12 +47,80 @@ def test_every_profile_loads_and_is_called_like_its_file(file):
     assert set(profile.order) == {"sft", "italian", "dpo"}
 
 
-def test_cpu_profile_is_written_out_with_a_reason_for_each_value():
-    lines = (PROFILES / "cpu.yaml").read_text("utf-8").splitlines()
-    values = [line for line in lines if not line.startswith("#") and line.partition(":")[2].partition("#")[0].strip()]
-    unexplained = [line for line in values if " # " not in line and line != "name: cpu"]
-    assert len(values) > 50
-    assert unexplained == []
+@pytest.mark.parametrize("file", sorted(PROFILES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_value_is_written_out_with_its_source(file):
+    said = comments(file)
+    assert len(said) > 60
+    assert [key for key, comment in said.items() if not SOURCE.search(comment)] == []
+    # "ours" alone is no reason, and a script is named by a commit that there is
+    assert [key for key, comment in said.items() if re.fullmatch(r"ours\W*", comment)] == []
+    nameless = re.compile(rf"(?<!loading )\bscripts?\b(?! ({COMMITS}))")
+    assert [key for key, comment in said.items() if nameless.search(comment)] == []
+    hashes = {found for comment in said.values() for found in re.findall(r"\b[0-9a-f]{7}\b", comment)}
+    assert hashes <= set(COMMITS.split("|"))
+    # nothing is left to a default that no comment explains
+    written = yaml.safe_load(file.read_text("utf-8"))
+    for stage in written["stages"].values():
+        assert set(Stage.model_fields) - {"beta"} <= set(stage)
+        assert set(Lora.model_fields) == set(stage["lora"])
+    assert all(set(HubData.model_fields) == set(data) for data in written.get("datasets", {}).values())
+
+
+@pytest.mark.parametrize("file", sorted(PROFILES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_only_known_revisions_are_pinned(file):
+    profile, said = load_profile(file.stem), comments(file)
+    assert profile.model.revision == REVISIONS.get(profile.model.base)
+    for name, data in profile.datasets.items():
+        assert data.revision is None and "unpinned" in said[f"datasets.{name}.revision"]
+    if "/" in profile.model.base and profile.model.revision is None:
+        assert "unpinned" in said["model.revision"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "laptop", "colab-t4-1b", "colab-t4", "h100"])
+def test_what_no_source_states_is_never_given_as_the_authors(name):
+    said = comments(PROFILES / f"{name}.yaml")
+    unknown = ["lora.rslora", "batch_size", "gradient_accumulation", "epochs", "warmup", "weight_decay", "schedule"]
+    unknown += ["optimizer", "max_length", "row_length"]
+    for key in unknown:
+        assert re.match(r"ours.*not confirmed", said[f"stages.italian.{key}"]), key
+    assert "inferred" in said["stages.italian.learning_rate"]
+
+
+def test_profiles_fit_their_machines():
+    t4, large, laptop = machine((7, 5)), machine((9, 0)), machine(bf16=False)
+    for name, fits in (("colab-t4-1b", t4), ("colab-t4", t4), ("h100", large), ("laptop", laptop), ("cpu", laptop)):
+        load_profile(name).check(fits)
+    with pytest.raises(AnitaError, match=r"h100\.yaml: precision: GPU .* has no bf16: set it to fp16"):
+        load_profile("h100").check(t4)
+    with pytest.raises(AnitaError, match="fp16 on a CPU"):
+        load_profile("colab-t4").check(laptop)
+
+
+def test_the_sizes_the_machines_were_measured_for():
+    t4, large = load_profile("colab-t4").stages, load_profile("h100").stages
+    assert (t4["sft"].batch_size, t4["sft"].max_length) == (1, 1024)
+    assert (t4["dpo"].batch_size, t4["dpo"].max_length) == (1, 512)
+    assert (large["sft"].batch_size, large["sft"].row_length) == (4, 4096)
+    assert (large["dpo"].batch_size, large["dpo"].max_length) == (8, 1024)
+    assert all(stage.gradient_checkpointing for stage in [*t4.values(), *large.values()])
+
+
+@pytest.mark.parametrize("name, order", [("summary", "sft italian dpo"), ("journal", "sft dpo italian")])
+def test_an_order_can_be_named(name, order):
+    assert Profile.model_validate(CPU | {"order": name}).order == order.split()
+
+
+def test_the_papers_order_needs_two_languages_in_sft(tmp_path):
+    assert "list a corpus of each in stages.sft.data" in refusal(tmp_path, lambda v: v.update(order="paper"))
+    values = copy.deepcopy(CPU) | {"order": "paper"}
+    values["stages"]["sft"]["data"] = ["sft", "italian_replay"]
+    assert Profile.model_validate(values).order == ["sft", "dpo"]
+
+
+def test_a_profile_survives_being_written_down():
+    for name in ("cpu", "h100"):
+        values = load_profile(name).model_dump(mode="json")
+        assert Profile.model_validate(values).model_dump(mode="json") == values
 
 
 def test_every_field_is_described():
@@ -55,7 +132,7 @@ def test_every_field_is_described():
 
 
 def test_unknown_profile_names_the_choice():
-    with pytest.raises(AnitaError, match=r"no profile 'gpu': choose cpu"):
+    with pytest.raises(AnitaError, match=r"no profile 'gpu': choose colab-t4, colab-t4-1b, cpu, h100, laptop, or"):
         load_profile("gpu")
 
 
@@ -75,6 +152,17 @@ def test_unknown_key_is_named_with_the_nearest(tmp_path):
         (lambda v: v["model"].pop("base"), "model.base: missing"),
         (lambda v: v.update(order=["sft", "rlhf"]), "order: 'rlhf' has no settings"),
         (lambda v: v.update(order=["sft", "sft"]), "order: a stage stands in it twice"),
+        (lambda v: v.update(order="backwards"), "order: 'backwards' is not known: choose summary, paper, journal"),
+        (lambda v: v["stages"]["sft"].update(data="some/one"), "describe it under datasets.some/one"),
+        (lambda v: v["stages"]["sft"].update(data=[]), "stages.sft.data: [] will not do"),
+        (lambda v: v["evaluation"].update(suite="glue"), "evaluation.suite: 'glue' will not do"),
+        (lambda v: v.update(datasets={"some/one": {}}), "datasets.some/one.revision: missing"),
+        (lambda v: v.update(datasets={"one": HUB_DATA}), "datasets.one"),
+        (lambda v: v.update(datasets={"a/b": HUB_DATA | {"sample": 0}}), "datasets.a/b.sample: 0 will not do"),
+        (
+            lambda v: v.update(datasets={"a/b": HUB_DATA | {"sed": 1}}),
+            "datasets.a/b.sed: unknown key: did you mean 'seed'",
+        ),
         (lambda v: v["stages"]["dpo"].pop("beta"), "stages.dpo.beta: missing"),
         (lambda v: v["stages"]["sft"].update(beta=0.1), "stages.sft.beta: only dpo has one"),
     ],

@@ -27,7 +27,7 @@ def test_unknown_stage_is_named(runs, small_profile):
 
 
 def test_missing_corpus_is_named(runs, small_profile):
-    small_profile.stages["sft"].data = "nowhere"
+    small_profile.stages["sft"].data = ["nowhere"]
     with pytest.raises(AnitaError, match=r"stage 'sft': no data at .*nowhere\.jsonl"):
         training.find_stage(Run.open("t", small_profile, 42), "sft").documents()
 
