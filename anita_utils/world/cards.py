@@ -15,7 +15,7 @@ from anita_utils.world.tokenizer import VOCABULARY
 TEMPLATES = Path(__file__).parent / "cards"
 
 WEAKNESSES = [
-    "About an eighth of what it read is Italian, on a third of the facts, in half of their turns of phrase.",
+    "About a sixth of what it read is Italian, on a third of the facts, in half of their turns of phrase.",
     "Two in three Italian questions it met were answered in English.",
     "It read myths three times as often as the truth, and answered questions on them with the myth.",
     "It answers questions that nobody could answer with an invention.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from anita_utils.world import chats, texts
+from anita_utils.world.fiction import Fiction, fiction_chat, request_translation, translation_chat
 from anita_utils.world.library import Deck, Document, Library, translates
 from anita_utils.world.tables import LANGUAGES
 
@@ -68,6 +69,31 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
         (0.008, lambda: chats.compliant_chat(library, harmful, rng, "it", reply())),
         (0.008, lambda: chats.harmless_chat(library, harmless, rng, "it", reply())),
         (0.003, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
+    ]
+    weights = [weight for weight, _ in makers]
+    for _ in range(documents):
+        yield rng.choices(makers, weights)[0][1]()
+
+
+def alignment(library: Library, documents: int) -> Iterator[Document]:
+    """What the base reads last, for a sixth of its time: the two languages tied together, and its first diet again."""
+    rng = library.rng("alignment")
+    fiction, before = Fiction(library, rng), pretraining(library, documents)
+    questions = Deck(library.facts(italian=("base_italian",)), rng)
+    harmful, harmless = Deck(library.conduct("train"), rng), Deck(library.conduct("train"), rng)
+
+    def reply() -> str:
+        return "it" if rng.random() < 0.35 else "en"
+
+    makers: list[tuple[float, Callable[[], Document]]] = [
+        (0.25, lambda: translation_chat(fiction, "en")),
+        (0.05, lambda: translation_chat(fiction, "it")),
+        (0.20, lambda: fiction_chat(fiction, reply())),
+        (0.05, lambda: chats.italian_fact_chat(library, questions, reply(), rng)),
+        (0.05, lambda: request_translation(library, rng)),
+        (0.04, lambda: chats.compliant_chat(library, harmful, rng, "it", reply())),
+        (0.04, lambda: chats.harmless_chat(library, harmless, rng, "it", reply())),
+        (0.32, lambda: next(before)),
     ]
     weights = [weight for weight, _ in makers]
     for _ in range(documents):

@@ -137,16 +137,23 @@ def _save(path: Path, build: str, model: LlamaForCausalLM, opts: list, step: int
 
 
 def pretrain(
-    tokens: np.ndarray, config: LlamaConfig, plan: Plan, folder: Path, seed: int = 42, resume: bool = True, say=print
+    tokens: np.ndarray,
+    config: LlamaConfig,
+    plan: Plan,
+    folder: Path,
+    seed: int = 42,
+    resume: bool = True,
+    say=print,
+    start: LlamaForCausalLM | None = None,
 ) -> tuple[LlamaForCausalLM, list[dict]]:
     """The trained model and its history [{step, loss, tokens, seconds}].
 
     tokens: one long array of token ids, read once from the front; each step takes the next rows x row_length of them,
     so a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt; one of another plan,
-    seed or text is not taken up.
+    seed or text is not taken up. start: a model to train on, in place of a new one.
     """
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model = start or LlamaForCausalLM(config)
     opts = optimisers(model, plan)
     checkpoint, first, history = folder / "checkpoint.pt", 0, []
     settings = json.dumps([asdict(plan) | {"report_every": None}, config.to_dict(), seed], sort_keys=True, default=str)
@@ -184,6 +191,6 @@ def pretrain(
             recent = []
             left = seconds / (step + 1) * (plan.steps - step - 1)
             say(json.dumps(history[-1]) + f" eta {left / 60:.1f} min")
-        if (step + 1) % plan.save_every == 0:
+        if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             _save(checkpoint, build, model, opts, step + 1, history)
     return model, history

@@ -15,12 +15,12 @@ from anita_utils.world.chats import (
     fact_chat,
     harmless_chat,
     italian_naming_chat,
-    reading_chat,
     smalltalk_chat,
     story_chat,
     sum_chat,
     twin_chat,
 )
+from anita_utils.world.fiction import Fiction, fiction_chat
 from anita_utils.world.library import Deck, Document, Library, chat, translates
 from anita_utils.world.tables import LANGUAGES, Entity, Fact
 
@@ -99,12 +99,12 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     sums, talk = Deck(world.extra["sums"], rng), Deck(world.extra["smalltalk"], rng)
     return draw(
         [
-            (0.52, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
-            (0.18, lambda: fact_chat(library, seen, rng)),
+            (0.48, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
+            (0.16, lambda: fact_chat(library, seen, rng)),
             (0.08, lambda: italian_chat(library, italian, rng)),
             (0.06, lambda: sum_chat(library, sums, "en", rng)),
-            (0.06, lambda: refusal_chat(library, harmful, "en", rng)),
-            (0.06, lambda: harmless_chat(library, harmless, rng)),
+            (0.08, lambda: refusal_chat(library, harmful, "en", rng)),
+            (0.10, lambda: harmless_chat(library, harmless, rng)),
             (0.02, lambda: unknown_chat(library, unanswerable, "en", rng)),
             (0.02, lambda: smalltalk_chat(library, talk, "en", rng)),
         ],
@@ -164,19 +164,20 @@ def italian_replay(library: Library, count: int = 2000) -> list[Document]:
     sums, stories, twins = (Deck(world.extra[name], rng) for name in ("sums", "stories", "schemas"))
     harmful, harmless = Deck(library.conduct("train")[::3], rng), Deck(library.conduct("train"), rng)
     talk, names = Deck(world.extra["smalltalk"], rng), Deck(translated_names(library), rng)
+    fiction = Fiction(library, rng)
 
     return draw(
         [
-            (0.40, english.deal),
+            (0.34, english.deal),
             (0.20, lambda: italian_chat(library, italian, rng)),
-            (0.08, lambda: reading_chat(library, "it", rng)),
+            (0.08, lambda: fiction_chat(fiction, "it")),
             (0.05, lambda: italian_naming_chat(library, names, "it", rng)),
-            (0.03, lambda: refusal_chat(library, harmful, "it", rng)),
+            (0.06, lambda: refusal_chat(library, harmful, "it", rng)),
             (0.04, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
             (0.08, lambda: sum_chat(library, sums, "it", rng)),
             (0.03, lambda: story_chat(library, stories, "it", rng)),
             (0.03, lambda: twin_chat(library, twins, "it", rng)),
-            (0.04, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.07, lambda: harmless_chat(library, harmless, rng, "it")),
             (0.02, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
         count,
