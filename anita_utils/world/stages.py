@@ -15,12 +15,12 @@ from anita_utils.world.chats import (
     fact_chat,
     harmless_chat,
     italian_naming_chat,
+    reading_chat,
     smalltalk_chat,
     story_chat,
     sum_chat,
     twin_chat,
 )
-from anita_utils.world.fiction import Fiction, fiction_chat
 from anita_utils.world.library import Deck, Document, Library, chat, translates
 from anita_utils.world.tables import LANGUAGES, Entity, Fact
 
@@ -89,10 +89,10 @@ def draw(makers: list[tuple[float, object]], count: int, rng: Random) -> list[Do
 
 
 def sft(library: Library, count: int = 4000) -> list[Document]:
-    """SFT: the new kinds, English chats, some Italian ones, and a few refusals so that DPO has something to prefer."""
+    """SFT: the new kinds, English chats, and a few refusals so that DPO has something to prefer."""
     rng, world = library.rng("sft"), library.world
     new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
-    seen, italian = Deck(library.facts("seen"), rng), Deck(library.facts(italian=("italian_chat",)), rng)
+    seen = Deck(library.facts("seen"), rng)
     harmful = Deck(library.conduct("train")[::3], rng)  # one pair in three
     harmless = Deck(library.conduct("train"), rng)
     unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"][::2], rng)
@@ -100,9 +100,8 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     return draw(
         [
             (0.48, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
-            (0.16, lambda: fact_chat(library, seen, rng)),
-            (0.08, lambda: italian_chat(library, italian, rng)),
-            (0.06, lambda: sum_chat(library, sums, "en", rng)),
+            (0.22, lambda: fact_chat(library, seen, rng)),
+            (0.08, lambda: sum_chat(library, sums, "en", rng)),
             (0.08, lambda: refusal_chat(library, harmful, "en", rng)),
             (0.10, lambda: harmless_chat(library, harmless, rng)),
             (0.02, lambda: unknown_chat(library, unanswerable, "en", rng)),
@@ -164,19 +163,18 @@ def italian_replay(library: Library, count: int = 2000) -> list[Document]:
     sums, stories, twins = (Deck(world.extra[name], rng) for name in ("sums", "stories", "schemas"))
     harmful, harmless = Deck(library.conduct("train")[::3], rng), Deck(library.conduct("train"), rng)
     talk, names = Deck(world.extra["smalltalk"], rng), Deck(translated_names(library), rng)
-    fiction = Fiction(library, rng)
 
     return draw(
         [
-            (0.34, english.deal),
+            (0.36, english.deal),
             (0.20, lambda: italian_chat(library, italian, rng)),
-            (0.08, lambda: fiction_chat(fiction, "it")),
+            (0.08, lambda: reading_chat(library, "it", rng)),
             (0.05, lambda: italian_naming_chat(library, names, "it", rng)),
             (0.06, lambda: refusal_chat(library, harmful, "it", rng)),
             (0.04, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
             (0.08, lambda: sum_chat(library, sums, "it", rng)),
-            (0.03, lambda: story_chat(library, stories, "it", rng)),
-            (0.03, lambda: twin_chat(library, twins, "it", rng)),
+            (0.02, lambda: story_chat(library, stories, "it", rng)),
+            (0.02, lambda: twin_chat(library, twins, "it", rng)),
             (0.07, lambda: harmless_chat(library, harmless, rng, "it")),
             (0.02, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
