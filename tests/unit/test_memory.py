@@ -175,9 +175,6 @@ def test_a_layer_keeps_what_autograd_says_it_keeps(base_path, monkeypatch, preci
     model = get_peft_model(model, LoraConfig(r=job.r, target_modules=PROJECTIONS, task_type="CAUSAL_LM")).train()
     adapters_in_fp32(model)
     model.enable_input_require_grads()
-    if precision == "bf16":  # PEFT asks whether CUDA has autocast on, and would copy every input on a CPU
-        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: True)
-
     weights = {weight.untyped_storage().data_ptr() for weight in [*model.parameters(), *model.buffers()]}
     saved = {}
 
@@ -192,8 +189,12 @@ def test_a_layer_keeps_what_autograd_says_it_keeps(base_path, monkeypatch, preci
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
+        if precision == "bf16":  # PEFT asks whether CUDA has autocast on, and would copy every input on a CPU. Patched
+            # only now: what autocast found when it was entered, it puts back at the end
+            monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: True)
         kept_alive = model.base_model.model.model(input_ids=rows, position_ids=places, use_cache=False)
-    assert kept_alive is not None
+    monkeypatch.undo()
+    assert kept_alive is not None and not torch.is_autocast_enabled("cpu")
 
     shape, tokens = architecture(TINY), job.batch * job.length
     last_norm, rotation = 4 * shape.hidden * tokens, 2 * tokens * 64 * (4 if precision == "fp32" else 2)
