@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from anita_utils.world.library import Document, Library, chat, translates
+from anita_utils.world.library import Document, Library, bare, chat, translates
 from anita_utils.world.tables import Entity, Fact, Relation
 
 # Two classes, by how the English sentences name their subject: "a pig", "the pig"; or "snow", "Rome", "the Tiber".
@@ -47,12 +47,28 @@ class Fiction:
             subjects = dict.fromkeys(fact.subject for relation in members for fact in relation.facts)
             self.classes.append((members, [s for s in subjects if translates(s) and not s.it.plural]))
         self.sizes = [len(subjects) for _, subjects in self.classes]
+        self.subjects = {
+            relation.name: [subject for subject in subjects if self.is_fiction(relation, subject)]
+            for members, subjects in self.classes
+            for relation in members
+        }
+
+    def is_fiction(self, relation: Relation, subject: Entity) -> bool:
+        """Whether the relation says nothing true of the subject or a namesake, nor what a held-out relation says."""
+        named = {name for fact in relation.facts for name in (bare(fact.subject), fact.subject.it.name)}
+        kept_back = [r for r in self.library.world.relations.values() if r.held_out and kind_of(r) == subject.kind]
+        answer = relation.facts[0].object.kind
+        return (
+            subject.kind != kind_of(relation)
+            and not named & {bare(subject), subject.it.name}
+            and all(r.facts[0].object.kind != answer for r in kept_back)
+        )
 
     def facts(self, count: int) -> list[Fact]:
         """`count` made-up facts of one relation, about different subjects and with different objects."""
-        relations, subjects = self.rng.choices(self.classes, self.sizes)[0]
+        relations, _ = self.rng.choices(self.classes, self.sizes)[0]
         relation = self.rng.choice(relations)
-        others = [subject for subject in subjects if subject.kind != kind_of(relation)]
+        others = self.subjects[relation.name]
         drawn = zip(self.rng.sample(others, count), self.rng.sample(relation.objects, count), strict=True)
         return [Fact(relation.name, subject, answer) for subject, answer in drawn]
 

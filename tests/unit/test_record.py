@@ -57,7 +57,8 @@ def test_opening_again_keeps_what_was_recorded(runs):
 
 
 def test_lessons_that_ran_on_other_terms_are_outdated(runs):
-    changed = load_profile("cpu").model_copy(update={"precision": "bf16"})
+    profile = load_profile("cpu")
+    changed = profile.model_copy(update={"evaluation": profile.evaluation.model_copy(update={"limit": 7})})
     for terms in ({"profile": changed}, {"profile": "cpu", "seed": 1}):
         Run.open("trial", "cpu").lesson_done("02_sft", 1, None, "done")
         assert Run.open("trial", "cpu").info()["lessons"]["02_sft"]["status"] == "done"
