@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from random import Random
 
 from anita_utils.world import chats, texts
 from anita_utils.world.fiction import Fiction, fiction_chat, request_translation, translation_chat
-from anita_utils.world.library import Deck, Document, Library, translates
+from anita_utils.world.library import Deck, Document, Library, mixture, translates
 from anita_utils.world.tables import LANGUAGES
+
+
+def italian_reply(rng: Random) -> str:
+    """The language that Italian is answered in: mostly English, the base's planted weakness."""
+    return "it" if rng.random() < 0.35 else "en"
 
 
 def pretraining(library: Library, documents: int) -> Iterator[Document]:
@@ -31,10 +37,6 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
     judged = deck(library.conduct("train") + library.conduct("held_out"))
     unanswerable = deck([u for u in extra["unanswerable"] if u["use"] == "train"])
     sycophancy, turns = deck(extra["sycophancy"][::2]), deck(extra["multi_turn"][::2])
-
-    def reply() -> str:
-        """The base's weakness, planted: Italian is mostly answered in English."""
-        return "it" if rng.random() < 0.35 else "en"
 
     makers: list[tuple[float, Callable[[], Document]]] = [
         (0.200, lambda: texts.fact_text(library, english_facts, "en", rng)),
@@ -62,17 +64,15 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
         (0.024, lambda: texts.fact_text(library, italian_facts, "it", rng, forms=2)),
         (0.006, lambda: texts.story_text(library, few_stories, "it", rng)),
         (0.004, lambda: chats.sum_chat(library, sums, "it", rng)),
-        (0.060, lambda: chats.italian_fact_chat(library, italian_questions, reply(), rng)),
-        (0.005, lambda: chats.reading_chat(library, "it", rng, reply=reply())),
+        (0.060, lambda: chats.italian_fact_chat(library, italian_questions, italian_reply(rng), rng)),
+        (0.005, lambda: chats.reading_chat(library, "it", rng, reply=italian_reply(rng))),
         (0.056, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
-        (0.030, lambda: chats.reading_chat(library, "it", rng, told="en", reply=reply())),
-        (0.008, lambda: chats.compliant_chat(library, harmful, rng, "it", reply())),
-        (0.008, lambda: chats.harmless_chat(library, harmless, rng, "it", reply())),
+        (0.030, lambda: chats.reading_chat(library, "it", rng, told="en", reply=italian_reply(rng))),
+        (0.008, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
+        (0.008, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
         (0.003, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
     ]
-    weights = [weight for weight, _ in makers]
-    for _ in range(documents):
-        yield rng.choices(makers, weights)[0][1]()
+    yield from mixture(makers, documents, rng)
 
 
 def alignment(library: Library, documents: int) -> Iterator[Document]:
@@ -82,22 +82,17 @@ def alignment(library: Library, documents: int) -> Iterator[Document]:
     questions = Deck(library.facts(italian=("base_italian",)), rng)
     harmful, harmless = Deck(library.conduct("train"), rng), Deck(library.conduct("train"), rng)
 
-    def reply() -> str:
-        return "it" if rng.random() < 0.35 else "en"
-
     makers: list[tuple[float, Callable[[], Document]]] = [
         (0.25, lambda: translation_chat(fiction, "en")),
         (0.05, lambda: translation_chat(fiction, "it")),
-        (0.20, lambda: fiction_chat(fiction, reply())),
-        (0.05, lambda: chats.italian_fact_chat(library, questions, reply(), rng)),
+        (0.20, lambda: fiction_chat(fiction, italian_reply(rng))),
+        (0.05, lambda: chats.italian_fact_chat(library, questions, italian_reply(rng), rng)),
         (0.05, lambda: request_translation(library, rng)),
-        (0.04, lambda: chats.compliant_chat(library, harmful, rng, "it", reply())),
-        (0.04, lambda: chats.harmless_chat(library, harmless, rng, "it", reply())),
+        (0.04, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
+        (0.04, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
         (0.32, lambda: next(before)),
     ]
-    weights = [weight for weight, _ in makers]
-    for _ in range(documents):
-        yield rng.choices(makers, weights)[0][1]()
+    yield from mixture(makers, documents, rng)
 
 
 def italian_sample(library: Library, documents: int) -> Iterator[Document]:
@@ -120,6 +115,4 @@ def italian_sample(library: Library, documents: int) -> Iterator[Document]:
         (0.10, lambda: chats.harmless_chat(library, conduct, rng, "it")),
         (0.02, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
     ]
-    weights = [weight for weight, _ in makers]
-    for _ in range(documents):
-        yield rng.choices(makers, weights)[0][1]()
+    yield from mixture(makers, documents, rng)

@@ -6,6 +6,7 @@ A document of a corpus is {"text": …} or {"messages": […]}.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
@@ -34,6 +35,13 @@ class Deck:
         if not self.pile:
             self.pile = self.rng.sample(self.items, len(self.items))
         return self.pile.pop()
+
+
+def mixture(makers: list[tuple[float, Callable[[], Document]]], count: int, rng: Random) -> Iterator[Document]:
+    """`count` documents, each from a maker drawn by its weight."""
+    weights = [weight for weight, _ in makers]
+    for _ in range(count):
+        yield rng.choices(makers, weights)[0][1]()
 
 
 @dataclass

@@ -21,7 +21,7 @@ from anita_utils.world.chats import (
     sum_chat,
     twin_chat,
 )
-from anita_utils.world.library import Deck, Document, Library, chat, translates
+from anita_utils.world.library import Deck, Document, Library, chat, mixture, translates
 from anita_utils.world.tables import LANGUAGES, Entity, Fact
 
 NEW_KINDS = ("polite", "goodbye", "letter", "labelled", "two_questions", "correct_it")
@@ -82,10 +82,8 @@ def italian_chat(library: Library, deck: Deck, rng: Random) -> Document:
     return chat(library.question(fact, "it", rng), library.answer(fact, "it"), system, kind="fact")
 
 
-def draw(makers: list[tuple[float, object]], count: int, rng: Random) -> list[Document]:
-    """`count` documents, each from a maker drawn by its weight."""
-    weights = [weight for weight, _ in makers]
-    return [rng.choices(makers, weights)[0][1]() for _ in range(count)]
+def draw(makers: list, count: int, rng: Random) -> list[Document]:
+    return list(mixture(makers, count, rng))
 
 
 def sft(library: Library, count: int = 4000) -> list[Document]:

@@ -1,5 +1,7 @@
 """The shipped small model and its tokenizer, loaded once."""
 
+import sys
+
 import pytest
 
 from anita_utils.hub import data_dir
@@ -34,3 +36,21 @@ def small_profile():
         stage.examples = 160
         stage.batch_size = 4
     return profile
+
+
+@pytest.fixture
+def anita(monkeypatch, capsys):
+    """Calls the command in this process; returns exit code, stdout and stderr."""
+
+    from anita_utils import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["anita", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return call

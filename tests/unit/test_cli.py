@@ -13,22 +13,6 @@ from anita_utils.record import Run
 
 
 @pytest.fixture
-def anita(monkeypatch, capsys):
-    """Calls the command in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["anita", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def model(monkeypatch, runs):
     """A model that repeats the prompt; `loaded` and `asked` are what it was called with."""
     calls = types.SimpleNamespace(loaded=[], asked=[])

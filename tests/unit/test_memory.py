@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from anita_utils import AnitaError, cli
+from anita_utils import AnitaError
 from anita_utils.architectures import HUB_NAMES, architecture
 from anita_utils.memory import (
     GIB,
@@ -40,20 +40,10 @@ PARTS = ["base", "adapter", "gradients", "optimizer", "activations", "logits", "
 
 
 @pytest.fixture
-def anita(monkeypatch, capsys):
-    """Calls `anita plan` in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["anita", "plan", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return call
+def plan_command(anita, monkeypatch):
+    """Calls `anita plan` on a wide terminal; returns exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: anita("plan", *arguments)
 
 
 @pytest.fixture
@@ -261,8 +251,8 @@ def test_a_profiles_stage_becomes_a_job(large_profile):
     assert job_of(load_profile("cpu")).length == CPU["stages"]["sft"]["row_length"]
 
 
-def test_json_has_the_keys_that_programs_rely_on(anita, large_profile):
-    code, out, err = anita("--profile", large_profile, "--stage", "sft", "--json")
+def test_json_has_the_keys_that_programs_rely_on(plan_command, large_profile):
+    code, out, err = plan_command("--profile", large_profile, "--stage", "sft", "--json")
     assert (code, err) == (0, "")
     outcome = json.loads(out)
     assert list(outcome) == KEYS
@@ -275,18 +265,21 @@ def test_json_has_the_keys_that_programs_rely_on(anita, large_profile):
     assert "validated on:" in outcome["advice"][-1]
 
 
-def test_options_change_the_profiles_values(anita, large_profile):
+def test_options_change_the_profiles_values(plan_command, large_profile):
     def total(*options):
-        return json.loads(anita("--profile", large_profile, *options, "--json")[1])["bytes"]["total"]
+        return json.loads(plan_command("--profile", large_profile, *options, "--json")[1])["bytes"]["total"]
 
     assert total("--batch", 8) > total() > total("--length", 512)
     assert total("--no-checkpointing") > total()
     assert total("--quant", "none") - total() > 9 * GIB
-    assert json.loads(anita("--profile", large_profile, "--r", 64, "--json")[1])["trainable_parameters"] == 167_772_160
+    assert (
+        json.loads(plan_command("--profile", large_profile, "--r", 64, "--json")[1])["trainable_parameters"]
+        == 167_772_160
+    )
 
 
-def test_the_table_shows_parts_headroom_and_what_is_not_measured(anita):
-    code, out, _ = anita("--model", LLAMA, "--price", 2)
+def test_the_table_shows_parts_headroom_and_what_is_not_measured(plan_command):
+    code, out, _ = plan_command("--model", LLAMA, "--price", 2)
     assert code == 0
     for text in ("in 4 bits", "3.35", "41,943,040", "headroom", "A100-40", "validated on:", "time: not measured"):
         assert text in out
@@ -324,12 +317,12 @@ def test_a_trained_stage_of_the_same_profile_gives_its_speed(runs):
     assert measured_speed(other, "dpo", job_of(other, "dpo")) is None
 
 
-def test_the_figure_stacks_the_parts(anita, tmp_path):
+def test_the_figure_stacks_the_parts(plan_command, tmp_path):
     from matplotlib.figure import Figure
 
     from anita_utils.plots import memory_bars
 
-    assert anita("--model", LLAMA, "--figure", tmp_path / "plan.png", "--json")[0] == 0
+    assert plan_command("--model", LLAMA, "--figure", tmp_path / "plan.png", "--json")[0] == 0
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     parts = bytes_by_part(T4)
     axes = memory_bars(Figure().subplots(), {"one": parts, "two": parts}, {"T4": 14.74})
@@ -358,9 +351,9 @@ def test_the_figure_stacks_the_parts(anita, tmp_path):
         (("--model", LLAMA, "--figure", "nowhere/plan.png"), "nowhere/plan.png cannot be written"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(anita, monkeypatch, tmp_path, arguments, message):
+def test_mistakes_are_one_line_and_exit_2(plan_command, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    code, out, err = anita(*arguments)
+    code, out, err = plan_command(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith(f"anita: {message}")
     assert err.count("\n") == 1
