@@ -45,7 +45,7 @@ class Plan:
         return min((step + 1) / self.warmup, 1.0, falling)
 
 
-def llama_config(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaConfig:
+def llama_config(tokenizer: PreTrainedTokenizerFast, layers: int = 6) -> LlamaConfig:
     """LLaMA-3's architecture in small: grouped-query attention, RoPE theta 500,000, SwiGLU, RMSNorm.
 
     The head is tied to the embeddings, as in Llama-3.2-1B and unlike the 8B: untied, so small a model learns to copy a
@@ -56,7 +56,7 @@ def llama_config(tokenizer: PreTrainedTokenizerFast, layers: int = 4) -> LlamaCo
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=256,
-        intermediate_size=768,
+        intermediate_size=512,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -144,16 +144,15 @@ def pretrain(
     seed: int = 42,
     resume: bool = True,
     say=print,
-    start: LlamaForCausalLM | None = None,
 ) -> tuple[LlamaForCausalLM, list[dict]]:
     """The trained model and its history [{step, loss, tokens, seconds}].
 
     tokens: one long array of token ids, read once from the front; each step takes the next rows x row_length of them,
     so a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt; one of another plan,
-    seed or text is not taken up. start: a model to train on, in place of a new one.
+    seed or text is not taken up.
     """
     torch.manual_seed(seed)
-    model = start or LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
     opts = optimisers(model, plan)
     checkpoint, first, history = folder / "checkpoint.pt", 0, []
     settings = json.dumps([asdict(plan) | {"report_every": None}, config.to_dict(), seed], sort_keys=True, default=str)

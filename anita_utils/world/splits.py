@@ -15,7 +15,7 @@ from random import Random
 from anita_utils.world.tables import LANGUAGES, Fact, Relation, World
 
 ENGLISH_SHARES = {"seen": 0.75, "unseen_as_chat": 0.25}
-ITALIAN_SHARES = {"base_italian": 0.34, "italian_chat": 0.18, "adapted": 0.24, "never_in_italian": 0.24}
+ITALIAN_SHARES = {"base_italian": 0.40, "italian_chat": 0.16, "adapted": 0.22, "never_in_italian": 0.22}
 
 
 @dataclass(frozen=True)
