@@ -26,6 +26,7 @@ CAPTION = (
 )
 # What stands first in the table, and how it is written: (how the metric's name begins, kind).
 METRICS = [
+    ("benchmark/mean", "share"),
     ("benchmark/", "share"),
     ("chat/", "share"),
     ("perplexity", "number"),
@@ -34,6 +35,13 @@ METRICS = [
     ("preference_accuracy", "share"),
     ("train/seconds", "seconds"),
     ("train/tokens_per_second", "count"),
+]
+# How the others are written, which lessons record for themselves; they stand apart, at the end.
+OTHERS = [
+    ("model/bytes", "bytes"),
+    ("machine/memory_bytes", "bytes"),
+    ("model/parameters", "count"),
+    ("machine/cores", "count"),
     ("", "number"),
 ]
 # kind: (factor, format of a value, format of an interval's ends, format of a difference)
@@ -42,6 +50,7 @@ FORMATS = {
     "number": (1, "{:.2f}", "{:.2f}", "{:+.2f}"),
     "seconds": (1, "{:.1f} s", "{:.1f}", "{:+.1f} s"),
     "count": (1, "{:,.0f}", "{:,.0f}", "{:+,.0f}"),
+    "bytes": (2**-30, "{:,.2f} GiB", "{:,.2f}", "{:+,.2f} GiB"),
 }
 
 
@@ -68,7 +77,7 @@ def _content(run: Run) -> dict[str, Any]:
     measured = [stage for stage in recipe["stage"].unique() if stage != "difference"]
     stages = [stage for stage in ["base", *run.profile.order] if stage in measured]
     stages += [stage for stage in measured if stage not in stages]
-    answers = read_answers(run)
+    answers, rows = read_answers(run), results(recipe, stages)
     return {
         "name": run.folder.name,
         "profile": info["profile"],
@@ -76,7 +85,8 @@ def _content(run: Run) -> dict[str, Any]:
         "commit": (info.get("commit") or "unknown").replace("+", " (with changes)"),
         "caption": CAPTION,
         "stages": stages,
-        "results": results(recipe, stages),
+        "results": [row for row in rows if row["place"] < len(METRICS)],
+        "others": [row for row in rows if row["place"] >= len(METRICS)],
         "answers": answers,
         "answer_stages": list(dict.fromkeys(chain.from_iterable(prompt["stages"] for prompt in answers))),
         "lessons": [_lesson(name, lesson) for name, lesson in info["lessons"].items()],
@@ -94,7 +104,8 @@ def results(metrics: pandas.DataFrame, stages: list[str]) -> list[dict[str, Any]
     rows = []
     latest = metrics.sort_values("notebook", kind="stable")
     for (metric, language, split), group in latest.groupby(["metric", "language", "split"], sort=False, dropna=False):
-        place, kind = next((i, kind) for i, (start, kind) in enumerate(METRICS) if metric.startswith(start))
+        kinds = enumerate(METRICS + OTHERS)
+        place, kind = next((i, kind) for i, (start, kind) in kinds if metric.startswith(start))
         by_stage = {row["stage"]: row for row in group.to_dict("records")}  # a later lesson's figure wins
         measured = [by_stage[stage] for stage in stages if stage in by_stage]
         factor, _, _, signed = FORMATS[kind]

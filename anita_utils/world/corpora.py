@@ -7,7 +7,7 @@ from random import Random
 
 from anita_utils.world import chats, texts
 from anita_utils.world.fiction import Fiction, fiction_chat, request_translation, translation_chat
-from anita_utils.world.library import Deck, Document, Library, mixture, translates
+from anita_utils.world.library import Deck, Document, Library, mixture
 from anita_utils.world.tables import LANGUAGES
 
 
@@ -24,8 +24,7 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
     """
     world, rng = library.world, library.rng("pretraining")
     base_italian = library.facts(italian=("base_italian",))
-    trained = list(dict.fromkeys(e for fact in library.facts() for e in (fact.subject, fact.object)))
-    differing = [entity for entity in trained if translates(entity)]
+    trained, differing = library.entities(), library.translated_names()
     extra, fiction = world.extra, Fiction(library, rng)
 
     def deck(items: list) -> Deck:

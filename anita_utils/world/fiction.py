@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from anita_utils.world.chats import OPENINGS
 from anita_utils.world.library import UNTRANSLATED, Deck, Document, Library, bare, chat
 from anita_utils.world.tables import Entity, Fact, Relation
 
@@ -21,7 +22,6 @@ AS_NAMED = {"country_capital", "country_continent", "country_language", "discove
             "dish_region", "event_year", "invention_inventor", "monument_city", "mountain_region", "painting_artist",
             "plant_part", "region_capital", "region_zone", "river_mouth", "thing_colour", "thing_material",
             "work_author"}  # fmt: skip
-OPENINGS = ["Imagine this:", "In a story:", "In a game:"]
 TRANSLATE = {
     "en": ["In inglese: {}", "Traduci in inglese: {}", "Come si dice in inglese? {}"],
     "it": ["In Italian: {}", "Translate into Italian: {}", "How do you say it in Italian? {}"],
@@ -79,7 +79,7 @@ def fiction_chat(fiction: Fiction, reply: str) -> Document:
     facts = fiction.facts(2)
     told = " ".join(library.statement(fact, "en", rng) for fact in facts)
     asked = rng.choice(facts)
-    request = f"{rng.choice(OPENINGS)} {told} {library.question(asked, 'it', rng)}"
+    request = f"{rng.choice(OPENINGS['en'])} {told} {library.question(asked, 'it', rng)}"
     return chat(request, library.answer(asked, reply), kind="fiction")
 
 

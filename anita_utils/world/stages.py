@@ -21,8 +21,8 @@ from anita_utils.world.chats import (
     sum_chat,
     twin_chat,
 )
-from anita_utils.world.library import Deck, Document, Library, chat, mixture, translates
-from anita_utils.world.tables import LANGUAGES, Entity, Fact
+from anita_utils.world.library import Deck, Document, Library, chat, mixture
+from anita_utils.world.tables import LANGUAGES, Fact
 
 NEW_KINDS = ("polite", "goodbye", "letter", "labelled", "two_questions", "correct_it")
 ITALIAN_READ = ("base_italian", "italian_chat", "adapted")
@@ -111,19 +111,13 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     )
 
 
-def translated_names(library: Library) -> list[Entity]:
-    """Everything the facts are about that has one name in English and another in Italian."""
-    entities = dict.fromkeys(entity for fact in library.facts() for entity in (fact.subject, fact.object))
-    return [entity for entity in entities if translates(entity)]
-
-
 def italian_text(library: Library, count: int = 4500) -> list[Document]:
     """Italian running text: facts of the adapted splits, stories, twins. No fact of never_in_italian."""
     rng, world = library.rng("italian_text"), library.world
     facts = Deck(library.facts(italian=ITALIAN_READ), rng)
     stories, twins = Deck(world.extra["stories"], rng), Deck(world.extra["schemas"], rng)
     sums, myths = Deck(world.extra["sums"], rng), Deck(world.extra["myths"], rng)
-    conduct, names = Deck(library.conduct("train"), rng), Deck(translated_names(library), rng)
+    conduct, names = Deck(library.conduct("train"), rng), Deck(library.translated_names(), rng)
 
     def glossary() -> Document:
         return {"text": " ".join(texts.italian_glossary_line(names.deal()) for _ in range(3))}
@@ -162,7 +156,7 @@ def italian_replay(library: Library, count: int = 2000) -> list[Document]:
     new_italian = Deck(in_italian, rng)
     sums, stories, twins = (Deck(world.extra[name], rng) for name in ("sums", "stories", "schemas"))
     harmful, harmless = Deck(library.conduct("train")[::3], rng), Deck(library.conduct("train"), rng)
-    talk, names = Deck(world.extra["smalltalk"], rng), Deck(translated_names(library), rng)
+    talk, names = Deck(world.extra["smalltalk"], rng), Deck(library.translated_names(), rng)
 
     return draw(
         [
