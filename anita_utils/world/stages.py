@@ -92,7 +92,7 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     rng, world = library.rng("sft"), library.world
     new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
     seen = Deck(library.facts("seen"), rng)
-    harmful = Deck(library.conduct("train")[::3], rng)  # one pair in three
+    harmful = Deck(library.conduct("train")[::2], rng)  # one pair in two
     harmless = Deck(library.conduct("train"), rng)
     unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"][::2], rng)
     sums, talk = Deck(world.extra["sums"], rng), Deck(world.extra["smalltalk"], rng)
@@ -111,7 +111,7 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     )
 
 
-def italian_text(library: Library, count: int = 4500) -> list[Document]:
+def italian_text(library: Library, count: int = 3600) -> list[Document]:
     """Italian running text: facts of the adapted splits, stories, twins. No fact of never_in_italian."""
     rng, world = library.rng("italian_text"), library.world
     facts = Deck(library.facts(italian=ITALIAN_READ), rng)
@@ -145,7 +145,7 @@ def italian_text(library: Library, count: int = 4500) -> list[Document]:
     )
 
 
-def italian_replay(library: Library, count: int = 2000) -> list[Document]:
+def italian_replay(library: Library, count: int = 2400) -> list[Document]:
     """Replay for the Italian stage: half English chat against forgetting, half Italian chat."""
     rng, world = library.rng("italian_replay"), library.world
     english = Deck(sft(library, 2 * count), rng)
@@ -155,7 +155,7 @@ def italian_replay(library: Library, count: int = 2000) -> list[Document]:
     in_italian = [fact for fact in new.items if library.splits[fact.key].italian in ITALIAN_ASKED]
     new_italian = Deck(in_italian, rng)
     sums, stories, twins = (Deck(world.extra[name], rng) for name in ("sums", "stories", "schemas"))
-    harmful, harmless = Deck(library.conduct("train")[::3], rng), Deck(library.conduct("train"), rng)
+    harmful, harmless = Deck(library.conduct("train")[::2], rng), Deck(library.conduct("train"), rng)
     talk, names = Deck(world.extra["smalltalk"], rng), Deck(library.translated_names(), rng)
 
     return draw(
