@@ -199,6 +199,10 @@ def _exporter_class():
             return fallback
 
     class Renderer(IPythonRenderer):
+        def image(self, text, url, title=None):
+            """A picture; but one from the network, such as a badge, becomes its words."""
+            return text if url.startswith(("http://", "https://")) else super().image(text, url, title)
+
         def block_math(self, body):
             return mathml(body, "block", super().block_math(body))
 

@@ -119,6 +119,12 @@ def test_formulas_the_converter_does_not_know_stay_readable():
     assert 'display="block"' in page
 
 
+def test_a_badge_becomes_words_where_nothing_is_loaded():
+    page = lesson_html(new_notebook(cells=[new_markdown_cell("[![Open](https://x.org/b.svg)](https://x.org/a)")]), "t")
+    assert '<a href="https://x.org/a">Open</a>' in page
+    assert not REMOTE.search(page.partition("<body")[2])
+
+
 def test_resume_leaves_out_what_is_done_and_unchanged(tmp_path, runs):
     lessons = tmp_path / "notebooks"
     write_lesson(lessons, "00_first", "1")
