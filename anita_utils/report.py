@@ -216,9 +216,8 @@ def _exporter_class():
         @jinja2.pass_context
         def markdown2html(self, context, source):
             attachments = context.get("cell", {}).get("attachments", {})
-            renderer = Renderer(
-                escape=False, attachments=attachments, embed_images=True, anchor_link_text=self.anchor_link_text
-            )
+            # embed_images would parse raw HTML piece by piece, and so close each <details> where it opens
+            renderer = Renderer(escape=False, attachments=attachments, anchor_link_text=self.anchor_link_text)
             return MarkdownWithMath(renderer=renderer).render(source)
 
     return LessonExporter

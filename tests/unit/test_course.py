@@ -125,6 +125,13 @@ def test_a_badge_becomes_words_where_nothing_is_loaded():
     assert not REMOTE.search(page.partition("<body")[2])
 
 
+def test_what_folds_up_stays_within_its_fold():
+    text = "<details><summary>Answer</summary>\n\nIt *is*<br><sub>so</sub>.\n\n</details>"
+    page = lesson_html(new_notebook(cells=[new_markdown_cell(text)]), "t").partition("<body")[2]
+    fold = page[page.index("<details>") : page.index("</details>")]
+    assert re.search(r"<em>is</em><br/?><sub>so</sub>\.", fold)
+
+
 def test_resume_leaves_out_what_is_done_and_unchanged(tmp_path, runs):
     lessons = tmp_path / "notebooks"
     write_lesson(lessons, "00_first", "1")
