@@ -1,6 +1,7 @@
 # make course   install into .venv, run the lessons, write runs/latest/index.html
 # make test     install into .venv, run all tests and the linter
 # make lab      install into .venv, open the lessons in JupyterLab
+# make colab-check   hold what Colab's set-up installs against what Colab has; asks the package index, installs nothing
 #
 # PYTHON=python3.12 chooses the interpreter, ARGS="--only 02" is handed on to the command.
 
@@ -9,7 +10,7 @@ ARGS ?=
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: course test lint lab
+.PHONY: course test lint lab colab-check
 
 course: $(INSTALLED)
 	$(VENV)/bin/anita course $(ARGS)
@@ -22,6 +23,9 @@ lint: $(INSTALLED)
 
 lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab notebooks
+
+colab-check: $(INSTALLED)
+	$(VENV)/bin/python scripts/check_colab.py --pip
 
 # The stamp is newer than what it was installed from, so a second call installs nothing and needs no network.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -121,6 +121,12 @@ class Profile(Section):
     seed: int = Field(42, ge=0, description="The seed of everything that is drawn at random.")
 
     _source: str = PrivateAttr("profile")  # the file, for messages
+    _file: Path | None = PrivateAttr(None)
+
+    @property
+    def file(self) -> Path | None:
+        """The file it was read from, if any; the comments in it name the source of each value."""
+        return self._file
 
     @model_validator(mode="before")
     @classmethod
@@ -203,7 +209,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise AnitaError(f"{shown(file)} is not YAML ({' '.join(str(error).split())}): correct that line") from error
     if not isinstance(values, dict):
         raise AnitaError(f"{shown(file)} holds no keys: start from {shown(PROFILES / 'cpu.yaml')}")
-    return parse_profile(values, shown(file))
+    profile = parse_profile(values, shown(file))
+    profile._file = file.absolute()
+    return profile
 
 
 def parse_profile(values: dict, source: str) -> Profile:

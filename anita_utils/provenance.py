@@ -16,7 +16,7 @@ import pandas
 import yaml
 
 from anita_utils.hub import data_dir
-from anita_utils.profile import Profile, load_profile, profile_file
+from anita_utils.profile import Profile, load_profile
 
 FIRST, LAST = "authors at first upload", "authors' last script"
 UNKNOWN = "not confirmed"
@@ -71,15 +71,17 @@ def _values(node: yaml.MappingNode, path: str = "") -> Iterator[tuple[str, yaml.
             yield name, value
 
 
-def settings_table(profile: str | Path) -> pandas.DataFrame:
-    """The authors' settings and those of a profile, by its name or file: three columns, each with value and source.
+def settings_table(profile: str | Path | Profile) -> pandas.DataFrame:
+    """The authors' settings and those of a profile, or its name or file: three columns, each with value and source.
 
     What the authors' sources do not state reads "not confirmed"; what we conclude from them is marked "(inferred)".
     """
     facts = pandas.read_csv(data_dir() / "paper" / "hyperparameters.csv", dtype=str, keep_default_na=False)
     facts["value"] = facts["value"].where(facts.certainty != "inferred", facts["value"] + " (inferred)")
     facts["value"] = facts["value"].where(facts.certainty != UNKNOWN, UNKNOWN)
-    ours, loaded, said = f"ours ({Path(profile).stem})", load_profile(profile), comments(profile_file(profile))
+    loaded = profile if isinstance(profile, Profile) else load_profile(profile)
+    said = comments(loaded.file) if loaded.file else {}
+    ours = f"ours ({loaded.file.stem if loaded.file else loaded.name})"
     rows = {}
     for (stage, parameter), pair in facts.groupby(["stage", "parameter"], sort=False):
         row = pair.set_index("column")[["value", "source"]]

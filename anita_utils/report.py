@@ -210,6 +210,10 @@ def _exporter_class():
             return fallback
 
     class Renderer(IPythonRenderer):
+        def image(self, text, url, title=None):
+            """A picture; but one from the network, such as a badge, becomes its words."""
+            return text if url.startswith(("http://", "https://")) else super().image(text, url, title)
+
         def block_math(self, body):
             return mathml(body, "block", super().block_math(body))
 
@@ -223,9 +227,8 @@ def _exporter_class():
         @jinja2.pass_context
         def markdown2html(self, context, source):
             attachments = context.get("cell", {}).get("attachments", {})
-            renderer = Renderer(
-                escape=False, attachments=attachments, embed_images=True, anchor_link_text=self.anchor_link_text
-            )
+            # embed_images would parse raw HTML piece by piece, and so close each <details> where it opens
+            renderer = Renderer(escape=False, attachments=attachments, anchor_link_text=self.anchor_link_text)
             return MarkdownWithMath(renderer=renderer).render(source)
 
     return LessonExporter

@@ -1,13 +1,18 @@
 """What can be told of the lessons without running them. Each rule is also tried on a lesson that breaks it."""
 
 import ast
+import builtins
 import re
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from anita_utils import REPOSITORY
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 # Every lesson there is, by name: one that appears or vanishes without this list is a failure.
@@ -20,6 +25,15 @@ LESSONS = [
     "05_evaluation",
 ]
 PARAMETERS = {"profile", "run", "seed"}
+# What every lesson has after its parameters: nothing happens but on Colab.
+SETUP = f"""import os
+import sys
+
+if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:  # everywhere else this cell does nothing
+    if not os.path.isdir("course"):
+        !git clone --quiet --depth 1 {REPOSITORY} course
+    %run course/scripts/colab.py"""
+COLAB = "https://colab.research.google.com"
 MEDIAN_LINES = 12
 ABSOLUTE = re.compile(r"(?<![\w.:~/<-])/(?:home|root|Users|tmp|work|mnt|var|opt|usr|content)/[\w.]|\b[A-Z]:\\\\?[A-Z]")
 
@@ -28,14 +42,16 @@ def problems(notebook):
     """What is wrong with a lesson, a line for each finding."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     found = parameter_problems(cells)
+    if [cell.source for cell in cells].count(SETUP) != 1 or cells[1].source != SETUP or cells[1].outputs:
+        found.append("the second code cell, and it alone, is to be the set-up for Colab, without outputs")
     if "widgets" in notebook.metadata:
         found.append("widget state is stored")
     for number, cell in enumerate(cells, start=1):
         found += [f"code cell {number}: {problem}" for problem in cell_problems(cell, number)]
     if not any(cell.outputs for cell in cells):
         found.append("no outputs are stored")
-    lines = [len(cell.source.strip().splitlines()) for cell in cells]
-    if cells and statistics.median(lines) > MEDIAN_LINES:
+    lines = [len(cell.source.strip().splitlines()) for cell in cells if cell.source != SETUP]
+    if lines and statistics.median(lines) > MEDIAN_LINES:
         found.append(f"the median code cell has {statistics.median(lines)} lines")
     if ABSOLUTE.search("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")):
         found.append("an absolute path in the text")
@@ -61,7 +77,7 @@ def parameter_problems(cells):
 
 def cell_problems(cell, number):
     """The problems of one code cell, the `number`th."""
-    code = re.sub(r"^\s*[%!].*$", "pass", cell.source, flags=re.MULTILINE)  # magics and shell lines are not Python
+    code = re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.MULTILINE)  # magics and shell lines are not Python
     try:
         ast.parse(code)
     except SyntaxError as error:
@@ -97,20 +113,26 @@ def test_the_lessons_have_no_problems():
 
 
 def lesson(
-    source="print(1)", outputs=None, count=2, parameters='profile = "cpu"\nrun = "latest"\nseed = 42', **metadata
+    source="print(1)",
+    outputs=None,
+    count=3,
+    parameters='profile = "cpu"\nrun = "latest"\nseed = 42',
+    setup=SETUP,
+    **metadata,
 ):
     """A lesson without fault, but for what the arguments change."""
     outputs = [new_output("stream", text="1\n")] if outputs is None else outputs
     first = new_code_cell(parameters, metadata={"tags": ["parameters"]}, execution_count=1)
-    second = new_code_cell(source, outputs=outputs, execution_count=count)
-    return new_notebook(
-        cells=[new_markdown_cell("# Text, see a/home/b and https://x.org/tmp/a"), first, second], metadata=metadata
-    )
+    second = new_code_cell(setup, execution_count=2)
+    third = new_code_cell(source, outputs=outputs, execution_count=count)
+    text = new_markdown_cell("# Text, see a/home/b and https://x.org/tmp/a")
+    return new_notebook(cells=[text, first, second, third], metadata=metadata)
 
 
 def test_a_good_lesson_has_no_problems():
     assert problems(lesson()) == []
     assert problems(lesson("%matplotlib inline\n!ls\nx = 1")) == []
+    assert problems(lesson("if True:\n    %matplotlib inline\nx = 1")) == []
 
 
 @pytest.mark.parametrize(
@@ -118,7 +140,7 @@ def test_a_good_lesson_has_no_problems():
     [
         (lesson("print("), "does not parse"),
         (lesson("from huggingface_hub import login\nlogin()"), r"login\(\)"),
-        (lesson(count=3), "execution count 3"),
+        (lesson(count=4), "execution count 4"),
         (lesson(count=None), "execution count None"),
         (lesson(outputs=[]), "no outputs"),
         (lesson(outputs=[new_output("error", ename="ValueError", evalue="", traceback=[])]), "an error is stored"),
@@ -131,6 +153,9 @@ def test_a_good_lesson_has_no_problems():
         (lesson("\n".join(["x = 1"] * 40)), "median"),
         (lesson(parameters='profile = "cpu"\nrun = "latest"'), r"no parameter \['seed'\]"),
         (lesson(parameters='profile = "cpu"\nrun = "latest"\nseed = int("42")'), "not a plain value"),
+        (lesson(setup=SETUP.replace("course", "kit")), "set-up for Colab"),
+        (lesson(source=SETUP), "set-up for Colab"),
+        (lesson("if True:\n    %matplotlib inline\n  x = 1"), "does not parse"),
         (new_notebook(cells=[new_code_cell("1", execution_count=1)]), "tagged 'parameters'"),
         (new_notebook(), "tagged 'parameters'"),
     ],
@@ -145,3 +170,38 @@ def test_the_parameters_come_first_and_once():
     twice.cells.append(twice.cells[1])
     for bad in (late, twice):
         assert any("tagged 'parameters'" in problem for problem in problems(bad))
+
+
+@pytest.mark.parametrize(
+    ("environment", "present", "called"),
+    [
+        ({}, False, []),
+        ({"COLAB_RELEASE_TAG": "x"}, False, [f"git clone --quiet --depth 1 {REPOSITORY} course", "run colab.py"]),
+        ({"COLAB_RELEASE_TAG": "x"}, True, ["run colab.py"]),
+    ],
+)
+def test_the_setup_cell_acts_on_colab_alone(environment, present, called, tmp_path, monkeypatch):
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    if present:
+        (tmp_path / "course").mkdir()
+    calls = []
+    shell = SimpleNamespace(
+        system=calls.append, run_line_magic=lambda magic, line: calls.append(f"{magic} {Path(line).name}")
+    )
+    monkeypatch.setattr(builtins, "get_ipython", lambda: shell, raising=False)
+    exec(TransformerManager().transform_cell(SETUP), {})  # as IPython reads a cell
+    assert calls == called
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_a_badge_opens_the_lesson_itself_on_colab(name):
+    place = f"{REPOSITORY.removeprefix('https://')}/blob/main/notebooks/{name}.ipynb".replace("github.com", "github")
+    badge = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/{place})"
+    first = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[0]
+    assert first.cell_type == "markdown" and first.source.count(COLAB + "/github") == 1
+    assert first.source.splitlines()[2] == badge
+    rows = [line for line in (NOTEBOOKS.parent / "README.md").read_text("utf-8").splitlines() if badge in line]
+    assert len(rows) == 1 and f"(notebooks/{name}.ipynb)" in rows[0]

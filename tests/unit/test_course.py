@@ -119,6 +119,19 @@ def test_formulas_the_converter_does_not_know_stay_readable():
     assert 'display="block"' in page
 
 
+def test_a_badge_becomes_words_where_nothing_is_loaded():
+    page = lesson_html(new_notebook(cells=[new_markdown_cell("[![Open](https://x.org/b.svg)](https://x.org/a)")]), "t")
+    assert '<a href="https://x.org/a">Open</a>' in page
+    assert not REMOTE.search(page.partition("<body")[2])
+
+
+def test_what_folds_up_stays_within_its_fold():
+    text = "<details><summary>Answer</summary>\n\nIt *is*<br><sub>so</sub>.\n\n</details>"
+    page = lesson_html(new_notebook(cells=[new_markdown_cell(text)]), "t").partition("<body")[2]
+    fold = page[page.index("<details>") : page.index("</details>")]
+    assert re.search(r"<em>is</em><br/?><sub>so</sub>\.", fold)
+
+
 def test_resume_leaves_out_what_is_done_and_unchanged(tmp_path, runs):
     lessons = tmp_path / "notebooks"
     write_lesson(lessons, "00_first", "1")

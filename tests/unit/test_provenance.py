@@ -4,7 +4,7 @@ import pandas
 import pytest
 
 from anita_utils.hub import data_dir
-from anita_utils.profile import PROFILES, load_profile
+from anita_utils.profile import PROFILES, Profile, load_profile
 from anita_utils.provenance import FIRST, LAST, UNKNOWN, comments, markdown, settings_table
 
 NAMES = sorted(file.stem for file in PROFILES.glob("*.yaml"))
@@ -59,6 +59,13 @@ def test_a_profile_that_says_nothing_is_told_apart(tmp_path):
     file.write_text("\n".join(line.partition(" #")[0] for line in lines if not line.lstrip().startswith("#")), "utf-8")
     mine = settings_table(file)["ours (mine)"]
     assert mine.loc[("sft", "batch_size")].tolist() == ["4", "ours: the profile gives no source"]
+
+
+def test_a_loaded_profile_keeps_its_sources(table):
+    profile = load_profile("h100")
+    assert settings_table(profile).equals(table)
+    unread = settings_table(Profile.model_validate(profile.model_dump()))["ours (h100)"]
+    assert unread.loc[("sft", "lora.r")].tolist() == ["16", "ours: the profile gives no source"]
 
 
 def test_comments_are_read_over_several_lines(tmp_path):
