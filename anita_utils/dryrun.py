@@ -70,8 +70,10 @@ def attempts(profile: Profile) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"{name}, trainer", lambda stage=stage: configuration(stage)
         yield f"{name}, adapter", lambda stage=stage: adapter(stage)
     yield "tokenizer", lambda: f"{SHIPPED_BASE}'s" + ", as the profile's own is on the Hub" * on_hub(profile.model.base)
-    for corpus in dict.fromkeys([*profile.datasets, *(c for name in profile.order for c in profile.stages[name].data)]):
-        yield corpus, lambda corpus=corpus: batch_of(profile, corpus)
+    named = [(corpus, name) for name in profile.order for corpus in profile.stages[name].data]
+    others = [(corpus, None) for corpus in profile.datasets if corpus not in dict(named)]
+    for corpus, name in named + others:
+        yield corpus, lambda corpus=corpus, name=name: batch_of(profile, corpus, name)
     yield "memory", lambda: memory_fits(profile)
 
 
@@ -129,12 +131,15 @@ def adapter(stage: Stage) -> str:
     return f"r = {stage.settings.lora.r}: {count:,} weights to train"
 
 
-def batch_of(profile: Profile, corpus: str) -> str:
-    """One batch of a corpus, masked and collated by the code that trains on it."""
+def batch_of(profile: Profile, corpus: str, name: str | None) -> str:
+    """One batch of a corpus for the stage of that name, masked and collated by the code that trains on it.
+
+    name: None for an alternative that no stage names: then it is one that takes such rows.
+    """
     if corpus in profile.datasets and not fixture(corpus):
         return "no fixture: its columns are not tried"
     run = without_hub(profile)
-    name = taker(run.profile, corpus)
+    name = name or taker(run.profile, corpus)
     settings = run.profile.stages[name].model_copy(update={"data": [corpus], "examples": SAMPLE})
     stage = Stage(run, name, settings, "base", "", "")
     ids, scored = (preference_batch if name == "dpo" else packed_batch)(stage)
@@ -142,10 +147,7 @@ def batch_of(profile: Profile, corpus: str) -> str:
 
 
 def taker(profile: Profile, corpus: str) -> str:
-    """The stage that names the corpus or, of an alternative that none names, one that takes its rows."""
-    named = [name for name in profile.order if corpus in profile.stages[name].data]
-    if named:
-        return named[0]
+    """A stage that takes the corpus's rows: DPO for pairs."""
     pairs = "chosen" in next(hub_rows(corpus, profile.datasets[corpus]))
     return next(name for name in profile.stages if (name == "dpo") == pairs)
 
