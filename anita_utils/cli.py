@@ -42,8 +42,24 @@ def course(
     resume: Annotated[bool, typer.Option("--resume", help="Leave out the lessons this run has already done.")] = False,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds after which a cell counts as hung.")] = 600,
     update: Annotated[bool, typer.Option("--update", help="Write the outputs back into the lessons.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="The profile's lessons with the shipped model and data, in a few steps.")
+    ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="No lessons: try all of the profile but weights, data sets and GPU.")
+    ] = False,
 ) -> None:
     """Run the lessons in order and write runs/NAME/index.html."""
+    if update + rehearse + dry > 1:
+        raise AnitaError("--update, --rehearse and --dry-run exclude each other: give one of them")
+    if dry:
+        from anita_utils.dryrun import dry_run
+
+        raise typer.Exit(dry_run(profile))
+    if rehearse:
+        from anita_utils.rehearsal import rehearse_course
+
+        raise typer.Exit(rehearse_course(profile, run, seed, only or [], resume, timeout))
     from anita_utils.course import run_course
 
     raise typer.Exit(run_course(profile, run, seed, only or [], resume, timeout, update))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from anita_utils.record import runs_dir
+from anita_utils.record import environment, runs_dir
 
 
 @dataclass
@@ -52,8 +51,10 @@ def execute(notebook: Path, output: Path, parameters: dict, timeout: int, on_cel
 
     output.parent.mkdir(parents=True, exist_ok=True)
     failure = None
+    # What the kernels must agree on with this process: where the runs are, and which environment python3 means
+    agreed = {"ANITA_RUNS": str(runs_dir()), "JUPYTER_PREFER_ENV_PATH": "1"}
     start = time.monotonic()
-    with _kernel_environment(), watch_memory() as peak:
+    with environment(**agreed), watch_memory() as peak:
         try:
             papermill.execute_notebook(
                 str(notebook),
@@ -128,19 +129,6 @@ def watch_memory(interval: float = 0.2) -> Iterator[Callable[[], int]]:
     finally:
         over.set()
         thread.join()
-
-
-@contextmanager
-def _kernel_environment() -> Iterator[None]:
-    """What the kernels must agree on with this process: where the runs are, and which environment python3 means."""
-    settings = {"ANITA_RUNS": str(runs_dir()), "JUPYTER_PREFER_ENV_PATH": "1"}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def clock(seconds: float) -> str:

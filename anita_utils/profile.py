@@ -29,6 +29,7 @@ ORDERS = {
     "paper": ["sft", "dpo"],  # the paper's abstract, where SFT is on English and Italian
     "journal": ["sft", "dpo", "italian"],  # the journal's abstract, and an author's answer (HF#1): SFT on English
 }
+REHEARSAL = "rehearsal-"  # how the profile begins that `anita_utils.rehearsal` makes of another
 BF16_CAPABILITY = (8, 0)  # Ampere; torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated (a T4)
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # as torch.cpu.get_capabilities names them, x86 and ARM
 

@@ -10,6 +10,8 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,7 @@ import pandas
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anita_utils import AnitaError, checkout, shown
-from anita_utils.profile import Profile, detect_machine, load_profile, parse_profile
+from anita_utils.profile import REHEARSAL, Profile, detect_machine, load_profile, parse_profile
 
 RUN_NAME = re.compile(r"[\w][\w.-]*")
 RESERVED = {"latest", "cache"}  # other things that live in the folder of runs
@@ -35,6 +37,18 @@ def cache_dir() -> Path:
     """The folder of the cache that all runs share: `ANITA_CACHE` if set, else `cache/` beside the runs."""
     cache = os.environ.get("ANITA_CACHE")
     return Path(cache).expanduser().absolute() if cache else runs_dir() / "cache"
+
+
+@contextmanager
+def environment(**settings: str) -> Iterator[None]:
+    """Sets environment variables, for this process and those it starts, until the block ends."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def write_text(file: Path, text: str) -> None:
@@ -74,7 +88,7 @@ class Run:
 
     @classmethod
     def open(cls, name: str = "latest", profile: str | Path | Profile = "cpu", seed: int = 42) -> Run:
-        """Opens the run called `name`, making it if need be, and points `runs/latest` at it.
+        """Opens the run called `name`, making it if need be, and points `runs/latest` at it, unless it is a rehearsal.
 
         name: a folder's name under `runs/`. "latest" is the newest run if it has this profile, else a run called after
             the profile.
@@ -114,7 +128,8 @@ class Run:
                 "lessons": lessons,
             }
         )
-        _point_latest(run.folder)
+        if not profile.name.startswith(REHEARSAL):  # whose figures mean nothing
+            _point_latest(run.folder)
         return run
 
     @classmethod

@@ -14,9 +14,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
 from anita_utils.hub import SHIPPED_BASE, data_dir
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 HUB_NAMES = {
     "meta-llama/Meta-Llama-3-8B-Instruct": "llama-3-8b",
@@ -60,9 +64,8 @@ def config_file(model: str) -> Path:
     )
 
 
-@cache
-def architecture(model: str) -> Architecture:
-    """Counts the model's weights on the meta device, which takes no memory for them. Imports torch."""
+def meta_model(model: str) -> LlamaForCausalLM:
+    """The model with all its shapes and no weights, on the meta device. Imports torch."""
     import torch
     from huggingface_hub.errors import StrictDataclassError  # what LlamaConfig's own checks raise
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -75,11 +78,19 @@ def architecture(model: str) -> Architecture:
         for key in SIZES:
             if not isinstance(values[key], int) or values[key] < 1:
                 raise ValueError(f"{key} is {values[key]}")
-        config = LlamaConfig.from_dict(values)
         with torch.device("meta"):
-            built = LlamaForCausalLM(config)
+            return LlamaForCausalLM(LlamaConfig.from_dict(values))
     except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise AnitaError(f"{shown(file)} describes no Llama ({error!r}): restore the model's config.json") from error
+
+
+@cache
+def architecture(model: str) -> Architecture:
+    """Counts the model's weights on the meta device, which takes no memory for them. Imports torch."""
+    import torch
+
+    built = meta_model(model)
+    config = built.config
     per_rank, quantised = Counter(), 0
     for name, module in built.model.layers.named_modules():
         if isinstance(module, torch.nn.Linear):

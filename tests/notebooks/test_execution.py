@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import pandas
 import pytest
 
+from anita_utils.profile import load_profile
+
 ROOT = Path(__file__).parents[2]
 EXPECTED = Path(__file__).with_name("expected.csv")
 # Another CPU rounds otherwise, and a training amplifies it. The tolerances are well below the effects the lessons show:
 # shares may move by 6 points (effects of 20 and more), perplexities by a tenth (effects of 2 times and more).
 SHARE_TOLERANCE, PERPLEXITY_TOLERANCE = 0.06, 0.10
 KEYS = ["notebook", "stage", "metric", "language", "split"]
+# What a stage of a rehearsal takes from the profile as it is
+KEPT = ["lora", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "weight_decay", "schedule", "beta"]
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,66 @@ def test_a_lesson_runs_alone_under_plain_papermill(course, tmp_path, folder):
     assert done.returncode == 0, done.stderr[-3000:]
     recorded = Path(environment["ANITA_RUNS"]) / "alone" / "metrics.jsonl"
     assert {json.loads(line)["stage"] for line in recorded.read_text("utf-8").splitlines()} >= {"base", "sft"}
+
+
+@pytest.fixture(scope="module")
+def rehearsals(tmp_path_factory):
+    """An empty folder of runs, and the environment of commands that use it."""
+    runs = tmp_path_factory.mktemp("rehearsals")
+    environment = {**os.environ, "ANITA_RUNS": str(runs)}
+    environment.pop("ANITA_CACHE", None)
+    return runs, environment
+
+
+CHATML = """{% if messages[0]['role'] != 'system' %}<|im_start|>system
+Answer briefly.<|im_end|>
+{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def speaking_chatml(folder):
+    """The course's data, whose small model speaks ChatML with the marks of SmolLM2, as far as we know them.
+
+    Its words were never trained, so its answers are nothing; but the laptop's lessons see such a tokenizer first here.
+    """
+    folder.mkdir()
+    for entry in (ROOT / "data").iterdir():
+        (folder / entry.name).symlink_to(entry, target_is_directory=entry.is_dir())
+    model = folder / "tiny-llama-3-instruct"
+    model.unlink()
+    shutil.copytree(ROOT / "data" / model.name, model)
+    marks = {"begin_of_text": "im_start", "eot_id": "im_end", "end_of_text": "endoftext"}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (model / name).read_text("utf-8")
+        for llama, other in marks.items():
+            text = text.replace(f"<|{llama}|>", f"<|{other}|>")
+        values = json.loads(text)
+        if name == "tokenizer.json":
+            values["post_processor"] = None  # no mark is added to plain text
+        else:
+            values |= {"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+        (model / name).write_text(json.dumps(values), "utf-8")
+    (model / "chat_template.jinja").write_text(CHATML, "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["laptop", "colab-t4-1b", "colab-t4", "h100"])
+def test_every_lesson_is_rehearsed_under_the_profiles_of_other_machines(rehearsals, name, tmp_path):
+    """With the small model, the shipped data in the Hub's columns, and a few steps; all else is the profile's."""
+    runs, environment = rehearsals
+    if name == "laptop":
+        environment = environment | {"ANITA_DATA": str(speaking_chatml(tmp_path / "chatml"))}
+    command = [sys.executable, "-m", "anita_utils.cli", "course", "--profile", name, "--rehearse"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    folder, profile = runs / f"rehearsal-{name}", load_profile(name)
+    lessons = json.loads((folder / "run.json").read_text("utf-8"))["lessons"]
+    assert [lesson["status"] for lesson in lessons.values()] == ["done"] * 6
+    for stage in profile.order:
+        info = json.loads((folder / "models" / stage / "stage.json").read_text("utf-8"))
+        wanted = profile.stages[stage].model_dump()
+        assert {key: info["recipe"]["settings"][key] for key in KEPT} == {key: wanted[key] for key in KEPT}
+        assert 5 <= info["steps"] <= 100 and len(info["history"]) == info["steps"] // 5
+    assert {json.loads(line)["profile"] for line in (folder / "metrics.jsonl").open()} == {f"rehearsal-{name}"}
+    assert not (runs / "latest").exists()

@@ -1,17 +1,17 @@
 """Data sets in their own columns, read from fixtures by the path that also streams from the Hub."""
 
 import warnings
-from pathlib import Path
 
 import pytest
 
 from anita_utils import AnitaError, training
 from anita_utils.data import encode, read_jsonl
 from anita_utils.datasets_hub import adapter, fetch, preference, rows, turns
+from anita_utils.hub import data_dir
 from anita_utils.profile import HubData, load_profile
 from anita_utils.record import Run
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "datasets"
+FIXTURES = data_dir() / "fixtures"
 # data set on the Hub: its fixture, the columns of a row in the course's format, how many of the rows teach something
 KNOWN = {
     "HuggingFaceH4/ultrachat_200k": ("ultrachat_200k.jsonl", {"messages"}, 4),

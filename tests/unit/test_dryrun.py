@@ -1,0 +1,122 @@
+"""The dry run of every profile, and what it says of profiles that will not do."""
+
+import re
+
+import pytest
+import yaml
+
+from anita_utils.dryrun import fixture
+from anita_utils.profile import PROFILES, load_profile
+
+LARGE, SMALL, OPEN = (41_943_040, 167_772_160), (11_272_192, 45_088_768), (4_884_480, 19_537_920)
+# profile: trained weights at r = 16 and 64, the precision, the optimisers of SFT and DPO
+EXPECTED = {
+    "laptop": (OPEN, "fp32", "adamw_torch", "adamw_torch"),
+    "colab-t4-1b": (SMALL, "fp16", "paged_adamw_8bit", "adamw_8bit"),
+    "colab-t4": (LARGE, "fp16", "paged_adamw_8bit", "adamw_8bit"),
+    "h100": (LARGE, "bf16", "paged_adamw_8bit", "adamw_8bit"),
+}
+
+
+@pytest.fixture
+def dry_run(anita, monkeypatch, runs):
+    """Dry-runs a profile on a wide terminal; returns exit code and what was printed."""
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def call(profile):
+        code, out, err = anita("course", "--profile", profile, "--dry-run")
+        assert not runs.exists(), "a dry run leaves nothing behind"
+        return code, out + err
+
+    return call
+
+
+def changed(tmp_path, change):
+    """The file of the h100 profile after `change`."""
+    values = yaml.safe_load((PROFILES / "h100.yaml").read_text("utf-8"))
+    change(values)
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(values), "utf-8")
+    return file
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_profile_is_tried_without_its_weights(dry_run, name):
+    code, out = dry_run(name)
+    assert code == 0, out
+    counts, precision, sft, dpo = EXPECTED[name]
+    for stage, rank, count in (("sft", 16, counts[0]), ("italian", 64, counts[1]), ("dpo", 64, counts[1])):
+        assert re.search(rf"{stage}, adapter +│ r = {rank}: {count:,} weights to train", out), out
+    assert re.search(rf"sft, trainer +│ SFTConfig, {precision}, {sft}, .*linear", out)
+    assert re.search(rf"dpo, trainer +│ DPOConfig, {precision}, {dpo}, ", out)
+    assert "tiny-llama-3-instruct's, as the profile's own is on the Hub" in out
+    for corpus in load_profile(name).datasets:
+        batch = re.search(rf"{corpus} +│ (\w+): (\d) rows, a batch of (\d+) × (\d+) tokens, (\d+) of them scored", out)
+        stage, rows, height, width, scored = batch.groups()
+        assert 3 <= int(rows) <= 5 and 0 < int(scored) < int(height) * int(width)
+        assert stage == ("dpo" if "dpo" in corpus or "feedback" in corpus else "italian" if "mc4" in corpus else "sft")
+        assert int(height) == (2 * min(int(rows), load_profile(name).stages["dpo"].batch_size) if stage == "dpo" else 1)
+    assert re.search(r"total +│ +\d+\.\d\d +│ +\d+\.\d\d +│ +\d+\.\d\d", out)
+    assert "failed" not in out and "Warning" not in out
+
+
+def test_the_small_world_needs_no_stand_in(dry_run):
+    code, out = dry_run("cpu")
+    assert code == 0, out
+    assert re.search(r"dpo +│ dpo: 16 rows, a batch of 16 × ", out)
+    assert re.search(r"tokenizer +│ tiny-llama-3-instruct's +│", out)
+
+
+def test_left_out_rows_are_left_out_of_the_batch(dry_run):
+    """The fixture holds five pairs, two of them of the kinds that the smaller profiles switch off."""
+    assert re.search(r"mlabonne/orpo-dpo-mix-40k +│ dpo: 3 rows", dry_run("laptop")[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda v: v["stages"]["dpo"].update(optimizer="adamx"), r"dpo, trainer failed: .*adamx"),
+        (
+            lambda v: v["stages"]["sft"]["lora"].update(targets=["query"]),
+            r"sft, adapter failed: .*query",
+        ),
+        (lambda v: v["model"].update(base="some/one"), r"model failed: no architecture is known for model 'some/one'"),
+        (
+            lambda v: v["stages"]["dpo"].update(data=["gsarti/clean_mc4_it"]),
+            r"gsarti/clean_mc4_it failed: stages.dpo.data: gsarti/clean_mc4_it holds no preference pairs",
+        ),
+        (
+            lambda v: v["datasets"]["efederici/evol-dpo-ita"].update(without=["toxic-dpo"]),
+            r"efederici/evol-dpo-ita failed: datasets.efederici/evol-dpo-ita.without: .* set it to \[\]",
+        ),
+    ],
+)
+def test_a_failure_is_one_line_and_exit_1(dry_run, tmp_path, change, line):
+    code, out = dry_run(changed(tmp_path, change))
+    assert code == 1
+    assert re.search(rf"^{line}", out, re.MULTILINE), out
+    assert "Traceback" not in out
+
+
+def test_an_invalid_profile_is_refused_before_anything_is_tried(dry_run, tmp_path):
+    code, out = dry_run(changed(tmp_path, lambda v: v.update(precision="fp8")))
+    assert code == 2 and out.count("\n") == 1 and "mine.yaml: precision: 'fp8' will not do" in out
+
+
+def test_a_data_set_of_ones_own_is_said_not_to_be_tried(dry_run, tmp_path):
+    def own(values):
+        values["datasets"]["some/one"] = values["datasets"]["efederici/evol-dpo-ita"]
+
+    code, out = dry_run(changed(tmp_path, own))
+    assert code == 0 and re.search(r"some/one +│ no fixture: its columns are not tried", out)
+
+
+def test_every_data_set_of_the_profiles_has_its_fixture():
+    for name in EXPECTED:
+        assert all(fixture(corpus) for corpus in load_profile(name).datasets)
+    assert fixture("some/one") is None
+
+
+def test_modes_of_the_course_exclude_each_other(anita):
+    code, _, err = anita("course", "--dry-run", "--rehearse")
+    assert code == 2 and err.startswith("anita: --update, --rehearse and --dry-run exclude each other")
