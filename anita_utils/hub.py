@@ -102,12 +102,12 @@ def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
         raise AnitaError(f"{shown(folder)} is not a model folder (no config.json): {restore}")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
         raise AnitaError(f"{shown(folder)} has no tokenizer.json: {remedy or 'save the tokenizer beside the model'}")
-    for weights in _weight_files(folder):
+    for weights in weight_files(folder):
         check_safetensors(weights, remedy or RESTORE)
     return folder
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model: the single one, or the shards that its index names."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
