@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils.data import IGNORED, encode_chat, encode_text, read_jsonl
-from anita_utils.hub import data_dir
+from anita_utils.hub import data_dir, file_hash, model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
 from anita_utils.model import chat, load_model, load_tokenizer
 from anita_utils.profile import LIBRARIES, Profile
@@ -248,8 +248,6 @@ def _cached(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]], 
 
 def evaluation_key(path: str | Path, profile: Profile) -> str:
     from importlib.metadata import version
-
-    from anita_utils.training import file_hash, model_key
 
     files = sorted([*(data_dir() / "probes").glob("*.jsonl"), *(data_dir() / "benchmarks").rglob("*.*")])
     parts = {
