@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 from anita_utils.data import IGNORED, encode_chat, encode_text, read_jsonl
 from anita_utils.hub import data_dir, file_hash, model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
+from anita_utils.machine import LIBRARIES
 from anita_utils.model import chat, load_model, load_tokenizer
-from anita_utils.profile import LIBRARIES, Profile
+from anita_utils.profile import Profile
 from anita_utils.record import cache_dir, write_text
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from anita_utils import AnitaError, shown
 from anita_utils.data import PackedCollator, count_tokens, packed_rows, read_jsonl
 from anita_utils.datasets_hub import fetch
 from anita_utils.hub import data_dir, file_hash, model_key, resolve_model
+from anita_utils.machine import LIBRARIES
 from anita_utils.model import keep_freed_memory, load_model, load_tokenizer, merge_adapter
-from anita_utils.profile import LIBRARIES
 from anita_utils.profile import Stage as Settings
 from anita_utils.record import Run, cache_dir, write_text
 
