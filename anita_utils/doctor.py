@@ -24,7 +24,8 @@ from rich.table import Table
 from anita_utils import AnitaError, checkout, shown
 from anita_utils.download import cached_model, check_access, existing, resolve_revision
 from anita_utils.hub import check_model_folder, on_hub, resolve_model
-from anita_utils.profile import Machine, Profile, detect_machine, load_profile
+from anita_utils.machine import Machine, detect_machine
+from anita_utils.profile import Profile, load_profile
 
 GIB = 2**30
 INSTALL = "pip install --constraint constraints.txt --editable ."

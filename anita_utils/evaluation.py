@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils.data import IGNORED, encode_chat, encode_text, read_jsonl
-from anita_utils.hub import data_dir
+from anita_utils.hub import data_dir, file_hash, model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
+from anita_utils.machine import LIBRARIES
 from anita_utils.model import chat, load_model, load_tokenizer
-from anita_utils.profile import LIBRARIES, Profile
+from anita_utils.profile import Profile
 from anita_utils.record import cache_dir, write_text
 
 if TYPE_CHECKING:
@@ -248,8 +249,6 @@ def _cached(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]], 
 
 def evaluation_key(path: str | Path, profile: Profile) -> str:
     from importlib.metadata import version
-
-    from anita_utils.training import file_hash, model_key
 
     files = sorted([*(data_dir() / "probes").glob("*.jsonl"), *(data_dir() / "benchmarks").rglob("*.*")])
     parts = {

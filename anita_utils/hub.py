@@ -7,9 +7,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 from anita_utils import AnitaError, checkout, shown
@@ -19,6 +21,7 @@ SHIPPED_BASE = "tiny-llama-3-instruct"
 STAGES = ("base", "sft", "italian", "dpo")
 RESTORE = "restore the file (git checkout, or train the stage again)"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # those of old without an owner are no models for this course
+COMMIT = re.compile(r"[0-9a-f]{40}")  # the name of a snapshot's folder in the Hub's cache
 
 
 def data_dir() -> Path:
@@ -102,12 +105,12 @@ def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
         raise AnitaError(f"{shown(folder)} is not a model folder (no config.json): {restore}")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
         raise AnitaError(f"{shown(folder)} has no tokenizer.json: {remedy or 'save the tokenizer beside the model'}")
-    for weights in _weight_files(folder):
+    for weights in weight_files(folder):
         check_safetensors(weights, remedy or RESTORE)
     return folder
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model: the single one, or the shards that its index names."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
@@ -136,3 +139,26 @@ def check_safetensors(file: Path, remedy: str = RESTORE) -> None:
     expected = 8 + header_length + end
     if size != expected:
         raise AnitaError(f"{shown(file)} is truncated ({size:,} of {expected:,} bytes): {remedy}")
+
+
+def file_hash(path: str | Path) -> str:
+    with Path(path).open("rb") as file:  # in pieces: weights can be larger than the memory
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_key(path: str | Path) -> str:
+    """What tells a model's weights from all others: their hash, or the commit of a snapshot from the Hub."""
+    path = Path(path)
+    if not path.is_dir():
+        return str(path)
+    if path.parent.name == "snapshots" and COMMIT.fullmatch(path.name):
+        return f"{path.parents[1].name}@{path.name}"
+    files = [(weights, weights.stat()) for weights in sorted(path.glob("*.safetensors"))]
+    return _weights_hash(*((weights, stat.st_size, stat.st_mtime_ns) for weights, stat in files))
+
+
+@cache
+def _weights_hash(*files: tuple[Path, int, int]) -> str:
+    """The hash of files, given with size and time of change: they are read again only when one of these is another."""
+    hashes = "".join(file_hash(weights) for weights, _, _ in files)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Profiles: all that differs between a laptop, a free Colab GPU and a large one; and the machine itself, detected.
+"""Profiles: all that differs between a laptop, a free Colab GPU and a large one.
 
 >>> profile = load_profile("cpu")
 >>> profile.stages["sft"].lora.r
@@ -9,20 +9,36 @@
 from __future__ import annotations
 
 import difflib
-import os
-import platform
-from importlib import metadata
+import reprlib
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from anita_utils import AnitaError, __version__, shown
+from anita_utils import AnitaError, shown
+
+if TYPE_CHECKING:
+    from anita_utils.machine import Machine
 
 PROFILES = Path(__file__).parent / "profiles"
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LIBRARIES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "lm_eval", "papermill"]
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROJECTIONS = list(get_args(Projection))
+Optimizer = Literal[
+    "sgd", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+    "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+]  # fmt: skip
 # The orders that the sources tell. In a profile `order: journal` stands for its list.
 ORDERS = {
     "summary": ["sft", "italian", "dpo"],  # the summary that this course started from
@@ -30,14 +46,20 @@ ORDERS = {
     "journal": ["sft", "dpo", "italian"],  # the journal's abstract, and an author's answer (HF#1): SFT on English
 }
 REHEARSAL = "rehearsal-"  # how the profile begins that `anita_utils.rehearsal` makes of another
-BF16_CAPABILITY = (8, 0)  # Ampere; torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated (a T4)
-CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # as torch.cpu.get_capabilities names them, x86 and ARM
 
 
 class Section(BaseModel):
     """A part of a profile: unknown keys are mistakes, never ignored."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value, info: ValidationInfo):
+        """Refuses true and false where 1 and 0 would silently be taken for them."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise PydanticCustomError("no_truth", "neither true nor false (nor yes, no, on, off) should stand here")
+        return value
 
 
 class Model(Section):
@@ -57,7 +79,7 @@ class Lora(Section):
     alpha: float = Field(gt=0, description="The update is scaled by alpha / r (alpha / sqrt(r) with rslora).")
     rslora: bool = Field(False, description="Rank-stabilised scaling: alpha / sqrt(r).")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    targets: list[str] = Field(PROJECTIONS, min_length=1, description="The linear layers that get an adapter.")
+    targets: list[Projection] = Field(PROJECTIONS, min_length=1, description="The linear layers that get an adapter.")
 
 
 class HubData(Section):
@@ -88,7 +110,7 @@ class Stage(Section):
     warmup: float = Field(0.0, ge=0, description="Warm-up: a number of updates from 1 on, a share of them below 1.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="The learning rate after warm-up.")
-    optimizer: str = Field("adamw_torch", description="The optimiser, by transformers' name.")
+    optimizer: Optimizer = Field("adamw_torch", description="The optimiser, by transformers' name.")
     max_length: int = Field(gt=0, description="Longer examples are cut at this many tokens.")
     row_length: int | None = Field(None, gt=0, description="Pack examples into rows of this length; null pads.")
     gradient_checkpointing: bool = Field(False, description="Compute activations twice to hold fewer of them.")
@@ -117,7 +139,7 @@ class Profile(Section):
     datasets: dict[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")], HubData] = Field(
         {}, description="The data sets on the Hub that stages may name."
     )
-    stages: dict[str, Stage] = Field(description="The settings of each stage.")
+    stages: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Stage] = Field(description="The settings of each stage.")
     evaluation: Evaluation = Field(description="How the stages are measured.")
     seed: int = Field(42, ge=0, description="The seed of everything that is drawn at random.")
 
@@ -137,12 +159,12 @@ class Profile(Section):
         if not isinstance(name, str):
             return values
         if name not in ORDERS:
-            raise ValueError(f"order: '{name}' is not known: choose {', '.join(ORDERS)}, or list the stages")
+            raise ValueError(f"order: {name!r} is not known: choose {', '.join(ORDERS)}, or list the stages")
         try:
             data = values["stages"]["sft"]["data"]
         except (KeyError, TypeError):
-            data = []  # the checks of the fields will say what is missing
-        if name == "paper" and (isinstance(data, str) or len(data) == 1):
+            data = None  # the checks of the fields will say what is missing
+        if name == "paper" and (isinstance(data, str) or (isinstance(data, list) and len(data) == 1)):
             raise ValueError("order: paper has SFT on English and Italian: list a corpus of each in stages.sft.data")
         return values | {"order": ORDERS[name]}
 
@@ -157,6 +179,13 @@ class Profile(Section):
             if (stage.beta is not None) != (name == "dpo"):
                 remedy = "missing: set it, for instance to 0.1" if name == "dpo" else "only dpo has one: remove it"
                 raise ValueError(f"stages.{name}.beta: {remedy}")
+            if stage.row_length is not None and name == "dpo":
+                raise ValueError("stages.dpo.row_length: TRL's DPO takes no packed rows: set it to null")
+            if stage.row_length is not None and stage.row_length < stage.max_length:
+                raise ValueError(
+                    f"stages.{name}.max_length: {stage.max_length} tokens do not go into rows of {stage.row_length}: "
+                    f"lower it, or raise stages.{name}.row_length"
+                )
             for corpus in stage.data:
                 if "/" in corpus and not corpus.endswith(".jsonl") and corpus not in self.datasets:
                     raise ValueError(
@@ -206,7 +235,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
     file = profile_file(name_or_path)
     try:
         values = yaml.safe_load(file.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise AnitaError(f"{shown(file)} cannot be read ({error.strerror}): give a file that you may read") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that there is not
         raise AnitaError(f"{shown(file)} is not YAML ({' '.join(str(error).split())}): correct that line") from error
     if not isinstance(values, dict):
         raise AnitaError(f"{shown(file)} holds no keys: start from {shown(PROFILES / 'cpu.yaml')}")
@@ -220,98 +251,38 @@ def parse_profile(values: dict, source: str) -> Profile:
     try:
         profile = Profile.model_validate(values)
     except ValidationError as error:
-        raise AnitaError(f"{source}: {_explain(error, values)}") from error
+        raise AnitaError(f"{source}: {_explain(error)}") from error
     profile._source = source
     return profile
 
 
-def _explain(error: ValidationError, values: dict) -> str:
+def _explain(error: ValidationError) -> str:
     """The first complaint in one line: key, what is wrong, remedy."""
     first, *others = error.errors()
-    key = ".".join(map(str, first["loc"]))
-    more = f" (and {len(others)} more)" if others else ""
+    key = ".".join(map(str, first["loc"])).removesuffix(".[key]")
     if first["type"] == "extra_forbidden":
         allowed = _keys_beside(first["loc"])
         close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
         remedy = f"did you mean '{close[0]}'?" if close else f"remove it; known here: {', '.join(allowed)}"
-        return f"{key}: unknown key: {remedy}{more}"
-    if first["type"] == "missing":
-        return f"{key}: missing: add it{more}"
-    if first["type"] == "value_error":
-        return f"{first['ctx']['error']}{more}"
-    return f"{key}: {first['input']!r} will not do: {first['msg'][0].lower()}{first['msg'][1:]}{more}"
+        complaint = f"{key}: unknown key: {remedy}"
+    elif first["type"] == "missing":
+        complaint = f"{key}: missing: add it"
+    elif first["type"] == "value_error":
+        complaint = str(first["ctx"]["error"])
+    elif first["type"] in {"dict_type", "model_type"}:
+        complaint = f"{key}: {reprlib.repr(first['input'])} will not do: keys of its own should stand under it"
+    else:
+        complaint = f"{key}: {reprlib.repr(first['input'])} will not do: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return " ".join(complaint.split()) + (f" (and {len(others)} more)" if others else "")
 
 
 def _keys_beside(location: tuple) -> list[str]:
     """The keys that are allowed where an unknown one was found."""
     section: type[BaseModel] = Profile
-    for key in location[:-1]:
-        if key in section.model_fields:
-            kind = section.model_fields[key].annotation
-            section = get_args(kind)[-1] if get_origin(kind) is dict else kind
-        # else the name of a stage or data set, which leads to no other section
+    path = iter(location[:-1])
+    for key in path:
+        section = section.model_fields[key].annotation
+        if get_origin(section) is dict:
+            section = get_args(section)[-1]
+            next(path)  # the name of a stage or data set
     return list(section.model_fields)
-
-
-class Machine(Section):
-    """The computer, as far as the course cares."""
-
-    cpu: str = Field(description="The processor's name.")
-    cores: int = Field(description="The cores this process may use, which can be fewer than the machine has.")
-    memory_bytes: int = Field(description="The main memory this process may use.")
-    gpu: str | None = Field(None, description="The first GPU's name, if there is one.")
-    gpu_memory_bytes: int | None = Field(None, description="Its memory.")
-    gpu_capability: tuple[int, int] | None = Field(None, description="Its CUDA compute capability.")
-    bf16: bool = Field(
-        description="Whether bf16 is computed by instructions of its own; without, it is emulated and slow."
-    )
-    avx512_bf16: bool = Field(description="Whether the CPU has AVX512's bf16, which changes bitsandbytes' path.")
-    system: str = Field(description="Operating system and architecture.")
-    python: str = Field(description="The Python version.")
-    versions: dict[str, str] = Field(description="The versions of the libraries that decide the figures.")
-
-
-def detect_machine() -> Machine:
-    """Looks at the machine once. Imports torch."""
-    import joblib
-    import psutil
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    capability = torch.cuda.get_device_capability(0) if has_gpu else None
-    cpu = torch.cpu.get_capabilities()
-    return Machine(
-        cpu=_cpu_name(),
-        cores=joblib.cpu_count(),  # heeds affinity and container limits
-        memory_bytes=min(psutil.virtual_memory().total, _container_memory()),
-        gpu=torch.cuda.get_device_name(0) if has_gpu else None,
-        gpu_memory_bytes=torch.cuda.get_device_properties(0).total_memory if has_gpu else None,
-        gpu_capability=capability,
-        bf16=capability >= BF16_CAPABILITY if has_gpu else any(cpu.get(name) for name in CPU_BF16),
-        avx512_bf16=bool(cpu.get("avx512_bf16")),
-        system=f"{platform.system()} {platform.machine()}",
-        python=platform.python_version(),
-        versions={"anita-utils": __version__} | {name: version for name in LIBRARIES if (version := _version(name))},
-    )
-
-
-def _version(library: str) -> str | None:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    """The processor's name; Linux tells it only in /proc."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _container_memory() -> int | float:
-    """The memory limit of the container the process runs in; infinite outside one."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if os.access(limit, os.R_OK) else "max"
-    return int(text) if text.isdigit() else float("inf")

@@ -20,7 +20,8 @@ import pandas
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anita_utils import AnitaError, checkout, shown
-from anita_utils.profile import REHEARSAL, Profile, detect_machine, load_profile, parse_profile
+from anita_utils.machine import detect_machine
+from anita_utils.profile import REHEARSAL, Profile, load_profile, parse_profile
 
 RUN_NAME = re.compile(r"[\w][\w.-]*")
 RESERVED = {"latest", "cache"}  # other things that live in the folder of runs

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from anita_utils.hub import SHIPPED_BASE, data_dir
-from anita_utils.profile import REHEARSAL, HubData, Machine, Model, Profile, detect_machine, load_profile, parse_profile
+from anita_utils.machine import Machine, detect_machine
+from anita_utils.profile import REHEARSAL, HubData, Model, Profile, load_profile, parse_profile
 from anita_utils.record import Run, environment, write_text
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 from anita_utils import AnitaError, shown
 from anita_utils.data import PackedCollator, count_tokens, packed_rows, read_jsonl
 from anita_utils.datasets_hub import fetch
-from anita_utils.hub import data_dir, resolve_model
+from anita_utils.hub import data_dir, file_hash, model_key, resolve_model
+from anita_utils.machine import LIBRARIES
 from anita_utils.model import keep_freed_memory, load_model, load_tokenizer, merge_adapter
-from anita_utils.profile import LIBRARIES
 from anita_utils.profile import Stage as Settings
 from anita_utils.record import Run, cache_dir, write_text
 
@@ -41,10 +41,6 @@ ENGINE = (
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
 PREPACKED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
 COMPUTE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def file_hash(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 @dataclass
@@ -194,15 +190,6 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def model_key(path: str | Path) -> str:
-    """The hash of a model's weights, or its name when it lies on the Hub."""
-    path = Path(path)
-    if not path.is_dir():
-        return str(path)
-    hashes = "".join(file_hash(weights) for weights in sorted(path.glob("*.safetensors")))
-    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 
 def find_stage(run: Run, name: str) -> Stage:

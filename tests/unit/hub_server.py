@@ -21,7 +21,7 @@ FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<file>.+)")
 
 
 def commit_of(repo: str) -> str:
-    """The one commit of a repository; its branch is called main."""
+    """The newest commit of a repository; its branch is called main."""
     return hashlib.sha1(repo.encode()).hexdigest()
 
 
@@ -31,6 +31,7 @@ class HubServer:
     def __init__(self, folder: Path):
         self.folder = folder
         self.gated: dict[str, set[str]] = {}  # repository: the tokens that may read it
+        self.history: dict[str, Path] = {}  # an earlier commit: a folder with what the repository held then
         self.known_tokens: set[str] = set()  # of people who are on no list
         self.faults: dict[str, list[int | None]] = {}  # part of "GET /path": the next answers, None lets one pass
         self.cuts: list[int] = []  # after how many bytes the next downloads of weights break off
@@ -89,7 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self.error(404 if self.token() else 401, "RepoNotFound", "Repository not found")
         repo, folder = asked["repo"], self.hub.folder / asked["repo"]
         revision, commit = asked["rev"] or "main", commit_of(asked["repo"])
-        if revision not in {"main", commit}:
+        if revision in self.hub.history:
+            folder, commit = self.hub.history[revision], revision
+        elif revision not in {"main", commit}:
             return self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         # As on the true Hub, anybody may see what a gated repository holds; only its files are kept back.
         if repo in self.hub.gated and ("/resolve/" in path or path.endswith("/auth-check")):

@@ -11,7 +11,8 @@ from hub_server import HubServer, commit_of
 
 from anita_utils import doctor
 from anita_utils.doctor import GIB, hardware, packages, recommend, torchao
-from anita_utils.profile import PROFILES, Machine, load_profile
+from anita_utils.machine import Machine
+from anita_utils.profile import PROFILES, load_profile
 
 DATA = Path(__file__).parents[2] / "data"
 MODEL = "tiny-llama-3-instruct"  # the shipped model, as the repository data/tiny-llama-3-instruct

@@ -97,6 +97,42 @@ def test_a_pinned_model_is_fetched_once_and_is_the_shipped_one(ask, hub, tmp_pat
     assert hub.asked == []  # a pinned model that is whole here needs no Hub
 
 
+def test_all_of_a_run_starts_from_the_commit_that_its_profile_pins(hub, tmp_path):
+    """The main branch has moved on to other weights and another template; training must see neither."""
+    then, now = tmp_path / "then", hub.folder / "anita" / "moved"
+    for folder in (then, now):
+        shutil.copytree(SHIPPED, folder)
+    with (now / "chat_template.jinja").open("a") as template:
+        template.write("of today")
+    save_file({"model.norm.weight": numpy.zeros(256, "float32")}, now / "model.safetensors")
+    commit = "1" * 40
+    hub.history[commit] = then
+    script = """
+import sys
+from anita_utils import hub, profile, record, training
+settings = profile.load_profile("cpu")
+settings.model.base, settings.model.revision = "anita/moved", sys.argv[1]
+run = record.Run.open("pinned", settings)
+stage = training.find_stage(run, "sft")
+model, tokenizer = training.load_for_training(stage)
+print(stage.parent_path, hub.resolve_model("base", run=run), stage.parent_key)
+print(float(model.model.norm.weight.abs().sum()) > 0, "of today" in tokenizer.chat_template)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, commit],
+        env=hub.environment(tmp_path / "home") | {"ANITA_RUNS": str(tmp_path / "runs")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    paths, seen = done.stdout.splitlines()
+    parent, base, key = paths.split()
+    assert parent == base and Path(parent).name == commit  # merging and evaluation are given this folder too
+    assert key == f"models--anita--moved@{commit}"
+    assert seen == "True False"
+    assert not any("main" in path for _, path, _ in hub.asked)
+
+
 def test_no_pattern_lets_code_or_pickles_through():
     assert not any(pattern.endswith((".py", ".bin", ".pt", ".pth", ".pkl", "*")) for pattern in MODEL_FILES)
 

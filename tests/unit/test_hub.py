@@ -1,13 +1,14 @@
 """Where models are found, and how missing and truncated ones are named."""
 
 import json
+import os
 import shutil
 
 import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from anita_utils import AnitaError
+from anita_utils import AnitaError, hub
 from anita_utils.hub import check_safetensors, data_dir, on_hub, resolve_model
 from anita_utils.record import Run
 
@@ -107,6 +108,33 @@ def test_hub_names(tmp_path, monkeypatch):
             resolve_model(path)
     (tmp_path / "someone" / "some-model").mkdir(parents=True)
     assert not on_hub("someone/some-model")
+
+
+def test_the_weights_of_a_base_are_read_once(tmp_path, monkeypatch):
+    read = []
+    hash_of = hub.file_hash
+    monkeypatch.setattr(hub, "file_hash", lambda file: read.append(file.name) or hash_of(file))
+    for number, content in enumerate((b"first", b"second")):
+        (tmp_path / f"model-{number}.safetensors").write_bytes(content)
+    whole = hub.model_key(tmp_path)
+    assert hub.model_key(str(tmp_path)) == whole
+    assert read == ["model-0.safetensors", "model-1.safetensors"]
+    changed = tmp_path / "model-1.safetensors"
+    changed.write_bytes(b"SECOND")  # as long as before
+    os.utime(changed, ns=(0, 0))
+    assert hub.model_key(tmp_path) != whole
+    assert len(read) == 4
+
+
+def test_a_snapshot_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "file_hash", lambda file: pytest.fail(f"{file} was read"))
+    keys = set()
+    for name, commit in (("a--b", "0" * 40), ("a--b", "f" * 40), ("a--c", "0" * 40)):
+        folder = tmp_path / f"models--{name}" / "snapshots" / commit
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"the same weights")
+        keys.add(hub.model_key(folder))
+    assert len(keys) == 3
 
 
 def test_a_pickle_is_never_loaded(tmp_path):

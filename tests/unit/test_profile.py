@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from anita_utils import AnitaError
-from anita_utils.profile import PROFILES, HubData, Lora, Machine, Profile, Stage, detect_machine, load_profile
+from anita_utils.machine import Machine, detect_machine
+from anita_utils.profile import PROFILES, HubData, Lora, Profile, Stage, load_profile
 from anita_utils.provenance import comments
 
 CPU = yaml.safe_load((PROFILES / "cpu.yaml").read_text("utf-8"))
