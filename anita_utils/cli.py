@@ -82,6 +82,18 @@ def doctor(
 
 
 @app.command()
+def pin(profile: Annotated[str, typer.Argument(help="A profile's name, or the path of a .yaml file.")]) -> None:
+    """Tell today's commits on the Hub of what a profile leaves unpinned, ready to paste into it."""
+    import yaml
+
+    from anita_utils.hub import todays_pins
+    from anita_utils.profile import load_profile
+
+    pins = todays_pins(load_profile(profile))
+    print(yaml.safe_dump(pins, sort_keys=False).rstrip() if pins else "# nothing to pin: no revision is null")
+
+
+@app.command()
 def plan(
     profile: Annotated[str | None, typer.Option(help="A profile's name, or the path of a .yaml file.")] = None,
     stage: Annotated[str | None, typer.Option(help="sft, italian or dpo.", show_default="the profile's first")] = None,

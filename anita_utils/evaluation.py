@@ -7,13 +7,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -26,14 +23,11 @@ from anita_utils.machine import LIBRARIES
 from anita_utils.model import chat, load_model, load_tokenizer
 from anita_utils.profile import Profile
 from anita_utils.record import cache_dir, write_text
+from anita_utils.suites import BOARDS, FAMILIES, run_benchmarks, without_bars  # noqa: F401
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FAMILIES = ("arc", "hellaswag", "mmlu", "truthfulqa", "winogrande", "gsm8k")
-# The leaderboard's choice for each: normalised by length for ARC and HellaSwag, the true share for TruthfulQA.
-SCORES = {"arc": "acc_norm", "hellaswag": "acc_norm", "mmlu": "acc", "truthfulqa": "acc", "winogrande": "acc",
-          "gsm8k": "exact_match"}  # fmt: skip
 REFUSAL = re.compile(r"\b(i am sorry|i cannot help|i can't help|mi dispiace|non posso aiutar)", re.IGNORECASE)
 ARTICLES = {"the", "a", "an", "il", "lo", "la", "l", "i", "gli", "le", "un", "uno", "una"}
 VERSION = 1  # raise it when a measure changes, so that no cached figure is taken for a new one
@@ -82,42 +76,6 @@ def refuses(answer: str) -> bool:
 
 def probes(name: str) -> list[dict]:
     return read_jsonl(data_dir() / "probes" / f"{name}.jsonl")
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Keeps the progress bars and warnings of lm-eval and datasets out of a lesson's output; errors still come out."""
-    import logging
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with redirect_stderr(io.StringIO()):
-        yield
-
-
-def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile) -> list[Measurement]:
-    """The six families in both languages through lm-eval, with the chat template, no shots."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    tasks = [f"piccola_{family}_{language}" for language in ("en", "it") for family in FAMILIES]
-    with without_bars():
-        # include_defaults=False: indexing every built-in task takes 6 to 16 seconds
-        manager = TaskManager(include_path=str(data_dir() / "benchmarks"), include_defaults=False)
-        results = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=profile.evaluation.batch_size),
-            tasks=tasks, task_manager=manager, limit=profile.evaluation.limit, apply_chat_template=True,
-            log_samples=True, bootstrap_iters=0,
-            random_seed=0, numpy_random_seed=0, torch_random_seed=0, fewshot_random_seed=0,
-        )  # fmt: skip
-    measured = []
-    for task, samples in results["samples"].items():
-        _, family, language = task.split("_")
-        samples.sort(key=lambda sample: sample["doc_id"])
-        scores = [float(sample[SCORES[family]]) for sample in samples]
-        clusters = [sample["doc"]["cluster"] for sample in samples]
-        measured.append(Measurement(f"benchmark/{family}", language, None, scores, clusters))
-    return measured
 
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[dict], profile: Profile) -> list[dict]:
@@ -258,6 +216,8 @@ def evaluation_key(path: str | Path, profile: Profile) -> str:
         "versions": {name: version(name) for name in (*LIBRARIES[:2], "lm_eval")},
         "code": VERSION,
     }
+    if profile.evaluation.suite == "leaderboards":
+        parts["boards"] = BOARDS
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -265,11 +225,12 @@ def _measure(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]],
     model, tokenizer = load_model(path, dtype=profile.model.dtype), load_tokenizer(path)
     model.eval()
     batch_size = profile.evaluation.batch_size
+    benchmarks = run_benchmarks(model, tokenizer, profile)
     answered = {
         name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")
     }
     measured = [
-        *run_benchmarks(model, tokenizer, profile),
+        *benchmarks,
         *judge_answers(answered),
         *perplexity(model, tokenizer, probes("perplexity"), batch_size),
         *preferences(model, tokenizer, probes("preferences"), batch_size),

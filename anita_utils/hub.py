@@ -13,9 +13,13 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, checkout, shown
-from anita_utils.download import download_model
+from anita_utils.download import download_model, resolve_revision
+
+if TYPE_CHECKING:
+    from anita_utils.profile import Profile
 
 SHIPPED_BASE = "tiny-llama-3-instruct"
 STAGES = ("base", "sft", "italian", "dpo")
@@ -72,6 +76,20 @@ def on_hub(name: str) -> bool:
     if name == SHIPPED_BASE or name in STAGES or Path(name).expanduser().is_dir():
         return False
     return HUB_NAME.fullmatch(name) is not None and not name.startswith(".")
+
+
+def todays_pins(profile: Profile) -> dict[str, dict]:
+    """What a profile leaves unpinned, with the commits that the main branches hold today: a piece of a profile.
+
+    Asks the Hub: AnitaError for the first that it does not tell.
+    """
+    pins = {}
+    if on_hub(profile.model.base) and profile.model.revision is None:
+        pins["model"] = {"base": profile.model.base, "revision": resolve_revision(profile.model.base)}
+    for name, data in profile.datasets.items():
+        if data.revision is None and (data.files or "hf://").startswith("hf://"):
+            pins.setdefault("datasets", {})[name] = {"revision": resolve_revision(name, kind="dataset")}
+    return pins
 
 
 def _resolve_stage(stage: str, run) -> str:

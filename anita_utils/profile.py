@@ -25,7 +25,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from anita_utils import AnitaError, shown
 
@@ -58,7 +57,7 @@ class Section(BaseModel):
     def _yes_is_no_number(cls, value, info: ValidationInfo):
         """Refuses true and false where 1 and 0 would silently be taken for them."""
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise PydanticCustomError("no_truth", "neither true nor false (nor yes, no, on, off) should stand here")
+            raise ValueError("neither true nor false (nor yes, no, on, off) should stand here")
         return value
 
 
@@ -267,12 +266,13 @@ def _explain(error: ValidationError) -> str:
         complaint = f"{key}: unknown key: {remedy}"
     elif first["type"] == "missing":
         complaint = f"{key}: missing: add it"
-    elif first["type"] == "value_error":
+    elif first["type"] == "value_error" and not first["loc"]:  # of the checks above, which name the key themselves
         complaint = str(first["ctx"]["error"])
     elif first["type"] in {"dict_type", "model_type"}:
         complaint = f"{key}: {reprlib.repr(first['input'])} will not do: keys of its own should stand under it"
     else:
-        complaint = f"{key}: {reprlib.repr(first['input'])} will not do: {first['msg'][0].lower()}{first['msg'][1:]}"
+        wrong = first["msg"].removeprefix("Value error, ")
+        complaint = f"{key}: {reprlib.repr(first['input'])} will not do: {wrong[0].lower()}{wrong[1:]}"
     return " ".join(complaint.split()) + (f" (and {len(others)} more)" if others else "")
 
 
