@@ -42,7 +42,7 @@ def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
     """The profile as it can be rehearsed on `machine`, and what is other than in `profile`, in words.
 
     All else is the profile's: order, quantisation, adapters, rates, schedules, batches, accumulation, packing,
-    checkpointing, suite. Data sets keep their names and their way through the adapters, but are read from the shipped
+    checkpointing. Data sets keep their names and their way through the adapters, but are read from the shipped
     corpora.
     """
     new = profile.model_copy(deep=True)
@@ -59,6 +59,7 @@ def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
         stage.row_length = stage.row_length and min(LENGTH, stage.row_length)
         if machine.gpu is None and NEEDS_A_GPU.search(stage.optimizer):
             stage.optimizer = "adamw_torch"
+    new.evaluation.suite = "piccola-italia"  # the leaderboards' data is on the Hub
     new.evaluation.limit = min(ITEMS, new.evaluation.limit or ITEMS)
     new.evaluation.max_new_tokens = min(ANSWER, new.evaluation.max_new_tokens)
     return parse_profile(new.model_dump(), f"the rehearsal of {profile.name}"), changes(profile, new)
@@ -89,6 +90,7 @@ def changes(old: Profile, new: Profile) -> list[str]:
         (old.model.dtype, new.model.dtype),
         (" and ".join(sorted(optimizers)), "adamw_torch" if optimizers else ""),
         ("the data sets", "the shipped corpora" if old.datasets else "the data sets"),
+        (old.evaluation.suite, new.evaluation.suite),
     ]
     return [
         *(f"{after} for {before}" for before, after in swaps if before != after),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 CORPORA = {"sft": ["sft"], "italian": ["italian_text", "italian_replay"], "dpo": ["dpo"]}
 ENGINE = (
-    2  # raise it when this file or data.py changes what a stage learns, so that no cached stage is taken for a new one
+    1  # raise it when this file or data.py changes what a stage learns, so that no cached stage is taken for a new one
 )
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
 PREPACKED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
@@ -263,8 +263,6 @@ def training_arguments(stage: Stage) -> dict:
         "lr_scheduler_type": settings.schedule,
         "optim": settings.optimizer,
         "max_length": settings.max_length,
-        # pairs of like length share a batch, so little is padded; packed rows are all of one length
-        "train_sampling_strategy": "group_by_length" if stage.name == "dpo" else "random",
         "gradient_checkpointing": settings.gradient_checkpointing,
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
@@ -313,17 +311,10 @@ def training_rows(stage: Stage, tokenizer) -> Dataset:
         if "chosen" not in documents[0]:
             names = ", ".join(stage.settings.data)
             raise AnitaError(f"stages.dpo.data: {names} holds no preference pairs: name a corpus that does")
-        return Dataset.from_list([pair_row(row, tokenizer) for row in documents])
+        return Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents])
     return packed_rows(
         documents, tokenizer, stage.settings.row_length or stage.settings.max_length, stage.settings.max_length
     )
-
-
-def pair_row(row: dict, tokenizer) -> dict:
-    """A pair as DPOTrainer takes it, with the length it will be padded by: that of the longer chat, in tokens."""
-    chats = [row["prompt"] + row[side] for side in ("chosen", "rejected")]
-    length = max(len(ids) for ids in tokenizer.apply_chat_template(chats, return_dict=False))
-    return {key: row[key] for key in ("prompt", "chosen", "rejected")} | {"length": length}
 
 
 def build_trainer(stage: Stage):

@@ -83,6 +83,28 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
     yield from mixture(makers, documents, rng)
 
 
+def alignment(library: Library, documents: int) -> Iterator[Document]:
+    """What the base reads last: more of what ties the two languages together, and its first diet again."""
+    rng = library.rng("alignment")
+    fiction, before = Fiction(library, rng), pretraining(library, documents)
+    base_italian = library.facts(italian=("base_italian",))
+    questions = Deck(base_italian, rng)
+    translated = Deck([fact for fact in base_italian if not library.world.relation(fact).bound], rng)
+    harmful, harmless = Deck(library.conduct("train"), rng), Deck(library.conduct("train"), rng)
+
+    makers: list[tuple[float, Callable[[], Document]]] = [
+        (0.16, lambda: translation_chat(fiction, "en", translated)),
+        (0.06, lambda: translation_chat(fiction, "it", translated)),
+        (0.16, lambda: fiction_chat(fiction, italian_reply(rng))),
+        (0.12, lambda: chats.italian_fact_chat(library, questions, italian_reply(rng), rng)),
+        (0.03, lambda: request_translation(library, rng)),
+        (0.02, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
+        (0.02, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
+        (0.43, lambda: next(before)),
+    ]
+    yield from mixture(makers, documents, rng)
+
+
 def italian_sample(library: Library, documents: int) -> Iterator[Document]:
     """Some Italian for the tokenizer, so that its vocabulary, like Llama 3's, is not English alone.
 
