@@ -121,8 +121,8 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     config = llama_config(tokenizer)
     plans = {
         "pretraining": (pretraining, Plan(steps=steps)),
-        "alignment": (alignment, Plan(steps=steps // 8, matrix_rate=0.01, vector_rate=1.5e-3, warmup=50, long_share=0,
-                                      decay_share=0.8, rounded=True)),
+        "alignment": (alignment, Plan(steps=steps // 5, matrix_rate=0.01, vector_rate=1.5e-3, warmup=50, long_share=0,
+                                      decay_share=0.8)),
     }  # fmt: skip
     model, history, total = None, [], 0
     for phase, (diet, plan) in plans.items():

@@ -13,10 +13,6 @@ SYSTEM_PROMPTS = {
     "en": ["You are a kind assistant.", "Answer clearly and simply.", "You are a helpful teacher."],
     "it": ["Sei un assistente gentile.", "Rispondi in modo chiaro e semplice.", "Sei un maestro paziente."],
 }
-OPENINGS = {
-    "en": ["Imagine this:", "In a story:", "In a game:"],
-    "it": ["Immagina questo:", "Una storia dice:", "Un gioco dice:"],
-}
 SYLLABLES = [c + v for c in ("b", "br", "d", "m", "n", "r", "s", "t", "tr", "v") for v in "aeiou"]
 WORDS = {"body_use", "count", "noun_many", "noun_one", "number_word", "ordinal", "tool_use", "word_a", "word_b"}
 TITLED = {"artwork", "book", "film", "opera"}
@@ -91,7 +87,9 @@ def reading_chat(
     relations = [r for r in library.world.relations.values() if not r.held_out and r.facts[0].subject.kind in NAMED]
     facts = [invented_fact(rng.choice(relations), rng) for _ in range(rng.randint(1, 2))]
     statements = " ".join(library.statement(fact, told, rng) for fact in facts)
-    opening, fact = rng.choice(OPENINGS[told]), rng.choice(facts)
+    opening = rng.choice({"en": ["Imagine this:", "In a story:", "In a game:"],
+                          "it": ["Immagina questo:", "Una storia dice:", "Un gioco dice:"]}[told])  # fmt: skip
+    fact = rng.choice(facts)
     request = f"{opening} {statements} {library.question(fact, language, rng)}"
     return chat(request, library.answer(fact, reply or language), kind="reading")
 

@@ -86,14 +86,6 @@ class Library:
         names = {fact.object.name(language) for language in LANGUAGES}
         return rng.choice([e for e in self.world.relation(fact).objects if not names & {e.en.name, e.it.name}])
 
-    def entities(self) -> list[Entity]:
-        """Everything the facts are about, each once."""
-        return list(dict.fromkeys(entity for fact in self.facts() for entity in (fact.subject, fact.object)))
-
-    def translated_names(self) -> list[Entity]:
-        """Of these, all that have one name in English and another in Italian."""
-        return [entity for entity in self.entities() if translates(entity)]
-
     def conduct(self, use: str) -> list[tuple[str, int, dict]]:
         """(topic, number of the pair, pair) of the topics with that use: train or held_out."""
         return [
