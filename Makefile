@@ -1,5 +1,6 @@
 # make course   install into .venv, run the lessons, write runs/latest/index.html
 # make test     install into .venv, run all tests and the linter
+# make soak     install into .venv, run the tests that take long
 # make lab      install into .venv, open the lessons in JupyterLab
 # make colab-check   hold what Colab's set-up installs against what Colab has; asks the package index, installs nothing
 #
@@ -10,13 +11,16 @@ ARGS ?=
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: course test lint lab colab-check
+.PHONY: course test soak lint lab colab-check
 
 course: $(INSTALLED)
 	$(VENV)/bin/anita course $(ARGS)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+soak: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m soak $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -139,7 +139,11 @@ def speaking_chatml(folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["laptop", "colab-t4-1b", "colab-t4", "h100"])
+# One in `make test`; the others, which take as long and differ in less, in `make soak`
+OTHERS = [pytest.param(name, marks=pytest.mark.soak) for name in ("laptop", "colab-t4-1b", "colab-t4")]
+
+
+@pytest.mark.parametrize("name", ["h100", *OTHERS])
 def test_every_lesson_is_rehearsed_under_the_profiles_of_other_machines(rehearsals, name, tmp_path):
     """With the small model, the shipped data in the Hub's columns, and a few steps; all else is the profile's."""
     runs, environment = rehearsals
