@@ -75,11 +75,6 @@ def test_left_out_rows_are_left_out_of_the_batch(dry_run):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda v: v["stages"]["dpo"].update(optimizer="adamx"), r"dpo, trainer failed: .*adamx"),
-        (
-            lambda v: v["stages"]["sft"]["lora"].update(targets=["query"]),
-            r"sft, adapter failed: .*query",
-        ),
         (lambda v: v["model"].update(base="some/one"), r"model failed: no architecture is known for model 'some/one'"),
         (
             lambda v: v["stages"]["dpo"].update(data=["gsarti/clean_mc4_it"]),
@@ -98,9 +93,20 @@ def test_a_failure_is_one_line_and_exit_1(dry_run, tmp_path, change, line):
     assert "Traceback" not in out
 
 
-def test_an_invalid_profile_is_refused_before_anything_is_tried(dry_run, tmp_path):
-    code, out = dry_run(changed(tmp_path, lambda v: v.update(precision="fp8")))
-    assert code == 2 and out.count("\n") == 1 and "mine.yaml: precision: 'fp8' will not do" in out
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.update(precision="fp8"), "mine.yaml: precision: 'fp8' will not do"),
+        (lambda v: v["stages"]["dpo"].update(optimizer="adamx"), "mine.yaml: stages.dpo.optimizer: 'adamx' will not"),
+        (
+            lambda v: v["stages"]["sft"]["lora"].update(targets=["query"]),
+            "mine.yaml: stages.sft.lora.targets.0: 'query'",
+        ),
+    ],
+)
+def test_an_invalid_profile_is_refused_before_anything_is_tried(dry_run, tmp_path, change, words):
+    code, out = dry_run(changed(tmp_path, change))
+    assert code == 2 and out.count("\n") == 1 and words in out
 
 
 def test_a_data_set_of_ones_own_is_said_not_to_be_tried(dry_run, tmp_path):

@@ -15,7 +15,7 @@ from anita_utils.rehearsal import NEEDS_A_GPU, few, possible, rehearse, rehearse
 NAMES = sorted(file.stem for file in PROFILES.glob("*.yaml"))
 # The keys a rehearsal may change, the last part of each
 CHANGED = {"name", "base", "revision", "dtype", "precision", "files", "sample", "without", "examples", "epochs"}
-CHANGED |= {"max_length", "row_length", "optimizer", "limit", "max_new_tokens"}
+CHANGED |= {"max_length", "row_length", "optimizer", "limit", "suite", "max_new_tokens"}
 KIND = ("language", "split", "kind", "side")
 REST = {"cpu": "some", "cores": 2, "memory_bytes": 8 * 2**30, "system": "Linux", "python": "3.11", "versions": {}}
 
