@@ -23,6 +23,7 @@ from anita_utils.hub import SHIPPED_BASE, data_dir
 from anita_utils.machine import Machine, detect_machine
 from anita_utils.profile import REHEARSAL, HubData, Model, Profile, load_profile, parse_profile
 from anita_utils.record import Run, environment, write_text
+from anita_utils.training import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +36,6 @@ PROBES = 2  # of each kind
 ANSWER = 16  # tokens
 CORPORA = {"sft": "sft", "italian": "italian_text", "dpo": "dpo"}  # what is read in place of a data set on the Hub
 NEEDS_A_GPU = re.compile(r"paged|8bit|bnb")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
@@ -48,8 +48,8 @@ def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
     new = profile.model_copy(deep=True)
     new.name = REHEARSAL + profile.name
     new.precision = possible(profile.precision, machine)
-    wanted = next(short for short, long in DTYPES.items() if long == profile.model.dtype)
-    new.model = Model(base=SHIPPED_BASE, dtype=DTYPES[possible(wanted, machine)])
+    wanted = next(short for short, long in COMPUTE_DTYPES.items() if long == profile.model.dtype)
+    new.model = Model(base=SHIPPED_BASE, dtype=COMPUTE_DTYPES[possible(wanted, machine)])
     for name, stage in new.stages.items():
         for corpus in set(stage.data) & set(new.datasets):
             new.datasets[corpus] = shipped_data(new.datasets[corpus], CORPORA.get(name, "sft"))
