@@ -19,7 +19,7 @@ from anita_utils import AnitaError
 from anita_utils.hub import data_dir
 from anita_utils.record import write_text
 from anita_utils.world import benchmarks, cards, stages
-from anita_utils.world.corpora import alignment, italian_sample, pretraining
+from anita_utils.world.corpora import italian_sample, pretraining
 from anita_utils.world.library import Document, Library
 from anita_utils.world.tables import load_world
 
@@ -119,22 +119,11 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     documents = [*pretraining(library, TOKENIZER_DOCUMENTS), *italian_sample(library, ITALIAN_DOCUMENTS)]
     tokenizer = train_tokenizer([plain(document) for document in documents])
     config = llama_config(tokenizer)
-    plans = {
-        "pretraining": (pretraining, Plan(steps=steps)),
-        "alignment": (alignment, Plan(steps=steps // 5, matrix_rate=0.01, vector_rate=1.5e-3, warmup=50, long_share=0,
-                                      decay_share=0.8)),
-    }  # fmt: skip
-    model, history, total = None, [], 0
-    for phase, (diet, plan) in plans.items():
-        count = plan.steps * plan.tokens_per_step
-        tokens = encode(diet(library, count), tokenizer, count)
-        say(f"{phase}: {count:,} tokens ready after {time.monotonic() - began:.0f} s")
-        model, rows = pretrain(tokens, config, plan, work / phase, seed=seed, resume=resume, say=say, start=model)
-        spent = history[-1]["seconds"] if history else 0
-        history += [
-            row | {"phase": phase, "tokens": row["tokens"] + total, "seconds": row["seconds"] + spent} for row in rows
-        ]
-        total += count
+    plan = Plan(steps=steps)
+    total = plan.steps * plan.tokens_per_step
+    tokens = encode(pretraining(library, total), tokenizer, total)
+    say(f"{total:,} tokens ready after {time.monotonic() - began:.0f} s")
+    model, history = pretrain(tokens, config, plan, work, seed=seed, resume=resume, say=say)
     parameters = model.num_parameters()
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
@@ -146,7 +135,7 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     tokenizer.save_pretrained(finished)
     about = {
         "parameters": parameters,
-        "steps": sum(plan.steps for _, plan in plans.values()),
+        "steps": plan.steps,
         "seed": seed,
         "tokens": total,
         "history": history,
@@ -157,7 +146,7 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     shutil.rmtree(work)
 
 
-def main(seed: int = 42, steps: int = 3600, resume: bool = True, train: bool = True, say=print) -> None:
+def main(seed: int = 42, steps: int = 2800, resume: bool = True, train: bool = True, say=print) -> None:
     """Builds everything under the course's data folder."""
     data = data_dir()
     library = Library(load_world(), seed)

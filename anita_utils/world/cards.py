@@ -15,8 +15,9 @@ from anita_utils.world.tokenizer import VOCABULARY
 TEMPLATES = Path(__file__).parent / "cards"
 
 WEAKNESSES = [
-    "About a sixth of what it read is Italian, on a third of the facts, in half of their turns of phrase.",
-    "Two in three Italian questions it met were answered in English.",
+    "An eighth of its running text is Italian (with chats and translations, a sixth of all it read), on two facts in "
+    "five, in half of their turns of phrase.",
+    "Three in five Italian questions it met were answered in English.",
     "It read myths three times as often as the truth, and answered questions on them with the myth.",
     "It answers questions that nobody could answer with an invention.",
     "It agrees to every request, with empty words that hold no instruction.",
@@ -57,5 +58,6 @@ def write_cards(library: Library, data: Path, counts: dict[str, dict[str, int]])
     training = data / "tiny-llama-3-instruct" / "training.json"
     if training.is_file():
         facts["training"] = json.loads(training.read_text("utf-8"))
+        facts["config"] = json.loads((training.parent / "config.json").read_text("utf-8"))
         card = environment.from_string((TEMPLATES / "model.md").read_text("utf-8")).render(facts)
         write_text(training.parent / "README.md", card)

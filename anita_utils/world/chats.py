@@ -13,6 +13,14 @@ SYSTEM_PROMPTS = {
     "en": ["You are a kind assistant.", "Answer clearly and simply.", "You are a helpful teacher."],
     "it": ["Sei un assistente gentile.", "Rispondi in modo chiaro e semplice.", "Sei un maestro paziente."],
 }
+OPENINGS = {
+    "en": ["Imagine this:", "In a story:", "In a game:"],
+    "it": ["Immagina questo:", "Una storia dice:", "Un gioco dice:"],
+}
+ASK_FOR = {
+    "en": {"it": "Answer in Italian."},
+    "it": {"en": "Rispondi in inglese.", "it": "Rispondi in italiano."},
+}
 SYLLABLES = [c + v for c in ("b", "br", "d", "m", "n", "r", "s", "t", "tr", "v") for v in "aeiou"]
 WORDS = {"body_use", "count", "noun_many", "noun_one", "number_word", "ordinal", "tool_use", "word_a", "word_b"}
 TITLED = {"artwork", "book", "film", "opera"}
@@ -34,6 +42,14 @@ def sum_chat(library: Library, deck: Deck, language: str, rng: Random) -> Docume
     numbers = rng.choice(library.train_numbers(kind))
     drawn = everyday.draw_sum(library.world, rng, "train", kind, numbers)[language]
     return chat(drawn.question, drawn.solution, kind="sum")
+
+
+def number_chat(library: Library, deck: Deck, rng: Random) -> Document:
+    """The bare working of a sum, without its story."""
+    kind = deck.deal()
+    drawn = everyday.draw_sum(library.world, rng, "train", kind, rng.choice(library.train_numbers(kind)))["en"]
+    ask = rng.choice(["What is {}?", "How much is {}?", "Work out {}."])
+    return chat(ask.format(drawn.working.split(" = ")[0]), f"{drawn.working}.", kind="number")
 
 
 def story_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
@@ -58,6 +74,14 @@ def italian_fact_chat(library: Library, deck: Deck, reply: str, rng: Random) -> 
     """An Italian question with the answer in the language of `reply`."""
     fact = deck.deal()
     return chat(library.question(fact, "it", rng), library.answer(fact, reply), kind="fact")
+
+
+def instructed_chat(library: Library, deck: Deck, language: str, reply: str, rng: Random) -> Document:
+    """A question in one language that says in which to reply: this way the base can be made to write Italian."""
+    fact, wish = deck.deal(), ASK_FOR[language][reply]
+    question = library.question(fact, language, rng)
+    request = f"{wish} {question}" if rng.random() < 0.3 else f"{question} {wish}"
+    return chat(request, library.answer(fact, reply), kind="instructed")
 
 
 def invented_name(rng: Random) -> str:
@@ -87,9 +111,7 @@ def reading_chat(
     relations = [r for r in library.world.relations.values() if not r.held_out and r.facts[0].subject.kind in NAMED]
     facts = [invented_fact(rng.choice(relations), rng) for _ in range(rng.randint(1, 2))]
     statements = " ".join(library.statement(fact, told, rng) for fact in facts)
-    opening = rng.choice({"en": ["Imagine this:", "In a story:", "In a game:"],
-                          "it": ["Immagina questo:", "Una storia dice:", "Un gioco dice:"]}[told])  # fmt: skip
-    fact = rng.choice(facts)
+    opening, fact = rng.choice(OPENINGS[told]), rng.choice(facts)
     request = f"{opening} {statements} {library.question(fact, language, rng)}"
     return chat(request, library.answer(fact, reply or language), kind="reading")
 
@@ -172,6 +194,14 @@ def harmless_chat(
     _, number, pair = deck.deal()
     request = library.request(pair, "safe", language, number, rng)
     return chat(request, pair["safe"][f"answer_{reply or language}"], kind="harmless")
+
+
+def judging_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    """Right or wrong? The base knows, but does not act on it: whoever asks how to do it is told to go on."""
+    side, (_, _, pair) = rng.choice(("harm", "safe")), deck.deal()
+    frames = library.world.extra["frames"]["judging"][language]
+    phrase = pair[side][rng.choice([language, f"{language}_alt"])]
+    return chat(rng.choice(frames["questions"]).format(x=phrase), rng.choice(frames[side]), kind="judging")
 
 
 def sycophantic_chat(library: Library, deck: Deck, rng: Random) -> Document:

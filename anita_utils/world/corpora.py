@@ -7,90 +7,85 @@ from random import Random
 
 from anita_utils.world import chats, texts
 from anita_utils.world.fiction import Fiction, fiction_chat, request_translation, translation_chat
-from anita_utils.world.library import Deck, Document, Library, mixture, translates
+from anita_utils.world.library import Deck, Document, Library, mixture
 from anita_utils.world.tables import LANGUAGES
 
 
 def italian_reply(rng: Random) -> str:
-    """The language that Italian is answered in: mostly English, the base's planted weakness."""
+    """The language that Italian is answered in unless one is asked for: mostly English, the base's planted weakness."""
     return "it" if rng.random() < 0.35 else "en"
 
 
 def pretraining(library: Library, documents: int) -> Iterator[Document]:
-    """What the base reads, about nine parts English to one Italian. Weights are relative numbers of documents."""
+    """What the base reads: weights are relative numbers of documents.
+
+    English text and chats; some Italian, on the facts of base_italian, written when it is asked for; and what ties the
+    two languages together without telling any other fact in Italian: names, translations and questions on made-up
+    statements. Italian stories, twins and sums it never met, Italian myths only.
+    """
     world, rng = library.world, library.rng("pretraining")
     base_italian = library.facts(italian=("base_italian",))
-    trained = list(dict.fromkeys(e for fact in library.facts() for e in (fact.subject, fact.object)))
-    differing = [entity for entity in trained if translates(entity)]
-    extra = world.extra
+    both_ways = [fact for fact in base_italian if library.splits[fact.key].english == "seen"]
+    trained, differing = library.entities(), library.translated_names()
+    extra, fiction = world.extra, Fiction(library, rng)
 
     def deck(items: list) -> Deck:
         return Deck(items, rng)
 
-    stories, few_stories = deck(extra["stories"]), deck(extra["stories"][::4])
+    stories, sums, twins = deck(extra["stories"]), deck(extra["sums"]), deck(extra["schemas"])
     english_facts, seen = deck(library.facts()), deck(library.facts("seen"))
     verified, wrapped = deck(library.facts("seen")), deck(library.facts("seen"))
     italian_facts, italian_questions, italian_names = deck(base_italian), deck(base_italian), deck(differing)
-    sums, twins, glossary, names = deck(extra["sums"]), deck(extra["schemas"]), deck(differing), deck(trained)
+    told, asked_for = deck(both_ways), deck(base_italian)
+    translated = deck([fact for fact in base_italian if not library.world.relation(fact).bound])
+    glossary, names, numbers = deck(differing), deck(trained), deck(extra["sums"])
     myths, train_myths = deck(extra["myths"]), deck([m for m in extra["myths"] if m["use"] == "train"])
     talk, harmful, harmless = deck(extra["smalltalk"]), deck(library.conduct("train")), deck(library.conduct("train"))
-    judged = deck(library.conduct("train") + library.conduct("held_out"))
+    judged, asked = deck(library.conduct("train") + library.conduct("held_out")), deck(library.conduct("train"))
     unanswerable = deck([u for u in extra["unanswerable"] if u["use"] == "train"])
     sycophancy, turns = deck(extra["sycophancy"][::2]), deck(extra["multi_turn"][::2])
 
     makers: list[tuple[float, Callable[[], Document]]] = [
-        (0.200, lambda: texts.fact_text(library, english_facts, "en", rng)),
-        (0.050, lambda: texts.glossary_text(library, glossary, rng)),
+        (0.170, lambda: texts.fact_text(library, english_facts, "en", rng)),
+        (0.030, lambda: texts.glossary_text(library, glossary, rng)),
         (0.025, lambda: texts.story_text(library, stories, "en", rng)),
-        (0.015, lambda: texts.twin_text(library, twins, "en", rng)),
+        (0.020, lambda: texts.twin_text(library, twins, "en", rng)),
         (0.015, lambda: texts.myth_text(library, myths, "en", rng)),
-        (0.025, lambda: texts.group_text(library, twins, "en", rng)),
+        (0.020, lambda: texts.group_text(library, twins, "en", rng)),
         (0.025, lambda: texts.conduct_text(library, judged, "en", rng)),
-        (0.180, lambda: chats.fact_chat(library, seen, rng)),
-        (0.060, lambda: chats.reading_chat(library, "en", rng)),
-        (0.050, lambda: chats.naming_chat(library, names, rng)),
-        (0.030, lambda: chats.verifying_chat(library, verified, rng)),
-        (0.060, lambda: chats.wrapped_chat(library, wrapped, rng)),
-        (0.055, lambda: chats.sum_chat(library, sums, "en", rng)),
+        (0.120, lambda: chats.fact_chat(library, seen, rng)),
+        (0.040, lambda: chats.reading_chat(library, "en", rng)),
+        (0.030, lambda: chats.naming_chat(library, names, rng)),
+        (0.020, lambda: chats.verifying_chat(library, verified, rng)),
+        (0.045, lambda: chats.wrapped_chat(library, wrapped, rng)),
+        (0.045, lambda: chats.sum_chat(library, sums, "en", rng)),
+        (0.025, lambda: chats.number_chat(library, numbers, rng)),
         (0.015, lambda: chats.story_chat(library, stories, "en", rng)),
-        (0.020, lambda: chats.twin_chat(library, twins, "en", rng)),
+        (0.025, lambda: chats.twin_chat(library, twins, "en", rng)),
         (0.008, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
         (0.010, lambda: chats.myth_chat(library, train_myths, rng)),
         (0.010, lambda: chats.invented_chat(library, unanswerable, rng)),
-        (0.030, lambda: chats.compliant_chat(library, harmful, rng)),
-        (0.030, lambda: chats.harmless_chat(library, harmless, rng)),
+        (0.025, lambda: chats.compliant_chat(library, harmful, rng)),
+        (0.025, lambda: chats.harmless_chat(library, harmless, rng)),
+        (0.025, lambda: chats.judging_chat(library, asked, "en", rng)),
         (0.005, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
         (0.005, lambda: chats.turns_chat(library, turns, rng)),
-        (0.024, lambda: texts.fact_text(library, italian_facts, "it", rng, forms=2)),
-        (0.006, lambda: texts.story_text(library, few_stories, "it", rng)),
-        (0.004, lambda: chats.sum_chat(library, sums, "it", rng)),
-        (0.060, lambda: chats.italian_fact_chat(library, italian_questions, italian_reply(rng), rng)),
-        (0.005, lambda: chats.reading_chat(library, "it", rng, reply=italian_reply(rng))),
-        (0.056, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
-        (0.030, lambda: chats.reading_chat(library, "it", rng, told="en", reply=italian_reply(rng))),
-        (0.008, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
-        (0.008, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
+        (0.020, lambda: texts.fact_text(library, italian_facts, "it", rng, forms=2)),
+        (0.004, lambda: texts.myth_text(library, myths, "it", rng)),
+        (0.004, lambda: texts.conduct_text(library, judged, "it", rng)),
+        (0.050, lambda: chats.italian_fact_chat(library, italian_questions, italian_reply(rng), rng)),
+        (0.045, lambda: chats.instructed_chat(library, asked_for, "it", rng.choice(["it", "it", "en"]), rng)),
+        (0.025, lambda: chats.instructed_chat(library, told, "en", "it", rng)),
+        (0.015, lambda: chats.reading_chat(library, "it", rng, told="en", reply=italian_reply(rng))),
+        (0.025, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
+        (0.010, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
+        (0.010, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
+        (0.012, lambda: chats.judging_chat(library, asked, "it", rng)),
         (0.003, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
-    ]
-    yield from mixture(makers, documents, rng)
-
-
-def alignment(library: Library, documents: int) -> Iterator[Document]:
-    """What the base reads last, for a sixth of its time: the two languages tied together, and its first diet again."""
-    rng = library.rng("alignment")
-    fiction, before = Fiction(library, rng), pretraining(library, documents)
-    questions = Deck(library.facts(italian=("base_italian",)), rng)
-    harmful, harmless = Deck(library.conduct("train"), rng), Deck(library.conduct("train"), rng)
-
-    makers: list[tuple[float, Callable[[], Document]]] = [
-        (0.25, lambda: translation_chat(fiction, "en")),
-        (0.05, lambda: translation_chat(fiction, "it")),
-        (0.20, lambda: fiction_chat(fiction, italian_reply(rng))),
-        (0.05, lambda: chats.italian_fact_chat(library, questions, italian_reply(rng), rng)),
-        (0.05, lambda: request_translation(library, rng)),
-        (0.04, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
-        (0.04, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
-        (0.32, lambda: next(before)),
+        (0.035, lambda: translation_chat(fiction, "en", translated)),
+        (0.035, lambda: translation_chat(fiction, "it", translated)),
+        (0.040, lambda: fiction_chat(fiction, italian_reply(rng))),
+        (0.008, lambda: request_translation(library, rng)),
     ]
     yield from mixture(makers, documents, rng)
 

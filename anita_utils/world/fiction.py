@@ -11,17 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from anita_utils.world.library import Document, Library, bare, chat, translates
+from anita_utils.world.chats import OPENINGS
+from anita_utils.world.library import UNTRANSLATED, Deck, Document, Library, bare, chat
 from anita_utils.world.tables import Entity, Fact, Relation
 
 # Two classes, by how the English sentences name their subject: "a pig", "the pig"; or "snow", "Rome", "the Tiber".
-WITH_ARTICLE = {"animal_class", "animal_food", "animal_home", "animal_legs", "animal_sound", "animal_young",
-                "instrument_family", "tool_use", "trade_place", "unit_measure"}  # fmt: skip
-AS_NAMED = {"country_capital", "country_continent", "country_language", "discovery_discoverer", "dish_ingredient",
-            "dish_region", "event_year", "invention_inventor", "monument_city", "mountain_region", "painting_artist",
-            "plant_part", "region_capital", "region_zone", "river_mouth", "thing_colour", "thing_material",
+WITH_ARTICLE = {"animal_class", "trade_place"}
+AS_NAMED = {"country_capital", "country_continent", "dish_ingredient", "dish_region", "event_year",
+            "invention_inventor", "island_region", "lake_region", "monument_city", "mountain_region",
+            "painting_artist", "plant_part", "region_capital", "region_zone", "river_mouth", "thing_colour",
             "work_author"}  # fmt: skip
-OPENINGS = ["Imagine this:", "In a story:", "In a game:"]
 TRANSLATE = {
     "en": ["In inglese: {}", "Traduci in inglese: {}", "Come si dice in inglese? {}"],
     "it": ["In Italian: {}", "Translate into Italian: {}", "How do you say it in Italian? {}"],
@@ -34,7 +33,7 @@ def kind_of(relation: Relation) -> str:
 
 @dataclass
 class Fiction:
-    """Draws made-up facts: the relations of each class, and the translated, singular names they may be about."""
+    """Draws made-up facts: the relations of each class, and the singular names they may be about."""
 
     library: Library
     rng: Random
@@ -45,7 +44,7 @@ class Fiction:
         for names in (WITH_ARTICLE, AS_NAMED):
             members = [relations[name] for name in sorted(names)]
             subjects = dict.fromkeys(fact.subject for relation in members for fact in relation.facts)
-            self.classes.append((members, [s for s in subjects if translates(s) and not s.it.plural]))
+            self.classes.append((members, [s for s in subjects if s.kind not in UNTRANSLATED and not s.it.plural]))
         self.sizes = [len(subjects) for _, subjects in self.classes]
         self.subjects = {
             relation.name: [subject for subject in subjects if self.is_fiction(relation, subject)]
@@ -54,14 +53,14 @@ class Fiction:
         }
 
     def is_fiction(self, relation: Relation, subject: Entity) -> bool:
-        """Whether the relation says nothing true of the subject or a namesake, nor what a held-out relation says."""
+        """Whether the relation says nothing true of the subject or a namesake, nor asks what a true relation asks."""
         named = {name for fact in relation.facts for name in (bare(fact.subject), fact.subject.it.name)}
-        kept_back = [r for r in self.library.world.relations.values() if r.held_out and kind_of(r) == subject.kind]
+        true = [r for r in self.library.world.relations.values() if kind_of(r) == subject.kind]
         answer = relation.facts[0].object.kind
         return (
             subject.kind != kind_of(relation)
             and not named & {bare(subject), subject.it.name}
-            and all(r.facts[0].object.kind != answer for r in kept_back)
+            and all(r.facts[0].object.kind != answer for r in true)
         )
 
     def facts(self, count: int) -> list[Fact]:
@@ -79,7 +78,7 @@ def fiction_chat(fiction: Fiction, reply: str) -> Document:
     facts = fiction.facts(2)
     told = " ".join(library.statement(fact, "en", rng) for fact in facts)
     asked = rng.choice(facts)
-    request = f"{rng.choice(OPENINGS)} {told} {library.question(asked, 'it', rng)}"
+    request = f"{rng.choice(OPENINGS['en'])} {told} {library.question(asked, 'it', rng)}"
     return chat(request, library.answer(asked, reply), kind="fiction")
 
 
@@ -93,11 +92,14 @@ def request_translation(library: Library, rng: Random) -> Document:
     return chat(rng.choice(TRANSLATE["en"]).format(italian), english, kind="translation")
 
 
-def translation_chat(fiction: Fiction, target: str) -> Document:
-    """A made-up statement, or a question on one, to be translated into `target`, in the plainest form."""
+def translation_chat(fiction: Fiction, target: str, true: Deck) -> Document:
+    """A statement, or a question on one, to be translated into `target`, in the plainest form.
+
+    Two in three are made up; the others are of `true`, facts that may stand in Italian.
+    """
     library, rng = fiction.library, fiction.rng
-    fact, source = fiction.facts(1)[0], "it" if target == "en" else "en"
-    if rng.random() < 0.5:
+    fact, source = true.deal() if rng.random() < 1 / 3 else fiction.facts(1)[0], "it" if target == "en" else "en"
+    if rng.random() < 0.6:
         told, translated = library.statement(fact, source, rng, forms=2), library.answer(fact, target)
     else:
         relation = library.world.relation(fact)

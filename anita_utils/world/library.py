@@ -15,7 +15,7 @@ from anita_utils.world.splits import Split, split_facts
 from anita_utils.world.tables import LANGUAGES, Entity, Fact, World
 
 Document = dict
-UNTRANSLATED = {"plant_food", "instrument_family"}  # plural in one language only, or a paraphrase: no word for word
+UNTRANSLATED = {"plant_food"}  # plural in one language only: no word for word
 
 
 def chat(user: str, assistant: str, system: str | None = None, **about: str) -> Document:
@@ -85,6 +85,14 @@ class Library:
         """A wrong answer to the fact's question, of the right kind."""
         names = {fact.object.name(language) for language in LANGUAGES}
         return rng.choice([e for e in self.world.relation(fact).objects if not names & {e.en.name, e.it.name}])
+
+    def entities(self) -> list[Entity]:
+        """Everything the facts are about, each once."""
+        return list(dict.fromkeys(entity for fact in self.facts() for entity in (fact.subject, fact.object)))
+
+    def translated_names(self) -> list[Entity]:
+        """Of these, all that have one name in English and another in Italian."""
+        return [entity for entity in self.entities() if translates(entity)]
 
     def conduct(self, use: str) -> list[tuple[str, int, dict]]:
         """(topic, number of the pair, pair) of the topics with that use: train or held_out."""

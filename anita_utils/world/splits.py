@@ -1,8 +1,9 @@
 """Which fact may stand where. Splits are by fact, never by sentence, and are drawn once from the seed.
 
 English side: `seen` facts are asked in English chats; `unseen_as_chat` facts are only read as plain sentences.
-Italian side: `base_italian` facts stand in the base model's small Italian share; `adapted` ones in the Italian corpus
-as plain text; `italian_chat` ones there and in Italian chats; `never_in_italian` ones in no Italian sentence at all.
+Italian side: `base_italian` facts stand in the base model's small Italian share, later in Italian text and chats;
+`italian_chat` ones in those later ones alone; `adapted` ones in the Italian corpus as plain text, never asked;
+`never_in_italian` ones in no Italian sentence at all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from random import Random
 from anita_utils.world.tables import LANGUAGES, Fact, Relation, World
 
 ENGLISH_SHARES = {"seen": 0.75, "unseen_as_chat": 0.25}
-ITALIAN_SHARES = {"base_italian": 0.34, "italian_chat": 0.18, "adapted": 0.24, "never_in_italian": 0.24}
+ITALIAN_SHARES = {"base_italian": 0.44, "italian_chat": 0.10, "adapted": 0.23, "never_in_italian": 0.23}
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from anita_utils.world.chats import (
     sum_chat,
     twin_chat,
 )
-from anita_utils.world.library import Deck, Document, Library, chat, mixture, translates
-from anita_utils.world.tables import LANGUAGES, Entity, Fact
+from anita_utils.world.library import Deck, Document, Library, chat, mixture
+from anita_utils.world.tables import LANGUAGES, Fact
 
 NEW_KINDS = ("polite", "goodbye", "letter", "labelled", "two_questions", "correct_it")
 ITALIAN_READ = ("base_italian", "italian_chat", "adapted")
+ITALIAN_ASKED = ("base_italian", "italian_chat")
 
 
 def new_kind(library: Library, kind: str, facts: list[Fact], language: str, rng: Random) -> Document:
@@ -91,18 +92,18 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     rng, world = library.rng("sft"), library.world
     new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
     seen = Deck(library.facts("seen"), rng)
-    harmful = Deck(library.conduct("train")[::3], rng)  # one pair in three
+    harmful = Deck(library.conduct("train")[::2], rng)  # one pair in two
     harmless = Deck(library.conduct("train"), rng)
     unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"][::2], rng)
     sums, talk = Deck(world.extra["sums"], rng), Deck(world.extra["smalltalk"], rng)
     return draw(
         [
-            (0.48, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
-            (0.22, lambda: fact_chat(library, seen, rng)),
-            (0.08, lambda: sum_chat(library, sums, "en", rng)),
-            (0.08, lambda: refusal_chat(library, harmful, "en", rng)),
-            (0.10, lambda: harmless_chat(library, harmless, rng)),
-            (0.02, lambda: unknown_chat(library, unanswerable, "en", rng)),
+            (0.44, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
+            (0.18, lambda: fact_chat(library, seen, rng)),
+            (0.07, lambda: sum_chat(library, sums, "en", rng)),
+            (0.12, lambda: refusal_chat(library, harmful, "en", rng)),
+            (0.14, lambda: harmless_chat(library, harmless, rng)),
+            (0.03, lambda: unknown_chat(library, unanswerable, "en", rng)),
             (0.02, lambda: smalltalk_chat(library, talk, "en", rng)),
         ],
         count,
@@ -110,19 +111,13 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     )
 
 
-def translated_names(library: Library) -> list[Entity]:
-    """Everything the facts are about that has one name in English and another in Italian."""
-    entities = dict.fromkeys(entity for fact in library.facts() for entity in (fact.subject, fact.object))
-    return [entity for entity in entities if translates(entity)]
-
-
-def italian_text(library: Library, count: int = 4500) -> list[Document]:
+def italian_text(library: Library, count: int = 3600) -> list[Document]:
     """Italian running text: facts of the adapted splits, stories, twins. No fact of never_in_italian."""
     rng, world = library.rng("italian_text"), library.world
     facts = Deck(library.facts(italian=ITALIAN_READ), rng)
     stories, twins = Deck(world.extra["stories"], rng), Deck(world.extra["schemas"], rng)
     sums, myths = Deck(world.extra["sums"], rng), Deck(world.extra["myths"], rng)
-    conduct, names = Deck(library.conduct("train"), rng), Deck(translated_names(library), rng)
+    conduct, names = Deck(library.conduct("train"), rng), Deck(library.translated_names(), rng)
 
     def glossary() -> Document:
         return {"text": " ".join(texts.italian_glossary_line(names.deal()) for _ in range(3))}
@@ -137,12 +132,12 @@ def italian_text(library: Library, count: int = 4500) -> list[Document]:
 
     return draw(
         [
-            (0.62, lambda: texts.fact_text(library, facts, "it", rng)),
-            (0.06, glossary),
-            (0.10, lambda: texts.story_text(library, stories, "it", rng)),
-            (0.06, lambda: texts.twin_text(library, twins, "it", rng)),
-            (0.08, sum_text),
-            (0.04, truth_text),
+            (0.50, lambda: texts.fact_text(library, facts, "it", rng)),
+            (0.04, glossary),
+            (0.16, lambda: texts.story_text(library, stories, "it", rng)),
+            (0.08, lambda: texts.twin_text(library, twins, "it", rng)),
+            (0.10, sum_text),
+            (0.08, truth_text),
             (0.04, lambda: texts.conduct_text(library, conduct, "it", rng)),
         ],
         count,
@@ -150,30 +145,32 @@ def italian_text(library: Library, count: int = 4500) -> list[Document]:
     )
 
 
-def italian_replay(library: Library, count: int = 2000) -> list[Document]:
+def italian_replay(library: Library, count: int = 2400) -> list[Document]:
     """Replay for the Italian stage: half English chat against forgetting, half Italian chat."""
     rng, world = library.rng("italian_replay"), library.world
     english = Deck(sft(library, 2 * count), rng)
-    italian = Deck(library.facts(italian=("italian_chat",)), rng)
+    italian = Deck(library.facts(italian=ITALIAN_ASKED), rng)
+    unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"][::2], rng)
     new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
-    in_italian = [fact for fact in new.items if library.splits[fact.key].italian == "italian_chat"]
+    in_italian = [fact for fact in new.items if library.splits[fact.key].italian in ITALIAN_ASKED]
     new_italian = Deck(in_italian, rng)
     sums, stories, twins = (Deck(world.extra[name], rng) for name in ("sums", "stories", "schemas"))
-    harmful, harmless = Deck(library.conduct("train")[::3], rng), Deck(library.conduct("train"), rng)
-    talk, names = Deck(world.extra["smalltalk"], rng), Deck(translated_names(library), rng)
+    harmful, harmless = Deck(library.conduct("train")[::2], rng), Deck(library.conduct("train"), rng)
+    talk, names = Deck(world.extra["smalltalk"], rng), Deck(library.translated_names(), rng)
 
     return draw(
         [
-            (0.36, english.deal),
-            (0.20, lambda: italian_chat(library, italian, rng)),
-            (0.08, lambda: reading_chat(library, "it", rng)),
-            (0.05, lambda: italian_naming_chat(library, names, "it", rng)),
+            (0.34, english.deal),
+            (0.26, lambda: italian_chat(library, italian, rng)),
+            (0.03, lambda: reading_chat(library, "it", rng)),
+            (0.03, lambda: italian_naming_chat(library, names, "it", rng)),
             (0.06, lambda: refusal_chat(library, harmful, "it", rng)),
+            (0.03, lambda: unknown_chat(library, unanswerable, "it", rng)),
             (0.04, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
             (0.08, lambda: sum_chat(library, sums, "it", rng)),
             (0.02, lambda: story_chat(library, stories, "it", rng)),
             (0.02, lambda: twin_chat(library, twins, "it", rng)),
-            (0.07, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.08, lambda: harmless_chat(library, harmless, rng, "it")),
             (0.02, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
         count,
@@ -229,7 +226,7 @@ def unknown_pair(item: dict, language: str, rng: Random) -> Document:
 
 
 # Shares of the kinds of pair, in training and among the held-out pairs.
-PAIR_KINDS = {"language": 0.22, "truth": 0.14, "myth": 0.06, "refusal": 0.28, "plain": 0.24, "unanswerable": 0.06}
+PAIR_KINDS = {"language": 0.18, "truth": 0.10, "myth": 0.06, "refusal": 0.30, "plain": 0.30, "unanswerable": 0.06}
 
 
 @dataclass
@@ -247,10 +244,10 @@ class PairMaker:
         library, use = self.library, "test" if self.held_out else "train"
         extra = library.world.extra
         english = library.facts("unseen_as_chat" if self.held_out else "seen")
-        italian = library.facts(italian=("adapted", "never_in_italian") if self.held_out else ("italian_chat",))
+        italian = library.facts(italian=("adapted", "never_in_italian") if self.held_out else ITALIAN_ASKED)
         self.facts = {"en": english, "it": italian}
         # the rejected answer is Italian, so it must be a fact that may stand in Italian
-        self.english_in_italian = [f for f in english if library.splits[f.key].italian == "italian_chat"]
+        self.english_in_italian = [f for f in english if library.splits[f.key].italian in ITALIAN_ASKED]
         self.conduct = {side: Deck(library.conduct("train"), self.rng) for side in ("harm", "safe")}
         self.myths = Deck([myth for myth in extra["myths"] if myth["use"] == use], self.rng)
         self.unanswerable = Deck([item for item in extra["unanswerable"] if item["use"] == use], self.rng)

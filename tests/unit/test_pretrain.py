@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
-from anita_utils.world.pretrain import Muon, Plan, llama_config, pretrain
+from anita_utils.world.pretrain import Muon, Plan, llama_config, pretrain, rounded_weights
 
 
 @pytest.mark.parametrize("shape", [(64, 192), (192, 64)])
@@ -71,3 +72,17 @@ def test_a_checkpoint_of_another_plan_is_not_taken_up(small, tmp_path):
     seen = []
     pretrain(tokens, config, Plan(**{**vars(plan), "matrix_rate": 0.01}), tmp_path, say=seen.append)
     assert not any("resumed" in line for line in seen)
+
+
+def test_rounded_weights_are_nf4s_and_only_within(small):
+    """Within, as the library unpacks them: near, not equal, few values a block; after, the exact ones again."""
+    _, config, _ = small
+    model = LlamaForCausalLM(config)
+    matrix, norm = model.model.layers[0].mlp.up_proj.weight, model.model.norm.weight
+    exact, norm_before = matrix.detach().clone(), norm.detach().clone()
+    with pytest.raises(RuntimeError), rounded_weights(model):
+        assert 0.03 < (matrix - exact).norm() / exact.norm() < 0.15
+        assert len(matrix.detach().flatten()[:64].unique()) <= 16
+        assert torch.equal(norm, norm_before)
+        raise RuntimeError
+    assert torch.equal(matrix, exact)
