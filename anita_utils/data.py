@@ -40,7 +40,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return rows
 
 
-def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[int]]:
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
     """Running text: one BOS, the text, <|end_of_text|>; every token but the first is scored.
 
     A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts). A tokenizer of
@@ -54,7 +54,9 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) 
     return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
 
 
-def encode_chat(messages: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[int]]:
+def encode_chat(
+    messages: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> dict[str, list[int]]:
     """A chat through the template; only the assistant's words and the end of its turn are scored.
 
     Works with any template: where each answer begins and ends is read off the template itself, rendered up to there.
@@ -78,7 +80,7 @@ def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generat
     return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=False)
 
 
-def encode(document: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[int]]:
+def encode(document: dict, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
     """A row {"text": …} or {"messages": […]} as input_ids and labels."""
     if "messages" in document:
         return encode_chat(document["messages"], tokenizer, max_length)
@@ -106,20 +108,27 @@ def pack(lengths: list[int], row_length: int) -> list[list[int]]:
 def packed_rows(
     documents: Iterable[dict], tokenizer: PreTrainedTokenizerBase, row_length: int, max_length: int | None = None
 ) -> Dataset:
-    """Documents packed into rows of at most `row_length` tokens: columns input_ids, labels, position_ids.
+    """Documents packed into rows of at most `row_length` tokens: columns input_ids, labels, position_ids and cut.
+
+    max_length: longer documents are cut there, by default at `row_length`; `cut` counts the tokens that a row's
+    documents lost so. No other token is lost.
 
     Position ids begin anew at every example and its first label is ignored, so no example sees or predicts another:
     transformers reads the restarts and keeps attention inside each example.
     """
     from datasets import Dataset
 
-    examples = [encode(document, tokenizer, max_length or row_length) for document in documents]
-    columns: dict[str, list] = {"input_ids": [], "labels": [], "position_ids": []}
+    limit = max_length or row_length
+    whole = [encode(document, tokenizer) for document in documents]
+    lost = [max(0, len(example["input_ids"]) - limit) for example in whole]
+    examples = [{name: values[:limit] for name, values in example.items()} for example in whole]
+    columns: dict[str, list] = {"input_ids": [], "labels": [], "position_ids": [], "cut": []}
     for row in pack([len(example["input_ids"]) for example in examples], row_length):
         packed = [examples[number] for number in row]
         columns["input_ids"].append([token for example in packed for token in example["input_ids"]])
         columns["labels"].append([label for example in packed for label in [IGNORED, *example["labels"][1:]]])
         columns["position_ids"].append([place for example in packed for place in range(len(example["input_ids"]))])
+        columns["cut"].append(sum(lost[number] for number in row))
     return Dataset.from_dict(columns)
 
 
@@ -145,9 +154,10 @@ class PackedCollator:
 
 
 def count_tokens(rows: Dataset) -> dict[str, int]:
-    """Rows, tokens and scored tokens of a packed data set."""
+    """Rows, tokens and scored tokens of a packed data set, and the tokens that longer documents lost."""
     return {
         "rows": len(rows),
         "tokens": sum(len(ids) for ids in rows["input_ids"]),
         "scored_tokens": sum(label != IGNORED for labels in rows["labels"] for label in labels),
+        "cut_tokens": sum(rows["cut"]),
     }
