@@ -127,7 +127,7 @@ def packed_rows(
 def like_lengths(lengths: list[int], batch_size: int, seed: int) -> list[int]:
     """An order of the rows in which each batch holds rows of like length, and the batches come in a drawn order.
 
-    What cannot be packed is padded to the longest of its batch: in this order, by little. Only the last batch is smaller.
+    What cannot be packed is padded to the longest of its batch: in this order, by little. The last batch is smaller.
     """
     rng = Random(seed)
     drawn = sorted(rng.sample(range(len(lengths)), len(lengths)), key=lambda number: lengths[number])
