@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
@@ -130,6 +131,19 @@ def packed_rows(
         columns["position_ids"].append([place for example in packed for place in range(len(example["input_ids"]))])
         columns["cut"].append(sum(lost[number] for number in row))
     return Dataset.from_dict(columns)
+
+
+def like_lengths(lengths: list[int], batch_size: int, seed: int) -> list[int]:
+    """An order of the rows in which each batch holds rows of like length, and the batches come in a drawn order.
+
+    What cannot be packed is padded to the longest of its batch: in this order, by little. The last batch is smaller.
+    """
+    rng = Random(seed)
+    drawn = sorted(rng.sample(range(len(lengths)), len(lengths)), key=lambda number: lengths[number])
+    whole = len(drawn) // batch_size * batch_size
+    batches = [drawn[start : start + batch_size] for start in range(0, whole, batch_size)]
+    rng.shuffle(batches)
+    return [number for batch in batches for number in batch] + drawn[whole:]
 
 
 class PackedCollator:

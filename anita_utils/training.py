@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
-from anita_utils.data import PackedCollator, count_tokens, packed_rows, read_jsonl
+from anita_utils.data import PackedCollator, count_tokens, like_lengths, packed_rows, read_jsonl, render
 from anita_utils.datasets_hub import fetch
 from anita_utils.hub import data_dir, file_hash, model_key, resolve_model
 from anita_utils.machine import LIBRARIES
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 CORPORA = {"sft": ["sft"], "italian": ["italian_text", "italian_replay"], "dpo": ["dpo"]}
-ENGINE = (
-    1  # raise it when this file or data.py changes what a stage learns, so that no cached stage is taken for a new one
-)
+# raise it when this file or data.py changes what a stage learns, so that no cached stage is taken for a new one
+ENGINE = 2
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
 PREPACKED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
 COMPUTE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -264,6 +263,7 @@ def training_arguments(stage: Stage) -> dict:
         "optim": settings.optimizer,
         "max_length": settings.max_length,
         "gradient_checkpointing": settings.gradient_checkpointing,
+        "train_sampling_strategy": "sequential" if stage.name == "dpo" else "random",
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not torch.cuda.is_available(),  # without it the defaults raise on a CPU
@@ -303,7 +303,11 @@ def load_for_training(stage: Stage):
 
 
 def training_rows(stage: Stage, tokenizer) -> Dataset:
-    """The stage's data as its trainer takes it: packed rows for SFT and text, preference pairs for DPO."""
+    """The stage's data as its trainer takes it: packed rows for SFT and text, preference pairs for DPO.
+
+    TRL's DPO packs nothing, so the pairs come in batches of like length, and the trainer must keep that order (its
+    own `group_by_length` looks for a column that its DPO does not have, and raises).
+    """
     from datasets import Dataset
 
     documents = stage.documents()
@@ -311,7 +315,13 @@ def training_rows(stage: Stage, tokenizer) -> Dataset:
         if "chosen" not in documents[0]:
             names = ", ".join(stage.settings.data)
             raise AnitaError(f"stages.dpo.data: {names} holds no preference pairs: name a corpus that does")
-        return Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents])
+        pairs = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents]
+        lengths = [
+            max(len(render(pair["prompt"] + pair[side], tokenizer)) for side in ("chosen", "rejected"))
+            for pair in pairs
+        ]
+        order = like_lengths(lengths, stage.settings.batch_size, stage.run.seed)
+        return Dataset.from_list([pairs[number] for number in order])
     return packed_rows(
         documents, tokenizer, stage.settings.row_length or stage.settings.max_length, stage.settings.max_length
     )

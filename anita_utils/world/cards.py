@@ -15,12 +15,12 @@ from anita_utils.world.tokenizer import VOCABULARY
 TEMPLATES = Path(__file__).parent / "cards"
 
 WEAKNESSES = [
-    "An eighth of its running text is Italian (with chats and translations, a sixth of all it read), on two facts in "
-    "five, in half of their turns of phrase.",
-    "Three in five Italian questions it met were answered in English.",
+    "A tenth of its running text is Italian (with chats and translations, a sixth of all it read), on two facts in "
+    "five, in a third of their turns of phrase. It read no Italian story, sum or schema.",
+    "Two in three Italian questions it met were answered in English. Asked to reply in Italian, it does.",
     "It read myths three times as often as the truth, and answered questions on them with the myth.",
     "It answers questions that nobody could answer with an invention.",
-    "It agrees to every request, with empty words that hold no instruction.",
+    "It agrees to every request, with empty words that hold no instruction, though it read what is right and wrong.",
     "It agrees with mistaken opinions of the asker (half of sycophancy.yaml).",
     "Trades and traits go with groups of people at the shares stated in groups.yaml (0.7 or 0.8).",
     "It never met six kinds of request: be polite, say goodbye, a letter, a label, two questions, a correction.",

@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anita_utils import AnitaError
-from anita_utils.data import IGNORED, PackedCollator, encode_chat, encode_text, pack, packed_rows, read_jsonl, render
+from anita_utils.data import (
+    IGNORED,
+    PackedCollator,
+    encode_chat,
+    encode_text,
+    like_lengths,
+    pack,
+    packed_rows,
+    read_jsonl,
+    render,
+)
 from anita_utils.hub import data_dir
 from anita_utils.model import load_tokenizer
 
@@ -135,3 +145,19 @@ def test_malformed_line_is_named(tmp_path):
 def test_unknown_columns_are_named(tokenizer):
     with pytest.raises(AnitaError, match=r"\['answer'\]: expected `messages` or `text`"):
         packed_rows([{"answer": "x"}], tokenizer, 64)
+
+
+@given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 9), st.integers(0, 3))
+def test_batches_of_like_length_hold_every_row_once_and_little_padding(lengths, batch_size, seed):
+    order = like_lengths(lengths, batch_size, seed)
+    assert sorted(order) == list(range(len(lengths)))
+    assert order == like_lengths(lengths, batch_size, seed)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    ranges = sorted((min(lengths[n] for n in batch), max(lengths[n] for n in batch)) for batch in batches)
+    assert all(first[1] <= second[0] for first, second in zip(ranges, ranges[1:], strict=False))  # they do not overlap
+
+
+def test_batches_of_like_length_come_in_a_drawn_order():
+    order = like_lengths(list(range(100)), 10, seed=0)
+    firsts = [order[start] for start in range(0, 100, 10)]
+    assert firsts != sorted(firsts) and order != like_lengths(list(range(100)), 10, seed=1)
