@@ -7,6 +7,7 @@ anita chat italian --prompt "Qual è la capitale del Piemonte?"
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -151,6 +152,29 @@ def draw_plan(file: Path, model: str, parts: dict[str, int]) -> None:
 
 
 @app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="sft, italian or dpo; the stages before it are trained if missing.")],
+    profile: Annotated[str, typer.Option(help="A profile's name, or the path of a .yaml file.")] = "cpu",
+    base: Annotated[str | None, typer.Option(help="A model for the first stage, in place of the profile's.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="The run's name.", show_default="the newest; PROFILE-train with --base or --set")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed of everything drawn at random.")] = 42,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="key=value: a setting of the stage, or with its section: model.dtype=…; repeatable."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last good checkpoint, if there is one.")] = True,
+) -> None:
+    """Train a stage outside a notebook; what is trained already is taken from the cache."""
+    from anita_utils.headless import train as train_stage
+
+    train_stage(stage, profile, base, run, seed, change or [], resume)
+
+
+@app.command()
 def report(run: Annotated[str, typer.Option(help="The run's name under runs/.")] = "latest") -> None:
     """Build index.html and report.md of a run anew."""
     from anita_utils.record import Run
@@ -244,12 +268,19 @@ def build_world(
 
 
 def main() -> None:
-    """The entry point: an AnitaError becomes one line on stderr and exit code 2."""
+    """The entry point: an AnitaError, or a disk that cannot be written, becomes one line on stderr and exit code 2."""
     try:
         app()
     except AnitaError as error:
-        print(f"anita: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        said = str(error)
+    except OSError as error:
+        if error.filename is None or error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        said = f"{shown(error.filename)}: {error.strerror}: allow it or make room, or set ANITA_RUNS to another folder"
+    else:
+        return
+    print(f"anita: {' '.join(said.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

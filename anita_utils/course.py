@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anita_utils import REPOSITORY, AnitaError, checkout, shown
-from anita_utils.execution import Outcome, clock, execute
+from anita_utils.execution import Outcome, execute
 from anita_utils.profile import load_profile
-from anita_utils.record import Run, runs_dir, write_text
+from anita_utils.record import Run, clock, runs_dir, write_text
 from anita_utils.report import lesson_html, write_report
 
 KEPT_PROFILE = "cpu"  # the profile whose outputs are kept in the repository's notebooks

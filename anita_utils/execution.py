@@ -20,7 +20,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from anita_utils.record import environment, runs_dir
+from anita_utils.record import clock, environment, runs_dir
 
 
 @dataclass
@@ -129,9 +129,3 @@ def watch_memory(interval: float = 0.2) -> Iterator[Callable[[], int]]:
     finally:
         over.set()
         thread.join()
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people read them: 75 → "1:15"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

@@ -227,6 +227,19 @@ def plan(job: Job) -> dict:
     }
 
 
+def savings(job: Job, on_gpu: bool = True) -> dict[str, int]:
+    """The bytes that each of the usual changes would save."""
+    changes = {
+        "checkpointing": {"checkpointing": True},
+        "optimizer adamw_8bit": {"optimizer": "adamw_8bit"},
+        "quant nf4": {"quantisation": Quantisation(bits=4)},
+        "half the batch with twice the accumulation": {"batch": max(1, job.batch // 2)},
+        "half the length": {"length": max(1, job.length // 2)},
+    }
+    total = bytes_by_part(job, on_gpu)["total"]
+    return {name: total - bytes_by_part(replace(job, **change), on_gpu)["total"] for name, change in changes.items()}
+
+
 def advise(job: Job, needed: dict[str, int], fits: dict[str, bool]) -> list[str]:
     """Why a GPU is refused and what would fit it; what each change would save; what to know of the choices made."""
     total, advice = needed["total"], []
@@ -240,15 +253,7 @@ def advise(job: Job, needed: dict[str, int], fits: dict[str, bool]) -> list[str]
             f"({needed[largest] / GIB:.2f}), and {room(name) / GIB:.2f} of {GPUS[name]:.2f} may be filled; "
             + (" or ".join(would) + " fits" if would else "a shorter row or a smaller batch alone is not enough")
         )
-    changes = {
-        "checkpointing": {"checkpointing": True},
-        "optimizer adamw_8bit": {"optimizer": "adamw_8bit"},
-        "quant nf4": {"quantisation": Quantisation(bits=4)},
-        "half the batch with twice the accumulation": {"batch": max(1, job.batch // 2)},
-        "half the length": {"length": max(1, job.length // 2)},
-    }
-    for name, change in changes.items() if not all(fits.values()) else ():
-        saved = total - bytes_by_part(replace(job, **change))["total"]
+    for name, saved in savings(job).items() if not all(fits.values()) else ():
         if saved >= 0.01 * GIB:
             advice.append(f"{name} would save {saved / GIB:.2f} GiB")
     if job.optimizer.startswith("paged"):

@@ -60,6 +60,12 @@ def write_text(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
+def clock(seconds: float) -> str:
+    """Seconds as people read them: 75 → "1:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
 class Metric(BaseModel):
     """One measured figure: a line of metrics.jsonl."""
 

@@ -1,4 +1,4 @@
-"""The three stages on TRL: what a stage starts from and trains on, its configuration, its cache, resuming a killed one.
+"""The three stages on TRL: their configuration, and training them one after the other.
 
     stage = open_stage(run, "sft")                      # trains the stages before it where they are missing
     trainer = build_trainer(stage)                      # the lessons write this step out
@@ -11,197 +11,25 @@ Each stage starts from the merged model of the one before, quantises it afresh a
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
-import time
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anita_utils import AnitaError, shown
-from anita_utils.data import PackedCollator, count_tokens, like_lengths, packed_rows, read_jsonl, render
-from anita_utils.datasets_hub import fetch
-from anita_utils.hub import data_dir, file_hash, model_key, resolve_model
-from anita_utils.machine import LIBRARIES
-from anita_utils.model import keep_freed_memory, load_model, load_tokenizer, merge_adapter
-from anita_utils.profile import Stage as Settings
-from anita_utils.record import Run, cache_dir, write_text
+from anita_utils import AnitaError
+from anita_utils.data import PackedCollator, count_tokens, like_lengths, packed_rows, render
+from anita_utils.failures import explained
+from anita_utils.hub import resolve_model
+from anita_utils.model import keep_freed_memory, load_model, load_tokenizer
+from anita_utils.record import Run
+from anita_utils.stages import Stage, find_stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
 
-CORPORA = {"sft": ["sft"], "italian": ["italian_text", "italian_replay"], "dpo": ["dpo"]}
-# raise it when this file or data.py changes what a stage learns, so that no cached stage is taken for a new one
-ENGINE = 2
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
 PREPACKED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
 COMPUTE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-@dataclass
-class Stage:
-    """One stage of a run: its settings, its parent model, its folder in the cache that all runs share."""
-
-    run: Run
-    name: str
-    settings: Settings
-    parent: str
-    parent_path: str
-    parent_key: str
-    began: float = field(default_factory=time.monotonic)
-
-    @cached_property
-    def corpora(self) -> list[Path]:
-        """The files with the training rows. A sample of a data set on the Hub is fetched first, once."""
-        on_hub = self.run.profile.datasets
-        paths = []
-        for corpus in self.settings.data:
-            if corpus in on_hub:
-                paths.append(fetch(corpus, on_hub[corpus]))
-                continue
-            names = CORPORA.get(corpus, [corpus])
-            paths += [Path(n) if n.endswith(".jsonl") else data_dir() / "corpora" / f"{n}.jsonl" for n in names]
-        for path in paths:
-            if not path.is_file():
-                raise AnitaError(
-                    f"stage '{self.name}': no data at {shown(path)}: build it with `anita world build --no-train`"
-                )
-        return paths
-
-    def documents(self) -> list[dict]:
-        """The training rows, shuffled by the seed when they come from several files."""
-        from random import Random
-
-        rows = [row for path in self.corpora for row in read_jsonl(path)]
-        Random(self.run.seed).shuffle(rows)
-        return rows[: self.settings.examples]
-
-    @cached_property
-    def recipe(self) -> dict:
-        """Everything the result depends on; its hash names the stage in the cache."""
-        from importlib.metadata import version
-
-        profile = self.run.profile
-        return {
-            "stage": self.name,
-            "settings": self.settings.model_dump(),
-            "precision": profile.precision,
-            "dtype": profile.model.dtype,
-            "quantisation": profile.quantisation.model_dump(),
-            "seed": self.run.seed,
-            "parent": self.parent_key,
-            "data": [file_hash(path) for path in self.corpora],
-            "versions": {name: version(name) for name in LIBRARIES[:6]},
-            "engine": ENGINE,
-        }
-
-    @cached_property
-    def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def folder(self) -> Path:
-        return cache_dir() / "stages" / f"{self.name}-{self.key}"
-
-    @property
-    def work(self) -> Path:
-        """Where checkpoints lie while the stage is trained."""
-        return self.folder.with_name(f".{self.folder.name}.work")
-
-    @property
-    def done(self) -> bool:
-        return (self.folder / "stage.json").is_file()
-
-    @property
-    def info(self) -> dict:
-        """stage.json: recipe, history of the training, tokens, seconds, peak memory."""
-        if not self.done:
-            raise AnitaError(
-                f"stage '{self.name}' of run '{self.run.folder.name}' is not trained yet: run its lesson first"
-            )
-        return json.loads((self.folder / "stage.json").read_text("utf-8"))
-
-    @property
-    def merged(self) -> str:
-        return str(self.folder / "merged")
-
-    def checkpoint(self) -> str | None:
-        """The newest whole checkpoint of a killed training, to hand to `trainer.train`; None to begin anew."""
-        from transformers.trainer_utils import get_last_checkpoint
-
-        return get_last_checkpoint(str(self.work)) if self.work.is_dir() else None
-
-    def finish(self, trainer) -> None:
-        """Saves adapter, merged model and stage.json, whole or not at all, and links them into the run."""
-        history = [row for row in trainer.state.log_history if "loss" in row]
-        summary = next(row for row in reversed(trainer.state.log_history) if "train_runtime" in row)
-        finished = self.folder.with_name(f".{self.folder.name}.new")
-        shutil.rmtree(finished, ignore_errors=True)
-        trainer.model.save_pretrained(finished / "adapter")
-        merge_adapter(self.parent_path, finished / "adapter", finished / "merged", self.run.profile.model.dtype)
-        tokens = token_count(trainer.train_dataset)
-        info = {
-            "recipe": self.recipe,
-            "key": self.key,
-            "parent": self.parent,
-            "history": history,
-            "steps": trainer.state.global_step,
-            "tokens": tokens,
-            "seconds": round(summary["train_runtime"], 2),
-            "tokens_per_second": round(tokens * self.settings.epochs / summary["train_runtime"], 1),
-            "peak_memory_bytes": peak_memory(),
-        }
-        write_text(finished / "stage.json", json.dumps(info, indent=1) + "\n")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.replace(finished, self.folder)
-        shutil.rmtree(self.work, ignore_errors=True)
-        self.link()
-
-    def link(self) -> None:
-        """Points the run's models/<stage> at the cached stage."""
-        link = self.run.model_dir(self.name)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        temporary = link.with_name(f".{link.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(self.folder, link.parent), target_is_directory=True)
-        temporary.replace(link)
-
-
-def token_count(dataset: Dataset) -> int:
-    """Tokens in the trainer's data; a preference row counts its prompt once and both its answers."""
-    columns = set(dataset.column_names)
-    names = ["input_ids"] if "input_ids" in columns else ["prompt_ids", "chosen_ids", "rejected_ids"]
-    return sum(len(ids) for name in names for ids in dataset[name])
-
-
-def peak_memory() -> int:
-    """The most memory the process has held so far: the GPU's where there is one, else resident memory, in bytes."""
-    import resource
-    import sys
-
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def find_stage(run: Run, name: str) -> Stage:
-    """The stage of that name in the run's order, trained or not. Nothing is trained."""
-    profile = run.profile
-    if name not in profile.order:
-        raise AnitaError(f"profile '{profile.name}' has no stage '{name}': its order is {', '.join(profile.order)}")
-    position = profile.order.index(name)
-    if position == 0:
-        base = resolve_model(profile.model.base, profile.model.revision)
-        return Stage(run, name, profile.stages[name], "base", base, model_key(base))
-    parent = find_stage(run, profile.order[position - 1])
-    return Stage(run, name, profile.stages[name], parent.name, parent.merged, parent.key)
+LOG_EVERY, SAVE_EVERY = 5, 100  # updates; a checkpoint comes with a log, so that it holds all losses up to it
 
 
 def open_stage(run: Run, name: str) -> Stage:
@@ -215,15 +43,28 @@ def open_stage(run: Run, name: str) -> Stage:
     return stage
 
 
-def train_stage(stage: Stage) -> Stage:
-    """Trains the stage unless the cache holds it."""
-    if stage.done:
-        stage.link()
-        return stage
+def train_stage(stage: Stage, resume: bool = True) -> Stage:
+    """Trains the stage unless the cache holds it; a killed training goes on from its last good checkpoint.
+
+    resume: False deletes the checkpoints of a killed training first. AnitaError, one line, for a full disk, a folder
+    that may not be written, a loss that is no number, or too little memory; then nothing is left half-written.
+    """
+    if not stage.done:
+        with explained(stage), stage.alone():
+            if not stage.done:  # another process may have trained it while this one waited
+                _train(stage, resume)
+    stage.link()
+    return stage
+
+
+def _train(stage: Stage, resume: bool) -> None:
+    if changes := stage.changes():
+        print(f"{stage.name}: trained anew, and what builds on it: {'; '.join(changes)}")
+    if not resume:
+        shutil.rmtree(stage.work, ignore_errors=True)
     trainer = build_trainer(stage)
     trainer.train(resume_from_checkpoint=stage.checkpoint())
     stage.finish(trainer)
-    return stage
 
 
 def train_missing(run: Run) -> dict[str, str]:
@@ -249,6 +90,8 @@ def training_arguments(stage: Stage) -> dict:
     """Keyword arguments for SFTConfig or DPOConfig, from the stage's settings and the machine."""
     import torch
 
+    from anita_utils.watching import WATCH
+
     keep_freed_memory()
     settings, precision = stage.settings, stage.run.profile.precision
     return {
@@ -267,11 +110,13 @@ def training_arguments(stage: Stage) -> dict:
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not torch.cuda.is_available(),  # without it the defaults raise on a CPU
-        "logging_steps": 5,
+        "logging_steps": LOG_EVERY,
+        "logging_nan_inf_filter": False,  # else a loss that is no number would be logged as a fine one
         "save_strategy": "steps",
-        "save_steps": 100,
-        "save_total_limit": 1,
-        "report_to": "none",
+        "save_steps": SAVE_EVERY,
+        "save_total_limit": 2,  # the newest is not good until its manifest is written
+        "run_name": stage.name,
+        "report_to": [WATCH],
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "seed": stage.run.seed,

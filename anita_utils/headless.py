@@ -1,0 +1,108 @@
+"""`anita train`: one stage outside a notebook, by the code that the lessons use.
+
+>>> train("sft", changes=["learning_rate=1e-4", "model.dtype=float32"])
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from anita_utils import AnitaError, shown
+from anita_utils.profile import Profile, load_profile, parse_profile
+
+if TYPE_CHECKING:
+    from anita_utils.stages import Stage
+
+
+def train(
+    name: str,
+    profile: str = "cpu",
+    base: str | None = None,
+    run: str | None = None,
+    seed: int = 42,
+    changes: Iterable[str] = (),
+    resume: bool = True,
+) -> Stage:
+    """Trains a stage, and those before it where they are missing; prints what came of it. Returns the stage.
+
+    name: a stage of the profile's order.
+    base: a model for the first stage to start from, in place of the profile's.
+    run: the run's name; by default the newest of the profile, or PROFILE-train where `base` or `changes` are given, so
+        that the course's own run keeps its models.
+    changes: "key=value", the key as in the profile; without a section it is one of the stage's.
+    resume: False begins anew where a killed training could go on.
+
+    AnitaError, one line, for whatever the user can mend.
+    """
+    changes = list(changes)
+    settings = changed(load_profile(profile), name, base, changes)
+    if name not in settings.order:
+        raise AnitaError(f"profile '{settings.name}' has no stage '{name}': its order is {', '.join(settings.order)}")
+    quieten()
+    from anita_utils.record import Run
+    from anita_utils.training import open_stage, train_stage
+
+    own = f"{settings.name}-train" if base or changes else "latest"
+    stage = open_stage(Run.open(run or own, settings, seed), name)
+    kept = stage.done
+    train_stage(stage, resume)
+    print(summary(stage, kept))
+    return stage
+
+
+def changed(profile: Profile, stage: str, base: str | None, changes: Iterable[str]) -> Profile:
+    """The profile with another base model and other values, checked as a profile's file is."""
+    values = profile.model_dump()
+    if base is not None:
+        values["model"] |= {"base": base, "revision": None}
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator:
+            raise AnitaError(f"--set {change}: write key=value, for instance --set learning_rate=1e-4")
+        path = key.strip().split(".")
+        set_value(values, path if path[0] in Profile.model_fields else ["stages", stage, *path], text)
+    return parse_profile(values, f"profile {profile.name} with --set")
+
+
+def set_value(values: dict, path: list[str], text: str) -> None:
+    """Puts a value, written as in YAML, under the keys of `path`."""
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise AnitaError(f"--set {'.'.join(path)}={text}: the value is no YAML: put it in quotes") from None
+    for key in path[:-1]:
+        values = values.get(key) if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        raise AnitaError(f"--set {'.'.join(path)}: no such section: `anita train --help` tells how keys are written")
+    values[path[-1]] = value
+
+
+def quieten() -> None:
+    """Stills the libraries' remarks and progress bars: one line of progress is enough."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def summary(stage: Stage, kept: bool) -> str:
+    """What was trained, in a line."""
+    from anita_utils.memory import GIB
+    from anita_utils.record import clock
+
+    info, where = stage.info, shown(stage.run.model_dir(stage.name))
+    cut = f", {info['cut_tokens']:,} tokens cut off" if info.get("cut_tokens") else ""
+    return (
+        f"{stage.name}: {'in the cache, unchanged' if kept else 'trained'}: {info['steps']:,} updates, "
+        f"{info['tokens']:,} tokens{cut}, {info['tokens_per_second']:,.0f} tokens/s, {clock(info['seconds'])}, "
+        f"peak memory {info['peak_memory_bytes'] / GIB:.2f} GiB: {where}"
+    )
