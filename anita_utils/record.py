@@ -56,8 +56,12 @@ def write_text(file: Path, text: str) -> None:
     """Writes a file whole or not at all: whoever is killed half-way leaves the old one standing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(file)
+    try:
+        temporary.write_text(text, "utf-8")
+        temporary.replace(file)
+    except OSError:  # a full disk, say
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def clock(seconds: float) -> str:

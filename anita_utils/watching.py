@@ -59,20 +59,21 @@ class Watch(TrainerCallback):
         self.began, self.first = time.monotonic(), state.global_step
         self.before = trained_seconds(checkpoint(args, state)) or 0.0
         self.tokens = token_count(train_dataloader.dataset) * args.num_train_epochs / state.max_steps  # an update
-        self.progress, self.loss = Progress(), math.nan
+        self.progress = Progress()
+        self.loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), math.nan)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs:
-            return
-        self.loss = logs["loss"]
-        if not math.isfinite(self.loss):
+        loss = logs.get("loss", logs.get("train_loss"))  # the latter once, at the end: the mean of all
+        if loss is not None and not math.isfinite(loss):
             raise AnitaError(
-                f"stage '{args.run_name}': the loss is {self.loss} at update {state.global_step}: lower the learning "
+                f"stage '{args.run_name}': the loss is {loss} at update {state.global_step}: lower the learning "
                 f"rate ({args.learning_rate:g}) or raise the warm-up; nothing is kept from after the last checkpoint"
             )
-        left = (
-            (time.monotonic() - self.began) / (state.global_step - self.first) * (state.max_steps - state.global_step)
-        )
+        if "loss" not in logs:
+            return
+        self.loss = loss
+        an_update = (time.monotonic() - self.began) / (state.global_step - self.first)
+        left = an_update * (state.max_steps - state.global_step)
         self.progress.show(f"{self.line(args, state)}, {clock(left)} left")
 
     def on_save(self, args, state, control, **kwargs):
