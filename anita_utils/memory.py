@@ -1,7 +1,8 @@
-"""The planner: what a stage needs, by part, before a single weight is loaded.
+"""The planner: what a stage, or measuring a model, needs, by part, before a single weight is loaded.
 
 >>> job = job_of(load_profile("cpu"), "sft")
 >>> bytes_by_part(job)["total"] / GIB
+>>> bytes_by_part(job_of(load_profile("colab-t4"), "evaluation"))["logits"]
 >>> replace(job, model="meta-llama/Meta-Llama-3-8B-Instruct", batch=1)     # the same on another model
 
 Counts of weights are exact: the model is built on torch's meta device from its config.json. Bytes of weights, gradients
@@ -161,15 +162,17 @@ def bytes_by_part(job: Job, on_gpu: bool = True) -> dict[str, int]:
 
 
 def measuring_memory(job: Job) -> tuple[int, int]:
-    """Bytes of keys and values, and of logits, when lm-eval 0.4 ranks the answers of the longest batch.
+    """Bytes of activations and of logits when lm-eval 0.4 ranks the answers of the longest batch.
 
     It takes the logits of every token: the model's, their log-softmax, and that of the batch before, which is let go of
-    last. The course's own likelihoods take 8 bytes beyond the model's, but on far shorter texts. A bound: the keys and
-    values are gone when the third copy comes.
+    last. When the third comes, keys, values and hidden states are gone again; they count for what they exceed it by.
+    The course's own likelihoods take 8 bytes beyond the model's for each logit, but on shorter texts.
     """
     shape, tokens, width = architecture(job.model), job.batch * job.length, WIDTH[job.dtype]
-    copies = max(3 * width, width + 8 if job.length <= LONGEST_TEXT["piccola-italia"] else 0)
-    return 2 * shape.layers * shape.key_value * tokens * width, shape.vocabulary * tokens * copies
+    copy = shape.vocabulary * tokens * width
+    own = shape.vocabulary * tokens * (width + 8) if job.length <= LONGEST_TEXT["piccola-italia"] else 0
+    held = (2 * shape.layers * shape.key_value + 2 * shape.hidden) * tokens * width
+    return max(0, held - copy), max(3 * copy, own)
 
 
 def kept_by_layer(job: Job) -> int:

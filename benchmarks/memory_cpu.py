@@ -1,4 +1,5 @@
-"""The planner's figure beside a measured peak: QLoRA SFT of a random Llama on a CPU, in cases above 1 GiB.
+"""The planner's figure beside a measured peak: QLoRA SFT of a random Llama on a CPU, in cases above 1 GiB, and what
+lm-eval takes to rank answers with it.
 
     python benchmarks/memory_cpu.py        writes benchmarks/results/memory_cpu.json and .md; exit code 1 above 5 %
 
@@ -25,6 +26,7 @@ CASES = [
     {"batch": 4, "length": 1024, "checkpointing": False},
     {"batch": 4, "length": 1024, "checkpointing": True},
     {"batch": 2, "length": 1024, "checkpointing": False, "r": 64},
+    {"batch": 16, "length": 1024, "trained": False},
 ]
 OVER_BASELINE = ("gradients", "optimizer", "activations", "logits")
 TOLERANCE = 0.05
@@ -77,6 +79,22 @@ def make_trainer(folder: Path, job):
     return trainer
 
 
+def ranking(folder: Path, job):
+    """A function that has lm-eval rank as many texts of the job's length as make two batches."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    from anita_utils.hub import SHIPPED_BASE, data_dir
+    from anita_utils.model import load_model
+
+    tokenizer = AutoTokenizer.from_pretrained(data_dir() / SHIPPED_BASE)
+    lm = HFLM(load_model(folder, job.quantisation).eval(), tokenizer=tokenizer, batch_size=job.batch)
+    texts = torch.randint(len(tokenizer), (2 * job.batch, job.length + 1)).tolist()  # the last token is only foretold
+    requests = [((str(number), ""), text[:-8], text[-8:]) for number, text in enumerate(texts)]
+    return lambda: lm._loglikelihood_tokens(requests, disable_tqdm=True)
+
+
 def measure(folder: Path, case: dict) -> dict:
     """A case with the plan's bytes by part, their sum over the baseline, the measured peak, and the plan's error."""
     from anita_utils.memory import Job, bytes_by_part
@@ -85,10 +103,11 @@ def measure(folder: Path, case: dict) -> dict:
     parts = bytes_by_part(job, on_gpu=False)
     planned = sum(parts[part] for part in OVER_BASELINE)
     began = time.monotonic()
-    measured = peak_of(make_trainer(folder, job).train)
+    measured = peak_of(make_trainer(folder, job).train if job.trained else ranking(folder, job))
     return {
+        "what": "SFT" if job.trained else "lm-eval",
         **case,
-        "r": job.r,
+        "r": job.r if job.trained else None,
         "planned_parts": {part: parts[part] for part in OVER_BASELINE},
         "planned_bytes": planned,
         "measured_bytes": measured,
@@ -108,18 +127,18 @@ def table(result: dict) -> str:
         "",
         f"`python benchmarks/memory_cpu.py`, {result['when']}, commit {result['commit'] or 'not known'}, on "
         f"{machine['cpu']} ({machine['cores']} cores), with {versions}.",
-        f"QLoRA SFT of a random Llama ({CONFIG['num_hidden_layers']} layers of {CONFIG['hidden_size']}), in fp32: the",
-        "peak of CPU tensors over what is held before training, beside gradients + optimiser + activations + logits of",
-        "the plan.",
+        f"QLoRA SFT of a random Llama ({CONFIG['num_hidden_layers']} layers of {CONFIG['hidden_size']}) in fp32, and",
+        "lm-eval with it: the peak of CPU tensors over what is held before, beside gradients + optimiser + activations",
+        "+ logits of the plan.",
         "",
-        "| rows × tokens | r | checkpointing | planned, GiB | measured, GiB | error |",
-        "|---|---|---|---|---|---|",
+        "| | rows × tokens | r | checkpointing | planned, GiB | measured, GiB | error |",
+        "|---|---|---|---|---|---|---|",
     ]
     for case in result["cases"]:
         sizes = f"{case['planned_bytes'] / GIB:.3f} | {case['measured_bytes'] / GIB:.3f}"
-        checkpointing = "yes" if case["checkpointing"] else "no"
-        rows = f"{case['batch']} × {case['length']:,}"
-        lines.append(f"| {rows} | {case['r']} | {checkpointing} | {sizes} | {case['error']:+.1%} |")
+        checkpointing = {True: "yes", False: "no", None: "–"}[case.get("checkpointing")]
+        how = f"{case['what']} | {case['batch']} × {case['length']:,} | {case['r'] or '–'} | {checkpointing}"
+        lines.append(f"| {how} | {sizes} | {case['error']:+.1%} |")
     return "\n".join(lines) + "\n"
 
 

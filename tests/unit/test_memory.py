@@ -298,12 +298,14 @@ def test_time_and_cost_come_from_what_is_given():
 
 
 def test_measuring_the_8b_by_hand():
-    """Keys and values of 8 heads, 128 wide, in 32 layers; three copies of a score for each token and word."""
+    """Three copies of a score for each token and word; the 70B's keys, values and states are more than one of them."""
     job = job_of(load_profile("colab-t4"), "evaluation")
     assert (job.batch, job.length, job.quantisation.bits) == (2, 4096, 4)
     parts = bytes_by_part(job)
     assert parts["base"] == sum(base_bytes(T4))
-    assert parts["activations"] == 2 * 4096 * 2 * 32 * 8 * 128 * 2 == GIB
+    assert parts["activations"] == 0
+    held = 2 * 80 * 8 * 128 + 2 * 8192  # keys and values of 8 heads in 80 layers; states
+    assert bytes_by_part(replace(job, model=LARGE))["activations"] == (held - 128_256) * 2 * 4096 * 2
     assert parts["logits"] == 3 * 2 * 4096 * 128_256 * 2
     assert parts["adapter"] == parts["gradients"] == parts["optimizer"] == trainable(job) == 0
 

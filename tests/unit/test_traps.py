@@ -192,7 +192,7 @@ def test_one_weight_is_read_without_the_rest(base_path, model):
 def test_loading_a_model_lets_go_of_one_in_a_circle(base_path):
     """A trainer and its model refer to each other; on a GPU nothing else would free the model in time."""
     first = load_model(base_path)
-    first.circle, seen = first.__dict__, weakref.ref(first)
+    first.circle, seen = [first], weakref.ref(first)
     del first
     assert seen() is not None
     load_model(base_path)
