@@ -97,7 +97,9 @@ def pin(profile: Annotated[str, typer.Argument(help="A profile's name, or the pa
 @app.command()
 def plan(
     profile: Annotated[str | None, typer.Option(help="A profile's name, or the path of a .yaml file.")] = None,
-    stage: Annotated[str | None, typer.Option(help="sft, italian or dpo.", show_default="the profile's first")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="sft, italian, dpo or evaluation.", show_default="the profile's first")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A model, in place of the profile's or without one.")] = None,
     r: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
     batch: Annotated[int | None, typer.Option(help="Rows a step; in DPO, pairs.")] = None,
@@ -195,12 +197,16 @@ def chat(
     prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line; answers as JSON lines.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Whose evaluation.bits the model is held in.", show_default="the latest run's"),
+    ] = None,
 ) -> None:
     """Ask a model; without prompts, an interactive chat."""
     if prompt and prompts:
         raise AnitaError("--prompt and --prompts exclude each other: give one of them")
     from_file = read_prompts(prompts) if prompts else []
-    ask = load_chat(model, system, max_new_tokens)
+    ask = load_chat(model, system, max_new_tokens, profile)
     if prompts:
         for question, answer in zip(from_file, ask(from_file), strict=True):
             print(json.dumps({"prompt": question, "answer": answer}, ensure_ascii=False))
@@ -222,19 +228,26 @@ def read_prompts(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def load_chat(name: str | None, system: str | None, max_new_tokens: int):
-    """Loads a model, the last stage of the latest run by default; returns a function from prompts to answers."""
+def load_chat(name: str | None, system: str | None, max_new_tokens: int, profile: str | None = None):
+    """Loads a model, the last stage of the latest run by default; returns a function from prompts to answers.
+
+    profile: the one that says how to hold it; by default the latest run's, or `cpu` where there is no run.
+    """
     from anita_utils.hub import resolve_model
+    from anita_utils.profile import load_profile
     from anita_utils.record import Run, runs_dir
 
+    needed = name is None or profile is None
+    run = Run.load() if needed and (runs_dir() / "latest").exists() else None
+    settings = run.profile if run and profile is None else load_profile(profile or "cpu")
     if name is None:
-        name = Run.load().last_stage() if (runs_dir() / "latest").exists() else "base"
+        name = run.last_stage() if run else "base"
     path = resolve_model(name)  # before the slow imports, so that a wrong name is told at once
 
     from anita_utils.model import chat as generate
-    from anita_utils.model import load_model, load_tokenizer
+    from anita_utils.model import load_for_evaluation, load_tokenizer
 
-    model, tokenizer = load_model(path), load_tokenizer(path)
+    model, tokenizer = load_for_evaluation(path, settings), load_tokenizer(path)
     return lambda prompts: generate(model, tokenizer, prompts, system, max_new_tokens)
 
 

@@ -179,16 +179,17 @@ def preference_batch(stage: Stage) -> tuple[tuple[int, int], int]:
 
 
 def memory_fits(profile: Profile) -> str:
-    """The GPUs that every stage fits."""
-    plans = [plan(job_of(profile, name)) for name in profile.order]
+    """The GPUs that every stage fits, and the model when it is measured."""
+    plans = [plan(job_of(profile, name)) for name in (*profile.order, "evaluation")]
     fitting = [gpu for gpu in GPUS if all(found["fits"][gpu] for found in plans)]
-    return f"all stages fit {', '.join(fitting) or 'none of the GPUs known'}; an estimate, see `anita plan`"
+    known = ", ".join(fitting) or "none of the GPUs known"
+    return f"all stages and the evaluation fit {known}; an estimate, see `anita plan`"
 
 
 def memory_table(profile: Profile) -> Table:
-    """The planner's figures, a column for each stage."""
-    parts = {name: bytes_by_part(job_of(profile, name)) for name in profile.order}
-    table = Table("GiB", *profile.order, title="on a GPU, estimated")
+    """The planner's figures, a column for each stage and one for the evaluation."""
+    parts = {name: bytes_by_part(job_of(profile, name)) for name in (*profile.order, "evaluation")}
+    table = Table("GiB", *parts, title="on a GPU, estimated")
     for part in next(iter(parts.values())):
         table.add_row(part, *(f"{sizes[part] / GIB:.2f}" for sizes in parts.values()), end_section=part == "overhead")
     return table

@@ -20,10 +20,10 @@ from anita_utils.data import IGNORED, encode_chat, encode_text, read_jsonl
 from anita_utils.hub import data_dir, file_hash, model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
 from anita_utils.machine import LIBRARIES
-from anita_utils.model import chat, load_model, load_tokenizer
+from anita_utils.model import chat, held_for_evaluation, load_for_evaluation, load_tokenizer
 from anita_utils.profile import Profile
 from anita_utils.record import cache_dir, write_text
-from anita_utils.suites import BOARDS, FAMILIES, run_benchmarks, without_bars  # noqa: F401
+from anita_utils.suites import BOARDS, FAMILIES, GUESSING, run_benchmarks, without_bars  # noqa: F401
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -211,19 +211,20 @@ def evaluation_key(path: str | Path, profile: Profile) -> str:
     files = sorted([*(data_dir() / "probes").glob("*.jsonl"), *(data_dir() / "benchmarks").rglob("*.*")])
     parts = {
         "model": model_key(path),
-        "evaluation": profile.evaluation.model_dump(),
+        "evaluation": profile.evaluation.model_dump(exclude_none=True),
         "data": [file_hash(file) for file in files if file.suffix in {".jsonl", ".yaml", ".py"}],
         "versions": {name: version(name) for name in (*LIBRARIES[:2], "lm_eval")},
         "code": VERSION,
     }
     if profile.evaluation.suite == "leaderboards":
         parts["boards"] = BOARDS
+    if profile.evaluation.bits or profile.model.dtype != "float32":  # another rounding, other figures
+        parts["held"] = [profile.model.dtype, held_for_evaluation(profile).model_dump()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _measure(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
-    model, tokenizer = load_model(path, dtype=profile.model.dtype), load_tokenizer(path)
-    model.eval()
+    model, tokenizer = load_for_evaluation(path, profile), load_tokenizer(path)
     batch_size = profile.evaluation.batch_size
     benchmarks = run_benchmarks(model, tokenizer, profile)
     answered = {

@@ -1,7 +1,8 @@
-"""The planner: what a stage needs, by part, before a single weight is loaded.
+"""The planner: what a stage, or measuring a model, needs, by part, before a single weight is loaded.
 
 >>> job = job_of(load_profile("cpu"), "sft")
 >>> bytes_by_part(job)["total"] / GIB
+>>> bytes_by_part(job_of(load_profile("colab-t4"), "evaluation"))["logits"]
 >>> replace(job, model="meta-llama/Meta-Llama-3-8B-Instruct", batch=1)     # the same on another model
 
 Counts of weights are exact: the model is built on torch's meta device from its config.json. Bytes of weights, gradients
@@ -39,6 +40,9 @@ GPUS = {
     "A100-40": 39.4,  # 40 GiB less what the driver keeps; HBM's ECC takes nothing
     "H100-80": 79.1,  # 80 GiB less what the driver keeps
 }
+# Tokens of the longest text that a suite measures a model on: the course's own are shorter, the leaderboards' longest
+# five-shot questions are some 3,000 in English and more in Italian. Estimated, not measured.
+LONGEST_TEXT = {"piccola-italia": 512, "leaderboards": 4096}
 MARGIN = 0.05  # of a card's memory, left free: the plan is an estimate, and the allocator loses some to gaps
 VALIDATED = (
     "an estimate; validated on: what layers keep for the backward pass, on a small model on a CPU (within 1 %); no "
@@ -48,7 +52,7 @@ VALIDATED = (
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained and how, as far as memory is concerned. AnitaError for a value that cannot be."""
+    """What is trained or measured and how, as far as memory is concerned. AnitaError for a value that cannot be."""
 
     model: str
     r: int = 16
@@ -61,6 +65,7 @@ class Job:
     precision: str = "bf16"  # of the arithmetic
     targets: tuple[str, ...] = tuple(PROJECTIONS)
     pairs: bool = False  # DPO
+    trained: bool = True  # False: the model is only measured, and `length` is the longest text's
 
     def __post_init__(self) -> None:
         for name in ("r", "batch", "length"):
@@ -71,10 +76,16 @@ class Job:
 
 
 def job_of(profile: Profile, stage: str | None = None) -> Job:
-    """The job that a profile's stage is; by default its first. AnitaError when it has no such stage."""
+    """The job that a profile's stage is; by default its first. AnitaError when it has no such stage.
+
+    stage: or "evaluation", for the model that is measured after a stage.
+    """
     stage = stage or profile.order[0]
+    if stage == "evaluation":
+        return evaluation_job(profile)
     if stage not in profile.stages:
-        raise AnitaError(f"profile '{profile.name}' has no stage '{stage}': choose {', '.join(profile.stages)}")
+        known = ", ".join([*profile.stages, "evaluation"])
+        raise AnitaError(f"profile '{profile.name}' has no stage '{stage}': choose {known}")
     settings = profile.stages[stage]
     return Job(
         model=profile.model.base,
@@ -91,8 +102,23 @@ def job_of(profile: Profile, stage: str | None = None) -> Job:
     )
 
 
+def evaluation_job(profile: Profile) -> Job:
+    """What measuring a model is under a profile: all of it, as `model.load_for_evaluation` holds it."""
+    return Job(
+        model=profile.model.base,
+        batch=profile.evaluation.batch_size,
+        length=min(LONGEST_TEXT[profile.evaluation.suite], architecture(profile.model.base).context),
+        quantisation=profile.quantisation.model_copy(update={"bits": profile.evaluation.bits}),
+        dtype=profile.model.dtype,
+        precision=profile.precision,
+        trained=False,
+    )
+
+
 def trainable(job: Job) -> int:
-    """The adapter's weights: two matrices a target, r x inputs and outputs x r."""
+    """The adapter's weights: two matrices a target, r x inputs and outputs x r. None when nothing is trained."""
+    if not job.trained:
+        return 0
     per_rank = architecture(job.model).per_rank
     unknown = [target for target in job.targets if target not in per_rank]
     if unknown:
@@ -122,7 +148,7 @@ def bytes_by_part(job: Job, on_gpu: bool = True) -> dict[str, int]:
     time, which is so with gradient accumulation. The optimiser's short-lived copies come when activations are gone.
     """
     trained = trainable(job)
-    activations, logits = working_memory(job, on_gpu)
+    activations, logits = working_memory(job, on_gpu) if job.trained else measuring_memory(job)
     parts = {
         "base": sum(base_bytes(job)),
         "adapter": 4 * trained,
@@ -133,6 +159,20 @@ def bytes_by_part(job: Job, on_gpu: bool = True) -> dict[str, int]:
         "overhead": OVERHEAD if on_gpu else 0,
     }
     return parts | {"total": sum(parts.values())}
+
+
+def measuring_memory(job: Job) -> tuple[int, int]:
+    """Bytes of activations and of logits when lm-eval 0.4 ranks the answers of the longest batch.
+
+    It takes the logits of every token: the model's, their log-softmax, and that of the batch before, which is let go of
+    last. When the third comes, keys, values and hidden states are gone again; they count for what they exceed it by.
+    The course's own likelihoods take 8 bytes beyond the model's for each logit, but on shorter texts.
+    """
+    shape, tokens, width = architecture(job.model), job.batch * job.length, WIDTH[job.dtype]
+    copy = shape.vocabulary * tokens * width
+    own = shape.vocabulary * tokens * (width + 8) if job.length <= LONGEST_TEXT["piccola-italia"] else 0
+    held = (2 * shape.layers * shape.key_value + 2 * shape.hidden) * tokens * width
+    return max(0, held - copy), max(3 * copy, own)
 
 
 def kept_by_layer(job: Job) -> int:
@@ -233,7 +273,7 @@ def savings(job: Job, on_gpu: bool = True) -> dict[str, int]:
         "checkpointing": {"checkpointing": True},
         "optimizer adamw_8bit": {"optimizer": "adamw_8bit"},
         "quant nf4": {"quantisation": Quantisation(bits=4)},
-        "half the batch with twice the accumulation": {"batch": max(1, job.batch // 2)},
+        "half the batch" + " with twice the accumulation" * job.trained: {"batch": max(1, job.batch // 2)},
         "half the length": {"length": max(1, job.length // 2)},
     }
     total = bytes_by_part(job, on_gpu)["total"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from anita_utils.profile import Quantisation
+    from anita_utils.profile import Profile, Quantisation
 
 PART = 10**9  # bytes in one file of a merged model, and so roughly what merging holds in memory
 
@@ -72,6 +72,7 @@ def load_model(
 
     dtype: the type of the weights that are not quantised. compute_dtype: what 4-bit weights are unpacked to.
     """
+    import gc
     import logging
 
     import torch
@@ -82,11 +83,34 @@ def load_model(
     options = {"quantization_config": config} if config else {}
     options |= {"use_safetensors": True, "trust_remote_code": False}  # a pickle or a repository's code can do anything
     device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    gc.collect()  # a trainer's circle of references can hold a model that is not needed any more
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), revision=revision, device_map=device, **options
     )
     keep_gradients_exact(model)
     return model
+
+
+def held_for_evaluation(profile: Profile) -> Quantisation:
+    """How the profile holds a model that is only looked at: in `evaluation.bits`, of the kind it trains with."""
+    return profile.quantisation.model_copy(update={"bits": profile.evaluation.bits})
+
+
+def load_for_evaluation(path: str | Path, profile: Profile, revision: str | None = None) -> PreTrainedModel:
+    """A model that is measured or talked to, never trained: in 4 bits where the profile's `evaluation.bits` says so."""
+    dtype = profile.model.dtype
+    return load_model(path, held_for_evaluation(profile), dtype, compute_dtype=dtype, revision=revision).eval()
+
+
+def read_weight(path: str | Path, name: str) -> torch.Tensor:
+    """One weight as a model's files hold it, without the rest of the model. AnitaError when there is none of that name.
+
+    name: as `named_parameters` tells it, such as "model.layers.0.mlp.up_proj.weight".
+    """
+    places = _places(Path(path))
+    if name not in places:
+        raise AnitaError(f"{shown(path)}: no weight '{name}': restore the model, or take another")
+    return _read(places[name], name)
 
 
 def keep_gradients_exact(model: torch.nn.Module) -> None:
@@ -239,14 +263,18 @@ def continue_chats(
     return answers
 
 
+def weight_count(parameter: torch.nn.Parameter) -> int:
+    """How many weights a parameter stands for: in 4 bits more than the bytes it holds."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
+
+
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
-    """All and trainable parameters; a 4-bit weight counts the numbers it stands for, not its packed bytes."""
+    """All and trainable parameters of a model."""
     total = trainable = 0
     for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
-        total += count
-        trainable += count if parameter.requires_grad else 0
+        total += weight_count(parameter)
+        trainable += weight_count(parameter) if parameter.requires_grad else 0
     return {"all": total, "trainable": trainable}
 
 

@@ -25,9 +25,9 @@ def choose_job(profile: Profile | None, stage: str | None, quant: str | None, **
         return replace(job_of(profile, stage), **given)
     if "model" not in given:
         raise AnitaError("nothing to plan: give --profile (and --stage), or --model")
-    if stage not in (None, "sft", "italian", "dpo"):
-        raise AnitaError(f"no stage '{stage}': choose sft, italian or dpo")
-    return Job(pairs=stage == "dpo", **given)
+    if stage not in (None, "sft", "italian", "dpo", "evaluation"):
+        raise AnitaError(f"no stage '{stage}': choose sft, italian, dpo or evaluation")
+    return Job(pairs=stage == "dpo", trained=stage != "evaluation", **given)
 
 
 def measured_speed(profile: Profile | None, stage: str | None, job: Job) -> tuple[float, float, str] | None:
@@ -72,7 +72,8 @@ def tables(job: Job, outcome: dict) -> list:
 
     in_4_bits, other = base_bytes(job)
     quantised = outcome["quantized_parameters"]
-    parts = Table("part", "GiB", "", title=f"{job.model}: {job.batch} x {job.length:,} tokens, r = {job.r}")
+    how = f"r = {job.r}" if job.trained else "measured, not trained"
+    parts = Table("part", "GiB", "", title=f"{job.model}: {job.batch} x {job.length:,} tokens, {how}")
     notes = {
         "base": f"{outcome['parameters']:,} weights",
         "  in 4 bits": f"{quantised:,}, the layers' matrices",
@@ -84,6 +85,12 @@ def tables(job: Job, outcome: dict) -> list:
         "logits": "the tile that TRL's fused head works on, and its gradients",
         "overhead": "CUDA context, kernels, allocator",
     }
+    if not job.trained:
+        notes |= {
+            "optimizer": "",
+            "activations": "keys and values of every token",
+            "logits": "every token's, in copies",
+        }
     sizes = outcome["bytes"]
     for part, size in {"base": sizes["base"], "  in 4 bits": in_4_bits, "  other": other, **sizes}.items():
         parts.add_row(part, f"{size / GIB:.2f}", notes.get(part, ""), end_section=part == "overhead")

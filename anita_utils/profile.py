@@ -121,6 +121,9 @@ class Evaluation(Section):
         description="piccola-italia: the course's own. leaderboards: the authors' English six and Italian three."
     )
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
+    bits: Literal[4] | None = Field(
+        None, description="How a model is held to be measured or talked to: 4 as in training, null in model.dtype."
+    )
     batch_size: int = Field(gt=0, description="Prompts per forward pass.")
     max_new_tokens: int = Field(gt=0, description="Where an answer is cut off.")
 

@@ -44,6 +44,7 @@ class Architecture:
     layers: int
     hidden: int
     attention: int  # heads times the width of a head
+    key_value: int  # the same of the heads that are asked, which share keys and values
     feed_forward: int
     vocabulary: int
     context: int  # the most tokens the model was made for
@@ -103,6 +104,7 @@ def architecture(model: str) -> Architecture:
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         attention=config.num_attention_heads * config.head_dim,
+        key_value=config.num_key_value_heads * config.head_dim,
         feed_forward=config.intermediate_size,
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,

@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import joblib
 import pandas
 import pytest
 
@@ -18,6 +20,7 @@ EXPECTED = Path(__file__).with_name("expected.csv")
 # shares may move by 6 points (effects of 20 and more), perplexities by a tenth (effects of 2 times and more).
 SHARE_TOLERANCE, PERPLEXITY_TOLERANCE = 0.06, 0.10
 KEYS = ["notebook", "stage", "metric", "language", "split"]
+WORKERS = min(4, joblib.cpu_count())  # rehearsals at a time
 # What a stage of a rehearsal takes from the profile as it is
 KEPT = ["lora", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "weight_decay", "schedule", "beta"]
 
@@ -97,15 +100,6 @@ def test_a_lesson_runs_alone_under_plain_papermill(course, tmp_path, folder):
     assert {json.loads(line)["stage"] for line in recorded.read_text("utf-8").splitlines()} >= {"base", "sft"}
 
 
-@pytest.fixture(scope="module")
-def rehearsals(tmp_path_factory):
-    """An empty folder of runs, and the environment of commands that use it."""
-    runs = tmp_path_factory.mktemp("rehearsals")
-    environment = {**os.environ, "ANITA_RUNS": str(runs)}
-    environment.pop("ANITA_CACHE", None)
-    return runs, environment
-
-
 CHATML = """{% if messages[0]['role'] != 'system' %}<|im_start|>system
 Answer briefly.<|im_end|>
 {% endif %}{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] }}<|im_end|>
@@ -125,6 +119,7 @@ def speaking_chatml(folder):
     model.unlink()
     shutil.copytree(ROOT / "data" / model.name, model)
     marks = {"begin_of_text": "im_start", "eot_id": "im_end", "end_of_text": "endoftext"}
+    marks |= {"reserved_special_token_0": "reponame"}  # nothing is reserved there
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (model / name).read_text("utf-8")
         for llama, other in marks.items():
@@ -139,18 +134,34 @@ def speaking_chatml(folder):
     return folder
 
 
-# One in `make test`; the others, which take as long and differ in less, in `make soak`
-OTHERS = [pytest.param(name, marks=pytest.mark.soak) for name in ("laptop", "colab-t4-1b", "colab-t4")]
+NAMES = ("h100", "colab-t4", "colab-t4-1b", "laptop")
 
 
-@pytest.mark.parametrize("name", ["h100", *OTHERS])
-def test_every_lesson_is_rehearsed_under_the_profiles_of_other_machines(rehearsals, name, tmp_path):
+@pytest.fixture(scope="module")
+def rehearsals(tmp_path_factory):
+    """Rehearses the profiles of other machines, a core each. Returns, by name, the folder of runs and what was said."""
+    folder = tmp_path_factory.mktemp("rehearsals")
+    data = speaking_chatml(folder / "chatml")
+
+    def rehearse(name):
+        environment = {**os.environ, "ANITA_RUNS": str(folder / name)}
+        environment.pop("ANITA_CACHE", None)
+        if WORKERS > 1:
+            environment["OMP_NUM_THREADS"] = "1"
+        if name == "laptop":
+            environment["ANITA_DATA"] = str(data)
+        command = [sys.executable, "-m", "anita_utils.cli", "course", "--profile", name, "--rehearse"]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        done = list(pool.map(rehearse, NAMES))
+    return {name: (folder / name, outcome) for name, outcome in zip(NAMES, done, strict=True)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_lesson_is_rehearsed_under_the_profiles_of_other_machines(rehearsals, name):
     """With the small model, the shipped data in the Hub's columns, and a few steps; all else is the profile's."""
-    runs, environment = rehearsals
-    if name == "laptop":
-        environment = environment | {"ANITA_DATA": str(speaking_chatml(tmp_path / "chatml"))}
-    command = [sys.executable, "-m", "anita_utils.cli", "course", "--profile", name, "--rehearse"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    runs, done = rehearsals[name]
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder, profile = runs / f"rehearsal-{name}", load_profile(name)
     lessons = json.loads((folder / "run.json").read_text("utf-8"))["lessons"]

@@ -205,3 +205,58 @@ def test_a_badge_opens_the_lesson_itself_on_colab(name):
     assert first.source.splitlines()[2] == badge
     rows = [line for line in (NOTEBOOKS.parent / "README.md").read_text("utf-8").splitlines() if badge in line]
     assert len(rows) == 1 and f"(notebooks/{name}.ipynb)" in rows[0]
+
+
+def loads(source):
+    """The calls in a cell that load a whole model, each with whether it says in how many bits."""
+    for node in ast.walk(ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called == "load_model":
+            yield called, len(node.args) > 1
+        elif called == "AutoModelForCausalLM.from_pretrained":
+            yield called, "quantization_config" in {keyword.arg for keyword in node.keywords}
+
+
+def test_no_lesson_loads_a_whole_model_in_bits_of_its_own():
+    """In 16 bits the 8B does not fit a T4: `load_for_evaluation` asks the profile, other loads are of 4 bits."""
+    assert list(loads("model = load_model(path, dtype='float16')")) == [("load_model", False)]
+    for name in LESSONS:
+        cells = [cell for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells]
+        sources = [cell.source for cell in cells if cell.cell_type == "code"]
+        assert [call for source in sources for call, in_bits in loads(source) if not in_bits] == [], name
+        assert any("load_for_evaluation(" in source for source in sources) or name == "03_qlora_italian"
+
+
+def test_lesson_05_follows_the_leaderboards(monkeypatch, capsys):
+    """Guessing only where it is known, no facts of the small world, a title that names the suite. No network."""
+    from anita_utils import evaluation
+    from anita_utils.profile import load_profile
+
+    profile = load_profile("cpu")
+    profile.evaluation.suite = "leaderboards"
+    figures = {}
+    measured = [
+        evaluation.Measurement(f"benchmark/{b.family}", b.language, None, [1.0, 0.0], [f"{b.task} {n}" for n in "01"])
+        for b in evaluation.BOARDS
+    ]
+    monkeypatch.setattr(evaluation, "answers_of", lambda path, profile: {"chat": evaluation.probes("chat")})
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    names = {
+        "run": SimpleNamespace(save_figure=lambda figure, lesson, name: figures.update({name: figure})),
+        "profile": profile,
+        "paths": {"base": "one", "dpo": "other"},
+        "measured": {"base": measured, "dpo": measured},
+        "last": "dpo",
+        "display": lambda table: None,
+    }
+    lesson = nbformat.read(NOTEBOOKS / "05_evaluation.ipynb", as_version=4)
+    sources = {cell.id: cell.source for cell in lesson.cells}
+    for cell in ("03", "16", "17", "19", "22", "24", "25"):
+        exec(sources[f"05-cell-{cell}"], names)
+    assert names["wide"].loc[("", "guessing")].tolist() == ["0.25", "0.25", "0.25", "–", "0.50", "0.00", "–"]
+    assert "Not with the suite leaderboards" in capsys.readouterr().out
+    assert sorted(figures) == ["benchmarks", "differences", "published"]
+    titles = [axes.get_title() for axes in figures["published"].axes]
+    assert titles[2:] == ["English, this run (leaderboards)", "Italian, this run (leaderboards)"]

@@ -9,20 +9,21 @@ import types
 import pytest
 
 from anita_utils import AnitaError, cli
+from anita_utils.profile import load_profile
 from anita_utils.record import Run
 
 
 @pytest.fixture
 def model(monkeypatch, runs):
-    """A model that repeats the prompt; `loaded` and `asked` are what it was called with."""
-    calls = types.SimpleNamespace(loaded=[], asked=[])
+    """A model that repeats the prompt; `loaded`, `held` and `asked` are what it was called with."""
+    calls = types.SimpleNamespace(loaded=[], held=[], asked=[])
 
     def chat(model, tokenizer, prompts, system, max_new_tokens):
         calls.asked.append((prompts, system, max_new_tokens))
         return [f"«{prompt}» è" for prompt in prompts]
 
     fake = types.ModuleType("anita_utils.model")
-    fake.load_model = lambda path: calls.loaded.append(path)
+    fake.load_for_evaluation = lambda path, profile: calls.loaded.append(path) or calls.held.append(profile)
     fake.load_tokenizer = lambda path: None
     fake.chat = chat
     monkeypatch.setitem(sys.modules, "anita_utils.model", fake)
@@ -58,6 +59,17 @@ def test_the_last_stage_of_the_latest_run_is_the_default(anita, model, runs):
     (run.model_dir("italian") / "merged").mkdir(parents=True)
     anita("chat", "--prompt", "Ciao")
     assert model.loaded == ["path of base", "path of italian"]
+
+
+def test_a_model_is_held_as_the_latest_run_or_the_profile_named_says(anita, model, runs):
+    anita("chat", "base", "--prompt", "Ciao")
+    profile = load_profile("cpu")
+    profile.evaluation.bits = 4
+    Run.open("trial", profile)
+    anita("chat", "base", "--prompt", "Ciao")
+    anita("chat", "base", "--prompt", "Ciao", "--profile", "h100")
+    assert [held.name for held in model.held] == ["cpu", "cpu", "h100"]
+    assert [held.evaluation.bits for held in model.held] == [None, 4, None]
 
 
 def test_without_prompts_it_converses(anita, model, monkeypatch):

@@ -16,6 +16,7 @@ EXPECTED = {
     "colab-t4": (LARGE, "fp16", "paged_adamw_8bit", "adamw_8bit"),
     "h100": (LARGE, "bf16", "paged_adamw_8bit", "adamw_8bit"),
 }
+GPUS = {"laptop": "T4", "colab-t4-1b": "T4", "colab-t4": "T4", "h100": "H100-80"}
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ def test_a_profile_is_tried_without_its_weights(dry_run, name):
         assert 3 <= int(rows) <= 5 and 0 < int(scored) < int(height) * int(width)
         assert stage == ("dpo" if "dpo" in corpus or "feedback" in corpus else "italian" if "mc4" in corpus else "sft")
         assert int(height) == (2 * min(int(rows), load_profile(name).stages["dpo"].batch_size) if stage == "dpo" else 1)
-    assert re.search(r"total +│ +\d+\.\d\d +│ +\d+\.\d\d +│ +\d+\.\d\d", out)
+    assert re.search(r"total +│( +\d+\.\d\d +│){4}", out)  # three stages and the evaluation
+    assert re.search(rf"all stages and the evaluation fit .*{GPUS[name]}", out)
     assert "failed" not in out and "Warning" not in out
 
 

@@ -10,6 +10,7 @@ from anita_utils.data import encode_chat, encode_text, read_jsonl
 from anita_utils.evaluation import language_of, log_likelihoods, names_it, normalise, refuses
 from anita_utils.hub import data_dir
 from anita_utils.intervals import Measurement, differences, rows
+from anita_utils.profile import load_profile
 from anita_utils.world.tables import load_world
 
 
@@ -93,8 +94,6 @@ def test_batching_changes_no_likelihood(model, tokenizer):
 
 def test_lm_eval_scores_equal_our_own(model, tokenizer):
     """The library's likelihood ranking against likelihoods computed here, template, single BOS and all."""
-    from anita_utils.profile import load_profile
-
     profile = load_profile("cpu")
     profile.evaluation.limit = 12
     measured = {m.name: m for m in evaluation.run_benchmarks(model, tokenizer, profile)}
@@ -115,6 +114,34 @@ def test_lm_eval_scores_equal_our_own(model, tokenizer):
         normalised = [total / len(choice) for total, choice in zip(totals, item["choices"], strict=True)]
         scores.append(float(int(np.argmax(normalised)) == item["label"]))
     assert measured["benchmark/arc", "it", None].scores == scores
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_model_is_measured_in_the_bits_that_the_profile_says(base_path, monkeypatch, bits):
+    class Seen(Exception):
+        pass
+
+    def look(model, tokenizer, profile):
+        assert not model.training
+        raise Seen({type(module).__name__ for module in model.modules()})
+
+    profile = load_profile("cpu")
+    profile.evaluation.bits = bits
+    monkeypatch.setattr(evaluation, "run_benchmarks", look)
+    with pytest.raises(Seen) as seen:
+        evaluation._measure(base_path, profile)
+    assert ("Linear4bit" in seen.value.args[0]) == (bits == 4)
+
+
+def test_another_rounding_is_another_measurement(base_path):
+    """Bits, and 4 bits of another type, and 16 bits: none is taken from the cache for another."""
+    keys = set()
+    for bits, kind, dtype in [(None, "nf4", "float32"), (4, "nf4", "float32"), (4, "fp4", "float32"),
+                              (None, "nf4", "float16"), (None, "nf4", "bfloat16")]:  # fmt: skip
+        profile = load_profile("cpu")
+        profile.evaluation.bits, profile.quantisation.type, profile.model.dtype = bits, kind, dtype
+        keys.add(evaluation.evaluation_key(base_path, profile))
+    assert len(keys) == 5
 
 
 def test_a_model_does_not_differ_from_itself():

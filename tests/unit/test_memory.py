@@ -297,6 +297,38 @@ def test_time_and_cost_come_from_what_is_given():
     assert time_and_cost(7_200_000, None, 1.0) == time_and_cost(None, None, None)
 
 
+def test_measuring_the_8b_by_hand():
+    """Three copies of a score for each token and word; the 70B's keys, values and states are more than one of them."""
+    job = job_of(load_profile("colab-t4"), "evaluation")
+    assert (job.batch, job.length, job.quantisation.bits) == (2, 4096, 4)
+    parts = bytes_by_part(job)
+    assert parts["base"] == sum(base_bytes(T4))
+    assert parts["activations"] == 0
+    held = 2 * 80 * 8 * 128 + 2 * 8192  # keys and values of 8 heads in 80 layers; states
+    assert bytes_by_part(replace(job, model=LARGE))["activations"] == (held - 128_256) * 2 * 4096 * 2
+    assert parts["logits"] == 3 * 2 * 4096 * 128_256 * 2
+    assert parts["adapter"] == parts["gradients"] == parts["optimizer"] == trainable(job) == 0
+
+
+def test_each_profile_can_measure_its_model_on_its_gpu():
+    for name, gpu in {"colab-t4-1b": "T4", "colab-t4": "T4", "h100": "H100-80"}.items():
+        assert plan(job_of(load_profile(name), "evaluation"))["fits"][gpu], name
+    in_16_bits = load_profile("colab-t4")
+    in_16_bits.evaluation.bits, in_16_bits.evaluation.batch_size = None, 1
+    found = plan(job_of(in_16_bits, "evaluation"))
+    assert found["bytes"]["base"] == 2 * 8_030_261_248 > GPUS["T4"] * GIB and not found["fits"]["T4"]
+
+
+def test_the_evaluation_is_planned_like_a_stage(plan_command):
+    code, out, _ = plan_command("--profile", "colab-t4", "--stage", "evaluation")
+    assert code == 0 and "measured, not trained" in out and "keys and values of every token" in out
+    found = json.loads(plan_command("--profile", "colab-t4", "--stage", "evaluation", "--json")[1])
+    assert list(found) == KEYS and list(found["bytes"]) == PARTS
+    assert found["trainable_parameters"] == 0 and found["fits"]["T4"]
+    own = json.loads(plan_command("--model", LLAMA, "--stage", "evaluation", "--quant", "none", "--json")[1])
+    assert not own["fits"]["T4"] and not any("accumulation" in line for line in own["advice"])
+
+
 def test_a_trained_stage_of_the_same_profile_gives_its_speed(runs):
     from anita_utils.record import Run
 
@@ -338,8 +370,8 @@ def test_the_figure_stacks_the_parts(plan_command, tmp_path):
         (("--model", "nobody/nothing"), "no architecture is known for model 'nobody/nothing': choose meta-llama/"),
         (("--model", "~nobody/" + "x" * 300), "no architecture is known"),
         (("--profile", "nonsense"), "no profile 'nonsense'"),
-        (("--profile", "cpu", "--stage", "rlhf"), "profile 'cpu' has no stage 'rlhf': choose sft, italian, dpo"),
-        (("--model", LLAMA, "--stage", "rlhf"), "no stage 'rlhf': choose sft, italian or dpo"),
+        (("--profile", "cpu", "--stage", "rlhf"), "profile 'cpu' has no stage 'rlhf': choose sft, italian, dpo, ev"),
+        (("--model", LLAMA, "--stage", "rlhf"), "no stage 'rlhf': choose sft, italian, dpo or"),
         (("--model", LLAMA, "--r", 0), "r is 0: give a whole number"),
         (("--model", LLAMA, "--batch", -1), "batch is -1: give a whole number"),
         (("--model", LLAMA, "--length", 9000), "length is 9,000: " + LLAMA + " was made for at most 8,192 tokens"),

@@ -1,13 +1,22 @@
 """The traps of this year's libraries that the lessons touch: each test fails without its cure."""
 
 import copy
+import weakref
 
 import pytest
 import torch
 from tokenizers import pre_tokenizers
 
-from anita_utils import training
-from anita_utils.model import chat, keep_gradients_exact, load_model, merge_adapter
+from anita_utils import AnitaError, training
+from anita_utils.model import (
+    chat,
+    keep_gradients_exact,
+    load_model,
+    merge_adapter,
+    parameter_counts,
+    read_weight,
+    weight_count,
+)
 from anita_utils.profile import Quantisation
 from anita_utils.record import Run
 
@@ -162,3 +171,29 @@ def test_merged_model_equals_base_plus_adapter(base_path, tmp_path):
         plain = load_model(base_path).eval()(input_ids=ids).logits
     assert torch.allclose(merged, expected, atol=1e-4)
     assert not torch.allclose(merged, plain, atol=1e-2)
+
+
+def test_a_weight_in_four_bits_counts_as_the_weights_it_stands_for(base_path, model):
+    quantised = load_model(base_path, NF4)
+    assert parameter_counts(quantised)["all"] == sum(weight.numel() for weight in model.parameters())
+    packed = quantised.get_submodule("model.layers.0.mlp.up_proj").weight
+    assert (
+        weight_count(packed) == 2 * packed.numel() == model.get_submodule("model.layers.0.mlp.up_proj").weight.numel()
+    )
+
+
+def test_one_weight_is_read_without_the_rest(base_path, model):
+    for name, weight in list(model.named_parameters())[:5]:
+        assert torch.equal(read_weight(base_path, name).float(), weight)
+    with pytest.raises(AnitaError, match="no weight 'model.nowhere': restore the model"):
+        read_weight(base_path, "model.nowhere")
+
+
+def test_loading_a_model_lets_go_of_one_in_a_circle(base_path):
+    """A trainer and its model refer to each other; on a GPU nothing else would free the model in time."""
+    first = load_model(base_path)
+    first.circle, seen = [first], weakref.ref(first)
+    del first
+    assert seen() is not None
+    load_model(base_path)
+    assert seen() is None
