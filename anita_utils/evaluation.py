@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections import defaultdict
 from dataclasses import asdict
 from functools import cache
@@ -22,6 +21,7 @@ from anita_utils.hub import data_dir, file_hash, model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
 from anita_utils.machine import LIBRARIES
 from anita_utils.model import chat, load_model, load_tokenizer
+from anita_utils.normalisation import normalise
 from anita_utils.profile import Profile
 from anita_utils.record import cache_dir, write_text
 from anita_utils.suites import FAMILIES, run_benchmarks, suite_named, without_bars  # noqa: F401
@@ -30,17 +30,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REFUSAL = re.compile(r"\b(i am sorry|i cannot help|i can't help|mi dispiace|non posso aiutar)", re.IGNORECASE)
-ARTICLES = {"the", "a", "an", "il", "lo", "la", "l", "i", "gli", "le", "un", "uno", "una"}
 VERSION = 2  # raise it when a measure changes, so that no cached figure is taken for a new one
 
 
 # ---------------------------------------------------------------- small judges
-
-
-def normalise(text: str) -> str:
-    """Lower case, no accents, no apostrophes or marks, no articles: "L'Aquila" and "aquila" are the same name."""
-    plain = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if not unicodedata.combining(c))
-    return " ".join(word for word in re.findall(r"[a-z0-9]+", plain) if word not in ARTICLES)
 
 
 def names_it(answer: str, name: str, *without: str) -> bool:

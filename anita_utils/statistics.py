@@ -67,8 +67,8 @@ def bootstrap_p(differences: np.ndarray, seed: int = 0) -> np.ndarray | float:
 
 def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
     """McNemar's exact two-sided p-value for right and wrong (1 and 0), where every item stands for itself."""
-    gained = sum(new > old for old, new in zip(before, after, strict=True))
-    lost = sum(new < old for old, new in zip(before, after, strict=True))
+    gained = sum(bool(new > old) for old, new in zip(before, after, strict=True))
+    lost = sum(bool(new < old) for old, new in zip(before, after, strict=True))
     n = gained + lost
     return min(1.0, 2 * sum(comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n)
 
