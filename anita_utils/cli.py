@@ -1,7 +1,8 @@
-"""The `anita` command: run the course, examine the machine, plan a training, talk to a model, rebuild the small world.
+"""The `anita` command: run the course, examine the machine, plan a training, measure or ask a model, build the world.
 
 anita course --only 02
 anita plan --model meta-llama/Meta-Llama-3-8B-Instruct --length 2048
+anita eval dpo --suite quick --against base
 anita chat italian --prompt "Qual è la capitale del Piemonte?"
 """
 
@@ -215,6 +216,46 @@ def chat(
             print(f"> {question}\n{answer}")
     else:
         converse(ask)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A stage (base, sft, italian, dpo), a folder, or a name on the Hub.", show_default="last stage"
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="quick, piccola, paper or italian.", show_default="the profile's")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items a task.", show_default="the suite's, or the profile's")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Another model: paired tests of the differences to it.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="How to load and ask.", show_default="the latest run's for a stage, else cpu")
+    ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="No model: hold the suite's settings against the installed lm-eval.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: the figures as JSON.")] = False,
+) -> None:
+    """Measure a model: benchmarks, free answers, perplexity, language, refusal, with intervals."""
+    from anita_utils.scoreboard import dry_run, evaluate_models, profile_for
+
+    model = model or last_model()
+    settings = profile_for(model, profile, suite, limit)
+    if dry:
+        raise typer.Exit(dry_run(settings.evaluation.suite, as_json))
+    evaluate_models(model, against, settings, as_json)
+
+
+def last_model() -> str:
+    """The last stage of the latest run that has a model; "base" without a run."""
+    from anita_utils.record import Run, runs_dir
+
+    return Run.load().last_stage() if (runs_dir() / "latest").exists() else "base"
 
 
 def read_prompts(file: Path) -> list[str]:

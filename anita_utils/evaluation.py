@@ -9,37 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections import defaultdict
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anita_utils import AnitaError, shown
 from anita_utils.data import IGNORED, encode_chat, encode_text, read_jsonl
 from anita_utils.hub import data_dir, file_hash, model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
 from anita_utils.machine import LIBRARIES
 from anita_utils.model import chat, held_for_evaluation, load_for_evaluation, load_tokenizer
+from anita_utils.normalisation import normalise
 from anita_utils.profile import Profile
 from anita_utils.record import cache_dir, write_text
-from anita_utils.suites import BOARDS, FAMILIES, GUESSING, run_benchmarks, without_bars  # noqa: F401
+from anita_utils.suites import FAMILIES, GUESSING, run_benchmarks, suite_named, without_bars  # noqa: F401
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REFUSAL = re.compile(r"\b(i am sorry|i cannot help|i can't help|mi dispiace|non posso aiutar)", re.IGNORECASE)
-ARTICLES = {"the", "a", "an", "il", "lo", "la", "l", "i", "gli", "le", "un", "uno", "una"}
-VERSION = 1  # raise it when a measure changes, so that no cached figure is taken for a new one
+VERSION = 2  # raise it when a measure changes, so that no cached figure is taken for a new one
 
 
 # ---------------------------------------------------------------- small judges
-
-
-def normalise(text: str) -> str:
-    """Lower case, no accents, no apostrophes or marks, no articles: "L'Aquila" and "aquila" are the same name."""
-    plain = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if not unicodedata.combining(c))
-    return " ".join(word for word in re.findall(r"[a-z0-9]+", plain) if word not in ARTICLES)
 
 
 def names_it(answer: str, name: str, *without: str) -> bool:
@@ -88,7 +82,7 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[
 
 
 def share(metric: str, items: list[dict], judge, keys: tuple[str, ...] = ("language", "split")) -> list[Measurement]:
-    """The share of items the judge says yes to, for each combination of the keys."""
+    """The share of items the judge says yes to, or its mean, for each combination of the keys."""
     cells: dict[tuple, list[dict]] = defaultdict(list)
     for item in items:
         cells[tuple(item.get(key) for key in keys)].append(item)
@@ -119,6 +113,7 @@ def judge_answers(answered: dict[str, list[dict]]) -> list[Measurement]:
     return [
         *share("chat/accuracy", answered["chat"], right_in_either),
         *share("chat/accuracy_in_language", answered["chat"], right_in_language),
+        *share("answer_words", answered["chat"], lambda item: len(item["answer"].split()), ("language",)),
         *share(
             "chat/accuracy",
             answered["new_kinds"],
@@ -215,16 +210,18 @@ def evaluation_key(path: str | Path, profile: Profile) -> str:
         "data": [file_hash(file) for file in files if file.suffix in {".jsonl", ".yaml", ".py"}],
         "versions": {name: version(name) for name in (*LIBRARIES[:2], "lm_eval")},
         "code": VERSION,
+        "benchmarks": suite_named(profile.evaluation.suite),
     }
-    if profile.evaluation.suite == "leaderboards":
-        parts["boards"] = BOARDS
     if profile.evaluation.bits or profile.model.dtype != "float32":  # another rounding, other figures
         parts["held"] = [profile.model.dtype, held_for_evaluation(profile).model_dump()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _measure(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
-    model, tokenizer = load_for_evaluation(path, profile), load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    if tokenizer.chat_template is None:  # before the weights are read
+        raise AnitaError(f"{shown(path)}: the tokenizer has no chat template: take a model that was tuned to chat")
+    model = load_for_evaluation(path, profile)
     batch_size = profile.evaluation.batch_size
     benchmarks = run_benchmarks(model, tokenizer, profile)
     answered = {

@@ -56,8 +56,13 @@ class Measurement:
     def resampled(self, seed: int = 0) -> np.ndarray:
         """The figure in RESAMPLES bootstrap samples of clusters; the same clusters and seed give the same samples."""
         scores, weights, names = self.totals()
-        draws = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), size=RESAMPLES)
+        draws = cluster_draws(len(names), seed)
         return self.figure(draws @ scores, draws @ weights)
+
+
+def cluster_draws(clusters: int, seed: int = 0) -> np.ndarray:
+    """How often each cluster is drawn in each of RESAMPLES bootstrap samples: RESAMPLES × clusters."""
+    return np.random.default_rng(seed).multinomial(clusters, [1 / clusters] * clusters, size=RESAMPLES)
 
 
 def _row(stage: str, metric: str, language: str, split: str | None, value: float, samples: np.ndarray, n: int) -> dict:
@@ -66,8 +71,9 @@ def _row(stage: str, metric: str, language: str, split: str | None, value: float
             "ci_low": float(low), "ci_high": float(high), "n": n}  # fmt: skip
 
 
-def _benchmarks(measured: list[Measurement], language: str) -> list[Measurement]:
-    return [m for m in measured if m.metric.startswith("benchmark/") and m.language == language]
+def families_of(measured: list[Measurement], language: str) -> list[Measurement]:
+    """The benchmarks of a language that go into its mean; one with a split, such as another version, stands apart."""
+    return [m for m in measured if m.metric.startswith("benchmark/") and m.language == language and m.split is None]
 
 
 def rows(measured: list[Measurement], stage: str) -> list[dict]:
@@ -80,7 +86,9 @@ def rows(measured: list[Measurement], stage: str) -> list[dict]:
         else:
             made.append(_row(stage, *m.name, m.value, m.resampled(), len(m.scores)))
     for language in ("en", "it"):
-        families = _benchmarks(measured, language)
+        families = families_of(measured, language)
+        if not families:
+            continue
         samples = np.mean([m.resampled(seed) for seed, m in enumerate(families)], axis=0)
         value = np.mean([m.value for m in families])
         made.append(_row(stage, "benchmark/mean", language, None, value, samples, sum(len(m.scores) for m in families)))
@@ -98,7 +106,9 @@ def differences(before: list[Measurement], after: list[Measurement]) -> list[dic
                 _row("difference", *m.name, m.value - old.value, m.resampled() - old.resampled(), len(m.scores))
             )
     for language in ("en", "it"):
-        pairs = [(earlier[m.name], m) for m in _benchmarks(after, language)]
+        pairs = [(earlier[m.name], m) for m in families_of(after, language)]
+        if not pairs:
+            continue
         samples = np.mean([new.resampled(seed) - old.resampled(seed) for seed, (old, new) in enumerate(pairs)], axis=0)
         value = np.mean([new.value - old.value for old, new in pairs])
         n = sum(len(new.scores) for _, new in pairs)

@@ -42,7 +42,7 @@ GPUS = {
 }
 # Tokens of the longest text that a suite measures a model on: the course's own are shorter, the leaderboards' longest
 # five-shot questions are some 3,000 in English and more in Italian. Estimated, not measured.
-LONGEST_TEXT = {"piccola-italia": 512, "leaderboards": 4096}
+LONGEST_TEXT = {"quick": 512, "piccola": 512, "paper": 4096, "italian": 4096}
 MARGIN = 0.05  # of a card's memory, left free: the plan is an estimate, and the allocator loses some to gaps
 VALIDATED = (
     "an estimate; validated on: what layers keep for the backward pass, on a small model on a CPU (within 1 %); no "
@@ -170,7 +170,7 @@ def measuring_memory(job: Job) -> tuple[int, int]:
     """
     shape, tokens, width = architecture(job.model), job.batch * job.length, WIDTH[job.dtype]
     copy = shape.vocabulary * tokens * width
-    own = shape.vocabulary * tokens * (width + 8) if job.length <= LONGEST_TEXT["piccola-italia"] else 0
+    own = shape.vocabulary * tokens * (width + 8) if job.length <= LONGEST_TEXT["piccola"] else 0
     held = (2 * shape.layers * shape.key_value + 2 * shape.hidden) * tokens * width
     return max(0, held - copy), max(3 * copy, own)
 

@@ -44,6 +44,7 @@ ORDERS = {
     "paper": ["sft", "dpo"],  # the paper's abstract, where SFT is on English and Italian
     "journal": ["sft", "dpo", "italian"],  # the journal's abstract, and an author's answer (HF#1): SFT on English
 }
+RENAMED = {"piccola-italia": "piccola", "leaderboards": "paper"}  # suites, in runs that were made before
 REHEARSAL = "rehearsal-"  # how the profile begins that `anita_utils.rehearsal` makes of another
 
 
@@ -117,8 +118,11 @@ class Stage(Section):
 
 
 class Evaluation(Section):
-    suite: Literal["piccola-italia", "leaderboards"] = Field(
-        description="piccola-italia: the course's own. leaderboards: the authors' English six and Italian three."
+    suite: Annotated[
+        Literal["quick", "piccola", "paper", "italian"], BeforeValidator(lambda name: RENAMED.get(name, name))
+    ] = Field(
+        description="quick, piccola: the course's own, a few items or all. paper: the authors' English six and Italian "
+        "three. italian: these three and more."
     )
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
     bits: Literal[4] | None = Field(

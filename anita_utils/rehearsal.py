@@ -59,7 +59,7 @@ def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
         stage.row_length = stage.row_length and min(LENGTH, stage.row_length)
         if machine.gpu is None and NEEDS_A_GPU.search(stage.optimizer):
             stage.optimizer = "adamw_torch"
-    new.evaluation.suite = "piccola-italia"  # the leaderboards' data is on the Hub
+    new.evaluation.suite = "piccola"  # the data of others is on the Hub
     new.evaluation.limit = min(ITEMS, new.evaluation.limit or ITEMS)
     new.evaluation.max_new_tokens = min(ANSWER, new.evaluation.max_new_tokens)
     return parse_profile(new.model_dump(), f"the rehearsal of {profile.name}"), changes(profile, new)

@@ -28,7 +28,12 @@ CAPTION = (
 METRICS = [
     ("benchmark/mean", "share"),
     ("benchmark/", "share"),
+    ("benchmark_acc/", "share"),
+    ("benchmark_norm/", "share"),
+    ("italian/", "share"),
+    ("overconfidence", "share"),
     ("chat/", "share"),
+    ("answer_words", "number"),
     ("perplexity", "number"),
     ("language_fidelity", "share"),
     ("refusal/", "share"),

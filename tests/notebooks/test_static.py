@@ -235,11 +235,11 @@ def test_lesson_05_follows_the_leaderboards(monkeypatch, capsys):
     from anita_utils.profile import load_profile
 
     profile = load_profile("cpu")
-    profile.evaluation.suite = "leaderboards"
+    profile.evaluation.suite = "paper"
     figures = {}
     measured = [
         evaluation.Measurement(f"benchmark/{b.family}", b.language, None, [1.0, 0.0], [f"{b.task} {n}" for n in "01"])
-        for b in evaluation.BOARDS
+        for b in evaluation.suite_named("paper").benchmarks
     ]
     monkeypatch.setattr(evaluation, "answers_of", lambda path, profile: {"chat": evaluation.probes("chat")})
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
@@ -256,7 +256,7 @@ def test_lesson_05_follows_the_leaderboards(monkeypatch, capsys):
     for cell in ("03", "16", "17", "19", "22", "24", "25"):
         exec(sources[f"05-cell-{cell}"], names)
     assert names["wide"].loc[("", "guessing")].tolist() == ["0.25", "0.25", "0.25", "–", "0.50", "0.00", "–"]
-    assert "Not with the suite leaderboards" in capsys.readouterr().out
+    assert "Not with the suite paper" in capsys.readouterr().out
     assert sorted(figures) == ["benchmarks", "differences", "published"]
     titles = [axes.get_title() for axes in figures["published"].axes]
-    assert titles[2:] == ["English, this run (leaderboards)", "Italian, this run (leaderboards)"]
+    assert titles[2:] == ["English, this run (paper)", "Italian, this run (paper)"]

@@ -66,7 +66,7 @@ def test_the_large_profile_on_a_laptop():
     assert (dpo.batch_size, dpo.gradient_accumulation, dpo.schedule, dpo.learning_rate) == (8, 12, "linear", 5e-5)
     assert dpo.gradient_checkpointing and dpo.optimizer == "adamw_torch" and dpo.row_length is None
     assert rehearsed.stages["sft"].row_length == 256
-    assert rehearsed.evaluation.suite == "piccola-italia" and rehearsed.evaluation.limit == 4
+    assert rehearsed.evaluation.suite == "piccola" and rehearsed.evaluation.limit == 4
     assert changes[:5] == [
         "tiny-llama-3-instruct for meta-llama/Meta-Llama-3-8B-Instruct",
         "fp32 for bf16",

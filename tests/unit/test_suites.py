@@ -1,6 +1,8 @@
-"""What the two suites ask of lm-eval, and what is made of its answers. No network."""
+"""What the suites ask of lm-eval, and what is made of its answers. No network."""
 
+import shutil
 from pathlib import Path
+from typing import get_args
 
 import lm_eval
 import lm_eval.tasks
@@ -9,10 +11,11 @@ from lm_eval.tasks import TaskManager
 
 from anita_utils import AnitaError, evaluation, suites
 from anita_utils.hub import data_dir
-from anita_utils.profile import load_profile
-from anita_utils.suites import BOARDS, FAMILIES, SCORES, Board, load_board
+from anita_utils.profile import Evaluation, load_profile
+from anita_utils.suites import FAMILIES, PICCOLA, SCORES, SUITES, Benchmark, Suite, load_tasks, resolve, task_manager
 
-FOLDERS = ("arc", "hellaswag", "mmlu/default", "truthfulqa", "winogrande", "gsm8k", "okapi")
+FOLDERS = ("arc", "hellaswag", "mmlu/default", "truthfulqa", "winogrande", "gsm8k", "okapi", "belebele", "xcopa",
+           "multiblimp", "lambada_multilingual", "evalita_llm", "global_mmlu/default/it")  # fmt: skip
 AUTHORS = {  # task and shots, as paper.md has them from the card and the repository
     "en": "arc_challenge 25 hellaswag 10 mmlu 5 truthfulqa_mc2 0 winogrande 5 gsm8k 5",
     "it": "arc_it 0 hellaswag_it 0 m_mmlu_it 5",
@@ -26,42 +29,119 @@ def built_in():
     return TaskManager(include_path=[root / folder for folder in FOLDERS], include_defaults=False)
 
 
-def leaves(manager, name):
-    """The settings of the tasks that a name stands for: its own, or those of all tasks in a group or with a tag."""
-    if name in manager.all_subtasks:
-        return [manager.task_index[name].cfg]
-    if name in manager.all_tags:
-        return [entry.cfg for entry in manager.task_index.values() if name in entry.tags]
-    return [cfg for member in manager.task_index[name].cfg["task"] for cfg in leaves(manager, member)]
+@pytest.mark.parametrize("name", ["paper", "italian"])
+def test_lm_eval_has_the_tasks_with_scores_shots_versions_and_filters(built_in, name):
+    rows = resolve(name, built_in)
+    assert [row["task"] for row in rows] == [benchmark.task for benchmark in SUITES[name].benchmarks]
+    assert {row["task"]: row["problem"] for row in rows if row["problem"]} == {}
+    numbers = {row["task"]: row["tasks"] for row in rows}
+    if name == "paper":
+        assert numbers.pop("mmlu") == 57 and set(numbers.values()) == {1}
+        assert [row["task"] for row in rows if row["kind"] == "generate_until"] == ["gsm8k"]
+    else:
+        assert numbers["global_mmlu_it"] == numbers["evalita-mp_te"] == 6 and numbers["belebele_ita_Latn"] == 1
+        kinds = {row["kind"] for row in rows}
+        assert kinds == {"multiple_choice", "loglikelihood", "generate_until"}
 
 
-@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.task)
-def test_lm_eval_has_the_task_with_score_shots_and_filter(built_in, board):
-    configs = leaves(built_in, board.task)
-    assert len(configs) == (57 if board.task == "mmlu" else 1)
-    for config in configs:
-        assert SCORES[board.family] in {metric["metric"] for metric in config["metric_list"]}
-        assert board.filter in {each["name"] for each in config.get("filter_list", [{"name": "none"}])}
-        if board.shots:
-            assert config.get("num_fewshot") != 0  # such a zero lm-eval does not let anyone change
-            assert config.get("fewshot_split") or config.get("training_split")
-        assert board.language == "en" or config["dataset_name"] == "it"
+def test_the_suites_of_the_small_world_resolve_by_themselves():
+    for name in ("quick", "piccola"):
+        rows = resolve(name)
+        assert len(rows) == 12 and not any(row["problem"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"task": "arc_italiana"}, "lm-eval has no such task"),
+        ({"version": "1.0"}, "version 2.0, not 1.0"),
+        ({"score": "f1"}, "no score f1, only acc, acc_norm"),
+        ({"filter": "strict-match"}, "no filter strict-match, only none"),
+        (
+            {"task": "truthfulqa_mc2", "shots": 5, "score": "acc", "version": "3.0"},
+            "no examples can be shown; there are",
+        ),
+        ({"task": "hellaswag_it", "shots": 5, "version": "1.0"}, "there are no examples to show"),
+    ],
+)
+def test_what_does_not_fit_is_said(built_in, monkeypatch, change, problem):
+    benchmark = Benchmark("arc", "it", "arc_it", 0, "acc_norm", "2.0")._replace(**change)
+    monkeypatch.setitem(suites.SUITES, "trial", Suite((benchmark,)))
+    [row] = resolve("trial", built_in)
+    assert row["problem"].startswith(problem)
 
 
 def test_they_are_the_authors():
+    boards = SUITES["paper"].benchmarks
     for language, wanted in AUTHORS.items():
-        assert " ".join(f"{board.task} {board.shots}" for board in BOARDS if board.language == language) == wanted
-    assert [board.family for board in BOARDS] == [*FAMILIES, "arc", "hellaswag", "mmlu"]
+        assert " ".join(f"{board.task} {board.shots}" for board in boards if board.language == language) == wanted
+    assert [board.family for board in boards] == [*FAMILIES, "arc", "hellaswag", "mmlu"]
+    assert all(board.score == SCORES[board.family] for board in boards)
+    assert not any(board.chat for board in boards)
+
+
+def test_profiles_know_the_suites_and_their_old_names():
+    annotation = Evaluation.model_fields["suite"].annotation
+    assert list(get_args(annotation)) == list(SUITES)
+    for old, new in {"piccola-italia": "piccola", "leaderboards": "paper"}.items():
+        assert Evaluation(suite=old, batch_size=1, max_new_tokens=1).suite == new
+
+
+def test_only_other_suites_index_what_lm_eval_brings(monkeypatch):
+    made = []
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **options: made.append(options))
+    for suite in SUITES.values():
+        task_manager(suite)
+    ours = {"include_path": str(data_dir() / "benchmarks"), "include_defaults": False}
+    assert made == [ours, ours, {}, {}]
 
 
 def test_without_a_network_it_ends_in_one_line(built_in):
     with pytest.raises(AnitaError) as error:
-        load_board(BOARDS[0], built_in)
+        load_tasks(SUITES["paper"].benchmarks[0], built_in)
     message = str(error.value)
-    assert message.startswith("evaluation.suite: leaderboards: the data of arc_challenge cannot be had (")
-    assert message.endswith("or set evaluation.suite to piccola-italia") and "\n" not in message
+    assert message.startswith("evaluation.suite: the data of arc_challenge cannot be had (")
+    assert message.endswith("or set evaluation.suite to piccola") and "\n" not in message
     with pytest.raises(AnitaError, match="the data of no_such_task cannot be had"):
-        load_board(Board("arc", "en", "no_such_task", 0), built_in)
+        load_tasks(Benchmark("arc", "en", "no_such_task", 0, "acc", "1.0"), built_in)
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of the folder of benchmarks, to be spoilt."""
+    for entry in data_dir().iterdir():
+        if entry.name != "benchmarks":
+            (tmp_path / entry.name).symlink_to(entry, target_is_directory=entry.is_dir())
+    shutil.copytree(data_dir() / "benchmarks", tmp_path / "benchmarks")
+    monkeypatch.setenv("ANITA_DATA", str(tmp_path))
+    return tmp_path / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "piccola_arc_it.yaml",
+            "include: [_choice.yaml\ntask: x",
+            r"piccola_arc_it.yaml: no benchmark .* parsing a flow",
+        ),
+        ("_choice.yaml", "a: b: c", r"piccola_arc_it.yaml: no benchmark .*_choice.yaml"),
+        ("piccola_arc_it.yaml", None, r"piccola_arc_it.yaml: no benchmark can be made of it \(.*\): restore the file"),
+        ("piccola.py", "def load(:", r"piccola_arc_it.yaml: no benchmark .*invalid syntax"),
+        ("items/arc_it.test.jsonl", "", r"items/arc_it.test.jsonl holds no items: restore the file"),
+        ("items/arc_it.test.jsonl", None, r"items/arc_it.test.jsonl holds no items: restore the file"),
+        ("items/arc_it.test.jsonl", '{"question": ', r"piccola_arc_it.yaml: no benchmark"),
+    ],
+)
+def test_a_broken_benchmark_is_one_line_that_names_the_file(copied, file, text, message):
+    if text is None:
+        (copied / file).unlink()
+    else:
+        (copied / file).write_text(text, "utf-8")
+    [benchmark] = [one for one in PICCOLA if one.task == "piccola_arc_it"]
+    with suites.without_bars(), pytest.raises(AnitaError, match=message) as error:
+        load_tasks(benchmark, task_manager(SUITES["piccola"]))
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -84,36 +164,87 @@ def run(suite, limit, model, tokenizer):
     return evaluation.run_benchmarks(model, tokenizer, profile)
 
 
-def test_piccola_italia_is_one_call_with_the_chat_template(asked, model, tokenizer):
-    measured = run("piccola-italia", 1, model, tokenizer)
+def test_piccola_is_one_call_with_the_chat_template(asked, model, tokenizer):
+    measured = run("piccola", 1, model, tokenizer)
     [(options, results)] = asked
-    assert options["tasks"] == [f"piccola_{family}_{code}" for code in ("en", "it") for family in FAMILIES]
-    assert options["apply_chat_template"] and "num_fewshot" not in options
-    assert {m.name for m in measured} == {(f"benchmark/{f}", code, None) for code in ("en", "it") for f in FAMILIES}
+    assert [task.task_name for task in options["tasks"]] == [benchmark.task for benchmark in PICCOLA]
+    assert options["apply_chat_template"] and options["num_fewshot"] == 0
+    names = {(f"benchmark/{f}", code, None) for code in ("en", "it") for f in FAMILIES}
+    names |= {("overconfidence", code, None) for code in ("en", "it")}
+    for code in ("en", "it"):
+        names |= {(f"benchmark_acc/{f}", code, None) for f in ("arc", "hellaswag")}
+        names |= {(f"benchmark_norm/{f}", code, None) for f in ("mmlu", "winogrande")}
+    assert {m.name for m in measured} == names and len(measured) == len(names)
+    scores = {"benchmark_acc": "acc", "benchmark_norm": "acc_norm"}
     for m in measured:
-        family = m.metric.removeprefix("benchmark/")
-        [sample] = results["samples"][f"piccola_{family}_{m.language}"]
-        assert (m.scores, m.clusters) == ([sample[SCORES[family]]], [sample["doc"]["cluster"]])
+        kind, _, family = m.metric.partition("/")
+        if family:
+            [sample] = results["samples"][f"piccola_{family}_{m.language}"]
+            assert (m.scores, m.clusters) == ([sample[scores.get(kind, SCORES[family])]], [sample["doc"]["cluster"]])
 
 
-def test_leaderboards_are_asked_with_their_shots_and_as_plain_text(asked, model, tokenizer, tmp_path, monkeypatch):
+def test_overconfidence_is_the_share_of_the_first_less_the_share_right(asked, model, tokenizer):
+    import torch
+
+    measured = {m.name: m for m in run("quick", 2, model, tokenizer)}
+    [(_, results)] = asked
+    gaps = []
+    for family in ("arc", "hellaswag", "mmlu", "winogrande"):
+        for sample in results["samples"][f"piccola_{family}_it"]:
+            likelihoods = torch.tensor([likelihood for likelihood, _ in sample["filtered_resps"]])
+            shares = torch.softmax(likelihoods.double(), 0)
+            gaps.append(float(shares.max() - (shares.argmax() == sample["target"]).double()))
+    assert measured["overconfidence", "it", None].scores == pytest.approx(gaps, abs=1e-6)
+
+
+def test_others_are_asked_with_their_shots_and_as_plain_text(asked, model, tokenizer, tmp_path, monkeypatch):
     """Tasks of the small world stand in: one that ranks answers, a group, and one whose answer a filter reads."""
     (tmp_path / "two.yaml").write_text("group: two\ntask: [piccola_mmlu_it, piccola_winogrande_it]\n", "utf-8")
     folders = [data_dir() / "benchmarks", tmp_path]
     manager = TaskManager(include_path=folders, include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: manager)
     boards = (
-        Board("arc", "en", "piccola_arc_en", 3),
-        Board("gsm8k", "en", "piccola_gsm8k_en", 2, "number"),
-        Board("mmlu", "it", "two", 0),
+        Benchmark("arc", "en", "piccola_arc_en", 3, "acc_norm", "1.0", split="version 2.0"),
+        Benchmark("gsm8k", "en", "piccola_gsm8k_en", 2, "exact_match", "1.0", "number"),
+        Benchmark("culture", "it", "two", 0, "acc", "1.0"),
     )
-    monkeypatch.setattr(suites, "BOARDS", boards)
-    measured = run("leaderboards", 4, model, tokenizer)
-    assert [m.name for m in measured] == [(f"benchmark/{board.family}", board.language, None) for board in boards]
+    monkeypatch.setitem(suites.SUITES, "paper", Suite(boards, limit=4))
+    measured = run("paper", 9, model, tokenizer)
+    assert [m.name for m in measured] == [
+        ("benchmark/arc", "en", "version 2.0"),
+        ("benchmark_acc/arc", "en", "version 2.0"),
+        ("benchmark/gsm8k", "en", None),
+        ("italian/culture", "it", None),
+        ("overconfidence", "en", None),
+        ("overconfidence", "it", None),
+    ]
     assert [options["num_fewshot"] for options, _ in asked] == [3, 2, 0]
-    assert not any(options.get("apply_chat_template") for options, _ in asked)
-    for m, board, (_, results) in zip(measured, boards, asked, strict=True):
+    assert not any(options["apply_chat_template"] for options, _ in asked)
+    figures = [m for m in measured if m.metric.startswith(("benchmark/", "italian/"))]
+    for m, board, (_, results) in zip(figures, boards, asked, strict=True):
         names = ["piccola_mmlu_it", "piccola_winogrande_it"] if board.task == "two" else [board.task]
-        assert len(m.scores) == 4 * len(names) == len(set(m.clusters))
-        means = [results["results"][name][f"{SCORES[board.family]},{board.filter}"] for name in names]
+        assert len(m.scores) == 4 * len(names)
+        means = [results["results"][name][f"{board.score},{board.filter}"] for name in names]
         assert m.value == pytest.approx(sum(means) / len(means))
+    [row] = [row for row in evaluation.rows(measured, "base") if row["metric"] == "benchmark/mean"]
+    assert (row["language"], row["n"]) == ("en", 4)  # of the sums alone: another version is in no mean
+
+
+def test_prompts_of_the_same_item_are_one_cluster():
+    board = Benchmark("entailment", "it", "evalita-mp_te", 0, "acc", "1")
+    sample = {"doc": {}, "doc_id": 7, "filter": "none"}
+    names = ["evalita-mp_te_prompt-1", "evalita-mp_te_prompt-6", "evalita-sp_sum_task_fp-small_p2", "mmlu_anatomy"]
+    clusters = [cluster for cluster, _ in suites._items(board, {name: [sample] for name in names})]
+    assert clusters == ["evalita-mp_te 7", "evalita-mp_te 7", "evalita-sp_sum_task_fp-small 7", "mmlu_anatomy 7"]
+
+
+def test_the_f1_of_substitutions_is_lm_evals(built_in):
+    """As the task adds it up over the corpus, which here is a ratio of two sums."""
+    board = next(one for one in SUITES["italian"].benchmarks if one.score == "f1")
+    values = [(0.5, 1, 1), (0.0, 1, 0), (0.25, 1, 1), (0.0, 0, 1), (1.0, 1, 1)]
+    items = [(str(n), {"f1": value, "filter": "none"}) for n, value in enumerate(values)]
+    [measured] = suites._scored(board, items)
+    metrics = Path(lm_eval.tasks.__file__).parent / "evalita_llm" / "metrics.py"
+    namespace = {}
+    exec(metrics.read_text("utf-8"), namespace)
+    assert measured.value == pytest.approx(namespace["_aggreg_ls"](values))

@@ -1,0 +1,157 @@
+"""What `anita eval` does: a suite's settings held against lm-eval, or a model measured and its figures shown.
+
+>>> [measured] = measure(["dpo"], profile_for("dpo", None, "quick", 20))     # `anita eval dpo --suite quick --limit 20`
+>>> Console().print(figures_table(measured, "quick", "dpo"))
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas
+from rich.console import Console
+from rich.table import Table
+
+from anita_utils.hub import STAGES, data_dir, resolve_model
+from anita_utils.intervals import Measurement, rows
+from anita_utils.machine import detect_machine
+from anita_utils.profile import Profile, load_profile
+from anita_utils.record import Run, runs_dir
+from anita_utils.statistics import paired_tests
+from anita_utils.suites import FAMILIES, SUITES, resolve, suite_named
+
+PUBLISHED = {
+    "LLaMAntino-3-ANITA-8B-Inst-DPO-ITA": "ANITA, published",
+    "Meta-Llama-3-8B-Instruct": "its base, published",
+}
+VERSIONS = (
+    "arc_it: the published figures are of version 1 of the task, ours of version 2.0, which dropped an empty fifth "
+    "choice: not to be subtracted, and in no mean."
+)
+
+
+def dry_run(suite: str, as_json: bool = False) -> int:
+    """Prints how each benchmark of the suite is asked, by the installed lm-eval; returns 1 where something is amiss."""
+    found = resolve(suite)
+    if as_json:
+        print(json.dumps({"suite": suite, "limit": SUITES[suite].limit, "benchmarks": found}, indent=2))
+    else:
+        table = Table("benchmark", "", "task", "tasks", "shots", "score", "filter", "version", "chat", "kind",
+                      title=f"suite {suite}: " + ("all items" if not SUITES[suite].limit else
+                                                   f"{SUITES[suite].limit} items a task"))  # fmt: skip
+        for row in found:
+            cells = [row["metric"], row["language"], row["task"], row["tasks"], row["shots"], row["score"]]
+            cells += [row["filter"], row["version"], "yes" if row["chat"] else "no", row["problem"] or row["kind"]]
+            table.add_row(*map(str, cells), style="red" if row["problem"] else None)
+        console = Console()
+        console.print(table)
+        if any(row["split"] for row in found):
+            console.print(VERSIONS)
+    return 1 if any(row["problem"] for row in found) else 0
+
+
+def profile_for(model: str, profile: str | None, suite: str | None, limit: int | None) -> Profile:
+    """The profile to measure a model by: the one named, that of the latest run for a stage, else cpu.
+
+    suite and limit take the place of the profile's own; with a suite, the profile's limit no longer holds.
+    AnitaError for one that there is not, or that this machine cannot compute.
+    """
+    if profile is None and model in STAGES and (runs_dir() / "latest").exists():
+        settings = Run.load().profile.model_copy(deep=True)
+    else:
+        settings = load_profile(profile or "cpu")
+    if suite:
+        suite_named(suite)
+        settings.evaluation.suite, settings.evaluation.limit = suite, None
+    settings.evaluation.limit = limit or settings.evaluation.limit
+    return settings
+
+
+def measure(models: list[str], settings: Profile) -> list[list[Measurement]]:
+    """Every measure of each model (a stage of the latest run, a folder, a name on the Hub), cached or new.
+
+    AnitaError for a model that is not there or has no chat template, or a benchmark that cannot be had.
+    """
+    settings.check(detect_machine())
+    pinned = {settings.model.base: settings.model.revision}
+    paths = [resolve_model(model, pinned.get(model)) for model in models]
+
+    from anita_utils.evaluation import evaluate  # after a wrong name was told
+
+    return [evaluate(path, settings) for path in paths]
+
+
+def evaluate_models(model: str, against: str | None, settings: Profile, as_json: bool) -> None:
+    """Measures a model, and `against`, another one, in the same way; prints the figures, and their paired tests."""
+    suite = settings.evaluation.suite
+    after, *others = measure([model, against] if against else [model], settings)
+    tests = paired_tests(others[0], after) if others else []
+    if as_json:
+        outcome = {"model": model, "profile": settings.name, "evaluation": settings.evaluation.model_dump()}
+        outcome |= {"figures": rows(after, model)}
+        outcome |= {"against": against, "figures_against": rows(others[0], against), "tests": tests} if others else {}
+        print(json.dumps(outcome, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(figures_table(after, suite, model))
+    if any(benchmark.split for benchmark in SUITES[suite].benchmarks):
+        console.print(VERSIONS)
+    if others:
+        console.print(tests_table(tests, f"{model} less {against}, paired"))
+
+
+def figures_table(measured: list[Measurement], suite: str, model: str) -> Table:
+    """A row a figure, with its 95 % interval and n; beside the paper's benchmarks what was published of them."""
+    known = published() if suite in ("paper", "italian") else {}
+    table = Table("", "", "", "value", "95 % interval", "n", *(PUBLISHED.values() if known else ()),
+                  title=f"{model}, suite {suite}")  # fmt: skip
+    for row in rows(measured, model):
+        percent = is_share(row["metric"])
+        value, *ends = (_text(row[key], percent) for key in ("value", "ci_low", "ci_high"))
+        cells = [row["metric"], row["language"], row["split"] or "", value, f"[{', '.join(ends)}]", f"{row['n']:,}"]
+        beside = known.get((row["metric"], row["language"]), {})
+        table.add_row(*cells, *(beside.get(name, "") for name in PUBLISHED if known))
+    return table
+
+
+def tests_table(tests: list[dict[str, Any]], title: str) -> Table:
+    """A row a difference, with its p-value, as it is and corrected by Holm; * where the latter is below 0.05."""
+    table = Table("", "", "", "difference", "p", "Holm's p", "n", title=title)
+    for row in tests:
+        difference = f"{100 * row['difference']:+.1f}" if is_share(row["metric"]) else f"{row['difference']:+.2f}"
+        corrected = f"{row['p_holm']:.4f}" + " *" * (row["p_holm"] < 0.05)
+        table.add_row(row["metric"], row["language"], row["split"] or "", difference, f"{row['p']:.4f}", corrected,
+                      f"{row['n']:,}")  # fmt: skip
+    return table
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in per cent."""
+    return metric not in ("perplexity", "answer_words")
+
+
+def _text(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f}" if percent else f"{value:.2f}"
+
+
+def published() -> dict[tuple[str, str], dict[str, str]]:
+    """What was published of the paper's benchmarks: {(metric, language): {model: figure in per cent, as text}}.
+
+    A figure not confirmed in its source is only called so. Means are of the benchmarks of which all are confirmed, and
+    leave out the Italian ARC, as ours do.
+    """
+    table = pandas.read_csv(data_dir() / "paper" / "results.csv", keep_default_na=False)
+    table = table[table["benchmark"].isin(FAMILIES) & table["model"].isin(PUBLISHED)]
+    known: dict[tuple[str, str], dict[str, str]] = {}
+    for row in table.to_dict("records"):
+        text = f"{100 * row['value']:.1f}" if row["certainty"] == "confirmed" else "not confirmed"
+        known.setdefault((f"benchmark/{row['benchmark']}", row["language"]), {})[row["model"]] = (
+            f"{text} (version 1)" if "version 1" in row["note"] else text
+        )
+    averaged = table[~table["note"].str.contains("version 1")]
+    for (model, language), group in averaged.groupby(["model", "language"]):
+        if group["certainty"].eq("confirmed").all():
+            mean = f"{100 * group['value'].mean():.1f}"
+            known.setdefault(("benchmark/mean", language), {})[model] = mean
+    return known
