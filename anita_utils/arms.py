@@ -59,7 +59,7 @@ class Ablation(Part):
             if unknown:
                 raise ValueError(f"claims.{name}.contrast: no arm '{unknown[0]}': choose {', '.join(self.arms)}")
             if abs(sum(claim.contrast.values())) > 1e-9:
-                raise ValueError(f"claims.{name}.contrast: the weights must add up to 0: a contrast compares arms")
+                raise ValueError(f"claims.{name}.contrast: the weights must add up to 0, as they compare arms")
         return self
 
 
@@ -77,12 +77,22 @@ def load_ablation(name_or_path: str | Path) -> Ablation:
     try:
         ablation = Ablation.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])).removesuffix(".[key]")
-        wrong = first["msg"].removeprefix("Value error, ")
-        raise AnitaError(f"{shown(file)}: {f'{key}: ' if key else ''}{wrong}: correct it") from error
+        raise AnitaError(f"{shown(file)}: {_explain(error)}") from error
     ablation._file = file
     return ablation
+
+
+def _explain(error: ValidationError) -> str:
+    """The first complaint in one line: key, what is wrong, remedy."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"])).removesuffix(".[key]")
+    if first["type"] == "missing":
+        return f"{key}: missing: add it"
+    if first["type"] == "extra_forbidden":
+        part = {"arms": Arm, "claims": Claim}.get(first["loc"][0], Ablation)
+        return f"{key}: unknown key: known here: {', '.join(part.model_fields)}"
+    wrong = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {wrong}: correct it" if key else wrong
 
 
 def arm_profile(profile: Profile, name: str, arm: Arm) -> tuple[Profile, list[str]]:
