@@ -16,6 +16,7 @@ from pathlib import Path
 
 from anita_utils import AnitaError
 from anita_utils.arms import Ablation, arm_profile
+from anita_utils.effects import find
 from anita_utils.evaluation import evaluate, evaluation_file
 from anita_utils.hub import resolve_model
 from anita_utils.intervals import Measurement, rows
@@ -148,7 +149,9 @@ def ablate(
         for stage in cell.stages:
             train_stage(stage)
             gc.collect()  # a trainer and its model hold each other: without this they would pile up
-        evaluate(cell.model, cell.profile)
+        measured = evaluate(cell.model, cell.profile)
+        if number == 1:
+            check_measures(ablation, measured)
         record(run, cells, made)
     return run, cells
 
@@ -165,6 +168,12 @@ def select(cells: list[Cell], only: Iterable[str]) -> list[Cell]:
         if arm not in known:
             raise AnitaError(f"no arm '{arm}': choose {', '.join(known)}")
     return [cell for cell in cells if not only or cell.arm in only]
+
+
+def check_measures(ablation: Ablation, measured: list[Measurement]) -> None:
+    """AnitaError for a measure that is asked for and not there: told after the first arm, not after the last."""
+    for measure in [*ablation.measures, *(measure for claim in ablation.claims.values() for measure in claim.measures)]:
+        find(measured, measure)
 
 
 def record(run: Run, cells: list[Cell], made: dict[tuple[str, int], list[dict]]) -> None:

@@ -22,7 +22,6 @@ from anita_utils.effects import (
     read_sheet,
     shuffled_control,
 )
-from anita_utils.hub import file_hash
 from anita_utils.record import Run, write_text
 
 SMOOTH = ("perplexity", "train/")  # figures that do not move in steps of one item
@@ -41,7 +40,7 @@ def write_results(run: Run, cells: list[Cell], ablation: Ablation) -> Path:
     parts = [
         f"# Ablation, profile {run.profile.name}",
         f"Seeds {', '.join(map(str, seeds)) or 'none'}; commit {commit.replace('+', ' (with changes)')}; arms from "
-        f"{shown(ablation.file)}, sha256 {file_hash(ablation.file)[:16]}. In brackets: 95 % intervals.",
+        f"{shown(ablation.file)}, hash {ablation.digest}. In brackets: 95 % intervals.",
         "## Arms",
         "Means over seeds; the intervals are for other seeds.",
         _markdown(arms_overview(table, ablation)),

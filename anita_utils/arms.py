@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,6 +53,11 @@ class Ablation(Part):
     def file(self) -> Path:
         return self._file
 
+    @property
+    def digest(self) -> str:
+        """A hash of all that it says."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
     @model_validator(mode="after")
     def _contrasts_fit(self) -> Ablation:
         for name, claim in self.claims.items():
@@ -63,23 +69,43 @@ class Ablation(Part):
         return self
 
 
-def load_ablation(name_or_path: str | Path) -> Ablation:
-    """The arms for the profile of that name in `anita_utils/ablations/`, or in the YAML file at that path.
-
-    Raises AnitaError, in one line, for a file that is not there, an unknown key or a wrong value.
-    """
+def ablation_file(name_or_path: str | Path) -> Path:
+    """The file with the arms for the profile of that name, or the path itself. AnitaError where there is none."""
     path = Path(name_or_path)
     file = path if path.suffix in {".yaml", ".yml"} else ABLATIONS / f"{name_or_path}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(file.stem for file in ABLATIONS.glob("*.yaml")))
         raise AnitaError(f"no arms for '{name_or_path}', only for {known}: write some and name them with --arms FILE")
+    return file
+
+
+def load_ablation(name_or_path: str | Path) -> Ablation:
+    """The arms for the profile of that name in `anita_utils/ablations/`, or in the YAML file at that path.
+
+    A file may begin with `like: NAME`: it then starts from that profile's arms and claims.
+
+    Raises AnitaError, in one line, for a file that is not there, an unknown key or a wrong value.
+    """
+    file = ablation_file(name_or_path)
     values = read_yaml(file, ABLATIONS / "cpu.yaml")
+    if "like" in values:
+        values = _like(values, ablation_file(values.pop("like")))
     try:
         ablation = Ablation.model_validate(values)
     except ValidationError as error:
         raise AnitaError(f"{shown(file)}: {_explain(error)}") from error
     ablation._file = file
     return ablation
+
+
+def _like(values: dict, file: Path) -> dict:
+    """The keys of `file`, with those in `values` in their place; an arm or claim that is null is left out."""
+    merged = read_yaml(file, ABLATIONS / "cpu.yaml") | values
+    for section in ("arms", "claims"):
+        first, own = read_yaml(file, file).get(section), values.get(section)
+        if isinstance(first, dict) and isinstance(own, dict):
+            merged[section] = {name: part for name, part in (first | own).items() if part is not None}
+    return merged
 
 
 def _explain(error: ValidationError) -> str:

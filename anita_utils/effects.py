@@ -162,7 +162,8 @@ def find(measured: list[Measurement], measure: str) -> list[Measurement]:
         found = [m for m in measured if m.name == (metric, language, split)]
     if not found:
         known = ", ".join(" ".join(filter(None, m.name)) for m in measured)
-        raise AnitaError(f"no measure '{measure}': choose benchmark/mean en, benchmark/mean it, {known}")
+        known = f"benchmark/mean en, benchmark/mean it, preference_accuracy_logprob, {known}"
+        raise AnitaError(f"no measure '{measure}' was taken: choose {known}")
     return found
 
 

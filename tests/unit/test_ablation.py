@@ -55,7 +55,7 @@ def tiny(random_model):
     profile = load_profile("cpu")
     profile.model.base = str(random_model)
     for stage in profile.stages.values():
-        stage.examples, stage.batch_size = 8, 4
+        stage.examples, stage.batch_size, stage.warmup = 8, 4, 0  # so few updates are all warm-up otherwise
     profile.evaluation.limit, profile.evaluation.max_new_tokens = 1, 4
     return profile
 
@@ -282,13 +282,42 @@ def test_broken_arms_are_one_line_and_leave_nothing(runs, anita, arms, values, c
         (["--all", "--only", "sft"], "--all is every arm with five seeds"),
         (["--dry-run", "--slurm"], "exclude each other"),
         (["--only", "stf"], "no arm 'stf': choose base, sft, italian"),
-        (["--arms", "nowhere.yaml"], "no arms for 'nowhere.yaml', only for cpu: write some and name them with --arms"),
-        (["--profile", "laptop"], "no arms for 'laptop', only for cpu: write some and name them with --arms"),
+        (
+            ["--arms", "nowhere.yaml"],
+            "no arms for 'nowhere.yaml', only for cpu, h100: write some and name them",
+        ),
+        (["--profile", "laptop"], "no arms for 'laptop', only for cpu, h100: write some and name them with --arms"),
     ],
 )
 def test_wrong_arguments_are_one_line(runs, anita, arguments, complaint):
     code, out, err = anita("ablate", *arguments)
     assert (code, out) == (2, "") and complaint in err and err.count("\n") == 1 and not runs.exists()
+
+
+def test_a_wrong_measure_is_told_after_the_first_arm(runs, tiny, done, arms):
+    with pytest.raises(AnitaError, match="no measure 'perplexity fr' was taken: choose benchmark/mean en"):
+        ablation.ablate(tiny, load_ablation(arms(ARMS | {"measures": ["perplexity fr"]})), [1], say=quiet)
+    assert len(done.measured) == 1 and done.trained == []
+
+
+def test_a_file_can_start_from_another(arms):
+    cpu, own = load_ablation("cpu"), ARMS["arms"]["sft"] | {"asks": "Other?"}
+    dropped = {"replay": None, "no_replay": None}
+    found = load_ablation(
+        arms({"like": "cpu", "arms": {"sft": own} | dropped, "claims": dropped | {"no_replay": None}})
+    )
+    assert found.arms["sft"].asks == "Other?" and found.arms["dpo"] == cpu.arms["dpo"]
+    assert set(cpu.arms) - set(found.arms) == {"no_replay"} and set(cpu.claims) - set(found.claims) == {"replay"}
+    assert found.measures == cpu.measures and found.digest != cpu.digest
+    with pytest.raises(AnitaError, match="no arms for 'nowhere'"):
+        load_ablation(arms({"like": "nowhere"}))
+
+
+@pytest.mark.parametrize("name", ["cpu", "h100"])
+def test_every_arm_that_is_shipped_can_be(name):
+    found, profile = load_ablation(name), load_profile(name)
+    orders = {arm: arm_profile(profile, arm, settings)[1] for arm, settings in found.arms.items()}
+    assert len(orders) == 13 and orders["journal"] == ["sft", "dpo", "italian"] and orders["base"] == []
 
 
 def test_an_arm_is_the_profile_but_for_what_it_sets(tiny):
