@@ -52,7 +52,7 @@ def write_results(run: Run, cells: list[Cell], ablation: Ablation) -> Path:
             "## Effects and interactions",
             "The 2 × 2 × 2 of SFT, Italian text and DPO; intervals over seeds and items; p corrected over the whole "
             f"table (Holm). With the arms' labels shuffled, something was found in {control:.0%} of 100 rounds.",
-            _markdown(effects.assign(effect=effects["effect"], interval=_intervals(effects))
+            _markdown(effects.assign(interval=_intervals(effects))
                       [["measure", "effect", "estimate", "interval", "p_holm"]]),
         ]  # fmt: skip
     if len(claims):
@@ -81,12 +81,11 @@ def results_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
 
 def arms_overview(table: pandas.DataFrame, ablation: Ablation) -> pandas.DataFrame:
     """The arms, a row each, under the measures that the file of arms names, and what their training cost."""
-    names = table[["metric", "language", "split"]].fillna("").agg(" ".join, axis=1).str.strip()
-    short = names.where(~names.str.startswith("train/"), table["metric"])
-    columns = [*ablation.measures, *COSTS]
+    names = table[["metric", "language", "split"]].fillna("").agg(" ".join, axis=1).str.strip().str.removesuffix(" all")
+    columns = [*(measure.removesuffix(" all") for measure in ablation.measures), *COSTS]
     lines = []
     for arm in table["arm"].unique():
-        own = table[table["arm"] == arm].set_index(short[table["arm"] == arm])
+        own = table[table["arm"] == arm].set_index(names[table["arm"] == arm])
         cells = {name: own.loc[name] for name in columns if name in own.index}
         shown_cells = {name: f"{_number(cell['mean'])} {_interval(cell)}".strip() for name, cell in cells.items()}
         lines.append({"arm": arm, "seeds": own["seeds"].iloc[0]} | shown_cells)

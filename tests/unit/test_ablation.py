@@ -1,25 +1,27 @@
 """The runner of ablations on a tiny random model: resumed, nothing twice, broken arms told in one line."""
 
+import re
 import shlex
 import subprocess
 import types
+from itertools import combinations
 
 import numpy as np
 import pandas
 import pytest
 import yaml
 
-from anita_utils import AnitaError, ablation, evaluation, training
+from anita_utils import AnitaError, ablation, ablation_report, evaluation, training
 from anita_utils.ablation_report import results_table, write_results
 from anita_utils.arms import ABLATIONS, arm_profile, load_ablation
-from anita_utils.effects import claims_table
+from anita_utils.effects import FACTORS, claims_table
 from anita_utils.hub import model_key
 from anita_utils.intervals import Measurement
 from anita_utils.profile import load_profile
 from anita_utils.record import Run
 
 ARMS = {
-    "measures": ["benchmark/mean it", "perplexity it"],
+    "measures": ["benchmark/mean it", "perplexity it", "preference_accuracy_logprob"],
     "arms": {
         "base": {"asks": "What is there?", "set": {"order": []}},
         "sft": {"asks": "What does SFT do?", "set": {"order": ["sft"]}},
@@ -77,6 +79,7 @@ def done(monkeypatch):
         made = [Measurement(f"benchmark/{family}", code, None, list(random.random(20)), clusters)
                 for code in ("en", "it") for family in ("arc", "mmlu")]  # fmt: skip
         made.append(Measurement("perplexity", "it", None, list(random.random(20)), clusters, [1.0] * 20))
+        made.append(Measurement("preference_margin", "all", None, list(random.normal(size=20)), clusters))
         return {}, made
 
     monkeypatch.setattr(training, "build_trainer", building)
@@ -171,7 +174,34 @@ def test_the_results_are_written_with_claims_and_intervals(runs, tiny, done, arm
     claims = pandas.read_csv(run.folder / "claims.csv")
     pandas.testing.assert_frame_equal(claims, claims_table(ablation.measurements(cells), load_ablation(file).claims))
     assert "| DPO gains. | benchmark/mean it |" in page and "Seeds 1, 2, 3; commit" in page
+    head = ["arm", "seeds", *ARMS["measures"], "train/tokens", "train/seconds"]
+    assert f"| {' | '.join(head)} |" in page and all(f"| {arm} | 3 | 0." in page for arm in ("sft", "sft_dpo"))
     assert "## Effects" not in page  # of the eight arms that takes, four are not there
+
+
+def test_effects_and_their_control_are_told_where_all_eight_arms_are_there(runs, arms, monkeypatch):
+    """Italian text adds 0.2 to a benchmark, item by item with noise, and nothing else does anything."""
+    random, clusters = np.random.default_rng(6), [str(n) for n in range(80)]
+    eight = {frozenset(c): "_".join(c) or "base" for size in range(4) for c in combinations(FACTORS, size)}
+    measured = {}
+    for cell, arm in eight.items():
+        for seed in (1, 2, 3):
+            scores = list(0.4 + 0.2 * ("italian" in cell) + random.normal(0, 0.05, 80))
+            measured[arm, seed] = [Measurement("language_fidelity", "it", None, scores, clusters)]
+    values = {"measures": ["language_fidelity it"], "arms": {arm: {"asks": "What?"} for arm in eight.values()}}
+    monkeypatch.setattr(ablation_report, "measurements", lambda cells: measured)
+    monkeypatch.setattr(ablation_report, "factorial_cells", lambda cells, arms: eight)
+    run = Run.open("t", "cpu")
+    lines = [{"arm": arm, "seed": seed, "stage": "dpo", "metric": "language_fidelity", "language": "it", "n": 80,
+              "value": found[0].value} for (arm, seed), found in measured.items()]  # fmt: skip
+    run.record("ablation", lines)
+    page = write_results(run, [], load_ablation(arms(values))).read_text("utf-8")
+    effects = pandas.read_csv(run.folder / "effects.csv").set_index("effect")
+    assert list(effects.index[effects["p_holm"] < 0.05]) == ["italian"]
+    assert effects.loc["italian", "estimate"] == pytest.approx(0.2, abs=0.01)
+    share = float(re.search(r"something was found in (\d+)% of 100 rounds", page)[1])
+    assert share <= 100 * (0.05 + 3 * np.sqrt(0.05 * 0.95 / 100))
+    assert "| language_fidelity it | sft × italian × dpo |" in page and "## Claims" not in page
 
 
 def test_a_table_of_one_seed_has_no_intervals():
