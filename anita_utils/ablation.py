@@ -181,7 +181,7 @@ def record(run: Run, cells: list[Cell], made: dict[tuple[str, int], list[dict]])
     for cell in cells:
         if (cell.arm, cell.seed) not in made and cell.measured:
             made[cell.arm, cell.seed] = cell_rows(cell)
-    run.record(NOTEBOOK, [row for done in made.values() for row in done])
+    run.record(NOTEBOOK, [row for cell in cells for row in made.get((cell.arm, cell.seed), [])])
 
 
 def cell_rows(cell: Cell) -> list[dict]:
