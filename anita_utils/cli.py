@@ -178,6 +178,61 @@ def train(
 
 
 @app.command()
+def ablate(
+    profile: Annotated[str, typer.Option(help="A profile's name, or the path of a .yaml file.")] = "cpu",
+    arms: Annotated[
+        Path | None, typer.Option(help="A .yaml file of arms and claims.", show_default="the profile's")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="An arm's name; can be repeated.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.", show_default="1")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The first of them.", show_default="the profile's")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every arm with five seeds, as in the lessons.")] = False,
+    run: Annotated[str | None, typer.Option(help="Where results go, under runs/.", show_default="by profile")] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Train nothing: list the arms and what they share.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Train nothing: print a Slurm array, a task a seed.")] = False,
+) -> None:
+    """Train and measure the recipe with parts left out, swapped or changed. Call it again to go on where it was."""
+    if everything and (only or seeds):
+        raise AnitaError("--all is every arm with five seeds: leave out --only and --seeds, or --all")
+    if dry and slurm:
+        raise AnitaError("--dry-run and --slurm exclude each other: give one of them")
+    from anita_utils import ablation
+    from anita_utils.arms import load_ablation
+    from anita_utils.profile import load_profile
+
+    settings = load_profile(profile)
+    found = load_ablation(arms or settings.name)
+    first = settings.seed if seed is None else seed
+    every = list(range(first, first + (ablation.SEEDS if everything else seeds or 1)))
+    if slurm:
+        options = ["--profile", profile, *(["--arms", str(arms)] if arms else [])]
+        options += [word for arm in only or [] for word in ("--only", arm)]
+        print(ablation.slurm_script(settings, found, every, options), end="")
+        return
+    if dry:
+        show_ablation(ablation.dry_plan(settings, found, every, only or []), found)
+        return
+    from anita_utils.ablation_report import write_results
+
+    done = ablation.ablate(settings, found, every, only or [], run, print)
+    print(shown(write_results(*done, found)))
+
+
+def show_ablation(cells: list, arms) -> None:
+    """Prints what an ablation would do."""
+    from rich.table import Table
+
+    from anita_utils.ablation import outline, remaining
+
+    table = Table("arm", "asks", "stages", "trained", "measured")
+    for line in outline(cells):
+        table.add_row(line["arm"], arms.arms[line["arm"]].asks, line["stages"], line["trained"], line["measured"])
+    Console().print(table)
+    for what, (missing, of) in remaining(cells).items():
+        print(f"{what} that remain: {missing} of {of}")
+
+
+@app.command()
 def report(run: Annotated[str, typer.Option(help="The run's name under runs/.")] = "latest") -> None:
     """Build index.html and report.md of a run anew."""
     from anita_utils.record import Run

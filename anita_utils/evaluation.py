@@ -189,8 +189,13 @@ def answers_of(path: str | Path, profile: Profile) -> dict[str, list[dict]]:
     return _cached(path, profile)[0]
 
 
+def evaluation_file(path: str | Path, profile: Profile) -> Path:
+    """Where the cache keeps what was measured of a model; not there before it is."""
+    return cache_dir() / "evaluations" / f"{evaluation_key(path, profile)}.json"
+
+
 def _cached(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
-    file = cache_dir() / "evaluations" / f"{evaluation_key(path, profile)}.json"
+    file = evaluation_file(path, profile)
     if not file.is_file():
         answers, measured = _measure(path, profile)
         write_text(

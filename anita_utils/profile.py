@@ -239,6 +239,14 @@ def load_profile(name_or_path: str | Path) -> Profile:
     or a wrong value.
     """
     file = profile_file(name_or_path)
+    values = read_yaml(file, PROFILES / "cpu.yaml")
+    profile = parse_profile(values, shown(file))
+    profile._file = file.absolute()
+    return profile
+
+
+def read_yaml(file: Path, example: Path) -> dict:
+    """The keys of a YAML file. AnitaError when there are none to be read; `example` is a file to start from."""
     try:
         values = yaml.safe_load(file.read_text("utf-8"))
     except OSError as error:
@@ -246,10 +254,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that there is not
         raise AnitaError(f"{shown(file)} is not YAML ({' '.join(str(error).split())}): correct that line") from error
     if not isinstance(values, dict):
-        raise AnitaError(f"{shown(file)} holds no keys: start from {shown(PROFILES / 'cpu.yaml')}")
-    profile = parse_profile(values, shown(file))
-    profile._file = file.absolute()
-    return profile
+        raise AnitaError(f"{shown(file)} holds no keys: start from {shown(example)}")
+    return values
 
 
 def parse_profile(values: dict, source: str) -> Profile:

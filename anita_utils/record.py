@@ -85,7 +85,7 @@ class Metric(BaseModel):
     n: int | None = Field(None, description="How many items stand behind it.")
     language: Literal["en", "it", "all"] = Field("all", description="The language of the items.")
     split: str | None = Field(None, description="Which part of the data, for instance 'never_in_italian'.")
-    seed: int | None = Field(None, description="The run's seed; filled in by `Run.record`.")
+    seed: int | None = Field(None, description="The seed; where there is none, `Run.record` fills in the run's.")
     profile: str | None = Field(None, description="The profile's name; filled in by `Run.record`.")
 
 
@@ -98,13 +98,16 @@ class Run:
         self.seed = seed
 
     @classmethod
-    def open(cls, name: str = "latest", profile: str | Path | Profile = "cpu", seed: int = 42) -> Run:
+    def open(
+        cls, name: str = "latest", profile: str | Path | Profile = "cpu", seed: int = 42, newest: bool = True
+    ) -> Run:
         """Opens the run called `name`, making it if need be, and points `runs/latest` at it, unless it is a rehearsal.
 
         name: a folder's name under `runs/`. "latest" is the newest run if it has this profile, else a run called after
             the profile.
         profile: a profile's name, the path of one, or the Profile itself.
         seed: the seed of everything drawn at random.
+        newest: whether `runs/latest` is to point at it; an ablation is no run of the lessons.
 
         A run keeps its profile: AnitaError when a run of that name has another one, when run.json is damaged, or when
         the machine cannot do what the profile asks.
@@ -113,8 +116,8 @@ class Run:
         machine = detect_machine()
         profile.check(machine)
         if name == "latest":
-            newest = cls.load("latest") if (runs_dir() / "latest").exists() else None
-            name = newest.folder.name if newest and newest.profile.name == profile.name else profile.name
+            latest = cls.load("latest") if (runs_dir() / "latest").exists() else None
+            name = latest.folder.name if latest and latest.profile.name == profile.name else profile.name
         if name in RESERVED or not RUN_NAME.fullmatch(name):
             raise AnitaError(f"'{name}' cannot name a run: use letters, digits, '.', '_' and '-'")
 
@@ -139,7 +142,7 @@ class Run:
                 "lessons": lessons,
             }
         )
-        if not profile.name.startswith(REHEARSAL):  # whose figures mean nothing
+        if newest and not profile.name.startswith(REHEARSAL):  # whose figures mean nothing
             _point_latest(run.folder)
         return run
 
@@ -163,16 +166,16 @@ class Run:
         """Writes what a lesson measured into metrics.jsonl, in place of what the same lesson wrote before.
 
         notebook: the lesson's name, for instance "02_supervised_fine_tuning".
-        metrics: one dict or Metric a figure; notebook, seed and profile are filled in.
+        metrics: one dict or Metric a figure; notebook and profile are filled in, and the seed where a row has none.
 
         Returns the figures as a table to show. Raises AnitaError for an unknown key, a wrong type, nan or infinity.
         """
-        filled = {"notebook": notebook, "seed": self.seed, "profile": self.profile.name}
+        filled = {"notebook": notebook, "profile": self.profile.name}
         rows = []
         for metric in metrics:
             values = metric.model_dump(exclude_unset=True) if isinstance(metric, Metric) else metric
             try:
-                rows.append(Metric.model_validate(values | filled))
+                rows.append(Metric.model_validate({"seed": self.seed} | values | filled))
             except ValidationError as error:
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))

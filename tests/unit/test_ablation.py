@@ -1,0 +1,367 @@
+"""The runner of ablations on a tiny random model: resumed, nothing twice, broken arms told in one line."""
+
+import re
+import shlex
+import subprocess
+import types
+from itertools import combinations
+
+import numpy as np
+import pandas
+import pytest
+import yaml
+
+from anita_utils import AnitaError, ablation, ablation_report, evaluation, training
+from anita_utils.ablation_report import results_table, write_results
+from anita_utils.arms import ABLATIONS, arm_profile, load_ablation
+from anita_utils.effects import FACTORS, claims_table
+from anita_utils.hub import model_key
+from anita_utils.intervals import Measurement
+from anita_utils.profile import load_profile
+from anita_utils.record import Run
+
+ARMS = {
+    "measures": ["benchmark/mean it", "perplexity it", "preference_accuracy_logprob"],
+    "arms": {
+        "base": {"asks": "What is there?", "set": {"order": []}},
+        "sft": {"asks": "What does SFT do?", "set": {"order": ["sft"]}},
+        "sft_dpo": {"asks": "And then DPO?", "set": {"order": ["sft", "dpo"]}},
+        "rank_2": {"asks": "And with a smaller rank?", "set": {"order": ["sft", "dpo"], "stages.dpo.lora.r": 2}},
+    },
+    "claims": {
+        "gain": {"says": "DPO gains.", "contrast": {"sft_dpo": 1, "sft": -1}, "worth": 0.01,
+                 "measures": ["benchmark/mean it"]},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def random_model(base_path, tmp_path_factory):
+    """A model of one layer with random weights, and the course's tokenizer: nothing to learn from, but quick."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from anita_utils.model import load_tokenizer
+
+    folder, tokenizer = tmp_path_factory.mktemp("random"), load_tokenizer(base_path)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(random_model):
+    """The cpu profile with that model and a handful of examples: a stage takes a second."""
+    profile = load_profile("cpu")
+    profile.model.base = str(random_model)
+    for stage in profile.stages.values():
+        stage.examples, stage.batch_size, stage.warmup = 8, 4, 0  # so few updates are all warm-up otherwise
+    profile.evaluation.limit, profile.evaluation.max_new_tokens = 1, 4
+    return profile
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """Counts what is trained and measured; measuring is replaced by figures drawn from the model's own hash."""
+    counts = types.SimpleNamespace(trained=[], measured=[])
+    build = training.build_trainer
+
+    def building(stage):
+        counts.trained.append(f"{stage.name} {stage.run.seed}")
+        return build(stage)
+
+    def measuring(path, profile):
+        counts.measured.append(model_key(path))
+        random = np.random.default_rng(int(model_key(path), 16))
+        clusters = [str(n) for n in range(20)]
+        made = [Measurement(f"benchmark/{family}", code, None, list(random.random(20)), clusters)
+                for code in ("en", "it") for family in ("arc", "mmlu")]  # fmt: skip
+        made.append(Measurement("perplexity", "it", None, list(random.random(20)), clusters, [1.0] * 20))
+        made.append(Measurement("preference_margin", "all", None, list(random.normal(size=20)), clusters))
+        return {}, made
+
+    monkeypatch.setattr(training, "build_trainer", building)
+    monkeypatch.setattr(evaluation, "_measure", measuring)
+    return counts
+
+
+@pytest.fixture
+def arms(tmp_path):
+    """Writes arms to a file; returns its path."""
+
+    def write(values=ARMS):
+        file = tmp_path / "arms.yaml"
+        file.write_text(values if isinstance(values, str) else yaml.safe_dump(values, sort_keys=False), "utf-8")
+        return file
+
+    return write
+
+
+def quiet(line):
+    pass
+
+
+# ---------------------------------------------------------------- running
+
+
+def test_shared_stages_are_trained_once_and_a_killed_ablation_goes_on(runs, tiny, done, arms):
+    found, lines = load_ablation(arms()), []
+
+    def killed(line):
+        lines.append(line)
+        if len(lines) == 4:  # base, sft and sft_dpo are done, rank_2 is next
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ablation.ablate(tiny, found, [1, 2], say=killed)
+    assert done.trained == ["sft 1", "dpo 1"] and len(done.measured) == 3
+    written = runs / "ablation-cpu" / "metrics.jsonl"
+    kept = written.read_text("utf-8").splitlines()
+    assert set(Run.load("ablation-cpu").metrics()["arm"]) == {"base", "sft", "sft_dpo"}
+
+    lines.clear()
+    run, cells = ablation.ablate(tiny, found, [1, 2], say=lines.append)
+    assert done.trained == ["sft 1", "dpo 1", "dpo 1", "sft 2", "dpo 2", "dpo 2"]
+    assert len(done.measured) == len(set(done.measured)) == 7  # the base once for both seeds
+    assert lines[:4] == [f"{n}/8 {arm}, seed 1: done before" for n, arm in enumerate(["base", "sft", "sft_dpo"], 1)] + [
+        "4/8 rank_2, seed 1: training dpo"
+    ]
+    metrics = run.metrics()
+    assert set(zip(metrics["arm"], metrics["seed"], strict=True)) == {(cell.arm, cell.seed) for cell in cells}
+    assert set(kept) < set(written.read_text("utf-8").splitlines())
+    own = metrics[(metrics["arm"] == "sft_dpo") & (metrics["seed"] == 2)].set_index("metric")
+    assert set(own["stage"]) == {"dpo"}
+    stages = [stage.info for cell in cells if (cell.arm, cell.seed) == ("sft_dpo", 2) for stage in cell.stages]
+    assert own.loc["train/tokens", "value"] == sum(stage["tokens"] for stage in stages) > 0
+
+    unbroken, _ = ablation.ablate(tiny, found, [1, 2], name="unbroken", say=quiet)
+    assert (unbroken.folder / "metrics.jsonl").read_text("utf-8") == written.read_text("utf-8")
+    assert len(done.trained) == 6 and len(done.measured) == 7
+    assert not (runs / "latest").exists()  # an ablation is no run of the lessons
+
+
+def test_one_arm_at_a_time_comes_to_the_same_table(runs, tiny, done, arms):
+    found = load_ablation(arms())
+    ablation.ablate(tiny, found, [1], ["sft"], say=quiet)
+    assert set(Run.load("ablation-cpu").metrics()["arm"]) == {"sft"}
+    run, _ = ablation.ablate(tiny, found, [1], ["base"], say=quiet)
+    assert set(run.metrics()["arm"]) == {"sft", "base"}
+    assert done.trained == ["sft 1"]
+    with pytest.raises(AnitaError, match="no arm 'stf': choose base, sft, sft_dpo, rank_2"):
+        ablation.ablate(tiny, found, [1], ["stf"], say=quiet)
+
+
+def test_arms_are_measured_by_the_courses_own_evaluation(runs, tiny, arms, monkeypatch):
+    few = evaluation.probes
+    monkeypatch.setattr(evaluation, "probes", lambda name: few(name)[::39])
+    run, cells = ablation.ablate(tiny, load_ablation(arms()), [1], ["sft"], say=quiet)
+    metrics = run.metrics()
+    assert {"benchmark/mean", "chat/accuracy", "perplexity", "train/seconds"} <= set(metrics["metric"])
+    direct = evaluation.rows(evaluation.evaluate(run.folder / "arms/sft-1/models/sft/merged", tiny), "sft")
+    assert list(metrics["value"])[: len(direct)] == [row["value"] for row in direct]
+
+
+def test_the_results_are_written_with_claims_and_intervals(runs, tiny, done, arms):
+    file = arms()
+    run, cells = ablation.ablate(tiny, load_ablation(file), [1, 2, 3], ["sft", "sft_dpo"], say=quiet)
+    page = write_results(run, cells, load_ablation(file)).read_text("utf-8")
+    table, metrics = pandas.read_csv(run.folder / "ablation.csv"), run.metrics()
+    one = {"arm": "sft", "metric": "benchmark/mean", "language": "it"}
+    row, values = (frame[(frame[list(one)] == list(one.values())).all(axis=1)] for frame in (table, metrics))
+    row = row.iloc[0]
+    assert row["mean"] == pytest.approx(values["value"].mean()) and row["seeds"] == 3
+    assert row["new_low"] < row["low"] < values["value"].min() and row["new_high"] > row["high"]
+    claims = pandas.read_csv(run.folder / "claims.csv")
+    pandas.testing.assert_frame_equal(claims, claims_table(ablation.measurements(cells), load_ablation(file).claims))
+    assert "| DPO gains. | benchmark/mean it |" in page and "Seeds 1, 2, 3; commit" in page
+    head = ["arm", "seeds", *ARMS["measures"], "train/tokens", "train/seconds"]
+    assert f"| {' | '.join(head)} |" in page and all(f"| {arm} | 3 | 0." in page for arm in ("sft", "sft_dpo"))
+    assert "## Effects" not in page  # of the eight arms that takes, four are not there
+
+
+def test_effects_and_their_control_are_told_where_all_eight_arms_are_there(runs, arms, monkeypatch):
+    """Italian text adds 0.2 to a benchmark, item by item with noise, and nothing else does anything."""
+    random, clusters = np.random.default_rng(6), [str(n) for n in range(80)]
+    eight = {frozenset(c): "_".join(c) or "base" for size in range(4) for c in combinations(FACTORS, size)}
+    measured = {}
+    for cell, arm in eight.items():
+        for seed in (1, 2, 3):
+            scores = list(0.4 + 0.2 * ("italian" in cell) + random.normal(0, 0.05, 80))
+            measured[arm, seed] = [Measurement("language_fidelity", "it", None, scores, clusters)]
+    values = {"measures": ["language_fidelity it"], "arms": {arm: {"asks": "What?"} for arm in eight.values()}}
+    monkeypatch.setattr(ablation_report, "measurements", lambda cells: measured)
+    monkeypatch.setattr(ablation_report, "factorial_cells", lambda cells, arms: eight)
+    run = Run.open("t", "cpu")
+    lines = [{"arm": arm, "seed": seed, "stage": "dpo", "metric": "language_fidelity", "language": "it", "n": 80,
+              "value": found[0].value} for (arm, seed), found in measured.items()]  # fmt: skip
+    run.record("ablation", lines)
+    page = write_results(run, [], load_ablation(arms(values))).read_text("utf-8")
+    effects = pandas.read_csv(run.folder / "effects.csv").set_index("effect")
+    assert list(effects.index[effects["p_holm"] < 0.05]) == ["italian"]
+    assert effects.loc["italian", "estimate"] == pytest.approx(0.2, abs=0.01)
+    share = float(re.search(r"something was found in (\d+)% of 100 rounds", page)[1])
+    assert share <= 100 * (0.05 + 3 * np.sqrt(0.05 * 0.95 / 100))
+    assert "| language_fidelity it | sft × italian × dpo |" in page and "## Claims" not in page
+
+
+def test_a_table_of_one_seed_has_no_intervals():
+    lines = {"notebook": "ablation", "arm": "sft", "metric": "perplexity", "language": "it", "split": None}
+    table = results_table(pandas.DataFrame([lines | {"value": 3.5, "n": 20, "seed": 1}]))
+    assert list(table["mean"]) == [3.5] and table[["low", "new_high"]].isna().all(axis=None)
+
+
+def test_the_eight_arms_of_the_factorial_are_found_by_their_orders(runs, tiny):
+    found = load_ablation("cpu")
+    cells = ablation.dry_plan(tiny, found, [1])
+    assert ablation.factorial_cells(cells, found)[frozenset({"sft", "dpo"})] == "sft_dpo"
+    assert ablation.factorial_cells(cells, found)[frozenset({"sft", "italian", "dpo"})] == "summary"
+    assert ablation.factorial_cells([cell for cell in cells if cell.arm != "dpo"], found) == {}
+
+
+# ---------------------------------------------------------------- planning
+
+
+def test_no_stage_is_shared_between_seeds(runs, tiny):
+    cells = ablation.dry_plan(tiny, load_ablation("cpu"), [1, 2])
+    keys = [{stage.key for cell in cells if cell.seed == seed for stage in cell.stages} for seed in (1, 2)]
+    assert len(keys[0]) == len(keys[1]) == 17 and not keys[0] & keys[1]
+
+
+def test_a_dry_run_lists_arms_and_what_remains_and_writes_nothing(runs, anita, tiny, done, arms, monkeypatch):
+    file = arms()
+    monkeypatch.setattr("anita_utils.profile.load_profile", lambda name: tiny)
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ("ablate", "--arms", file, "--seeds", 2, "--seed", 1)
+    code, out, err = anita(*arguments, "--dry-run")
+    assert (code, err) == (0, "") and not runs.exists()
+    assert "What does SFT do?" in out and "sft (shared with 2), then dpo" in out
+    assert out.endswith("trainings that remain: 6 of 6\nevaluations that remain: 7 of 7\n")
+
+    code, out, err = anita("ablate", "--arms", file, "--seed", 1, "--only", "sft")
+    assert code == 0 and out.endswith("ablation-cpu/ablation.md\n")
+    out = anita(*arguments, "--dry-run")[1]
+    assert out.endswith("trainings that remain: 5 of 6\nevaluations that remain: 6 of 7\n")
+    assert anita(*arguments, "--dry-run", "--only", "base")[1].endswith(
+        "trainings that remain: 0 of 0\nevaluations that remain: 1 of 1\n"
+    )
+
+
+def test_the_slurm_array_has_a_task_for_each_seed(runs, anita, tmp_path):
+    code, script, _ = anita("ablate", "--all", "--seed", 7, "--arms", ABLATIONS / "cpu.yaml", "--slurm")
+    file = tmp_path / "array.sh"
+    file.write_text(script, "utf-8")
+    assert code == 0 and "#SBATCH --array=7-11\n" in script
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    recorder = 'anita() { printf "%s\\n" "$@"; }\nSLURM_ARRAY_TASK_ID=9\n'
+    told = subprocess.run(["bash", "-c", recorder + script], capture_output=True, text=True, check=True).stdout.split()
+    assert told[:3] == ["ablate", "--profile", "cpu"]
+    assert told[-6:] == shlex.split("--seed 9 --seeds 1 --run ablation-cpu-9")
+    code, out, err = anita(*told, "--only", "base", "--dry-run")
+    assert (code, err) == (0, "") and "evaluations that remain: 1 of 1" in out and not runs.exists()
+
+
+# ---------------------------------------------------------------- broken files
+
+
+def changed(**arm):
+    return ARMS | {"arms": ARMS["arms"] | {"new": {"asks": "What?"} | arm}}
+
+
+def claiming(**changes):
+    return ARMS | {"claims": {"gain": ARMS["claims"]["gain"] | changes}}
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ("arms: [", "arms.yaml is not YAML"),
+        ("just words", "arms.yaml holds no keys: start from"),
+        ({"claims": {}}, "arms.yaml: arms: missing: add it"),
+        (ARMS | {"amrs": {}}, "arms.yaml: amrs: unknown key: known here: arms, measures, claims"),
+        (ARMS | {"arms": {"a/b": {"asks": "What?"}}}, "arms.yaml: arms.a/b: String should match pattern"),
+        ({"arms": {"sft": {"set": {}}}}, "arms.yaml: arms.sft.asks: missing: add it"),
+        (
+            changed(set={"stages.italian.lora.rank": 8}),
+            "arm 'new': stages.italian.lora.rank: unknown key: remove it; known here: r, alpha",
+        ),
+        (changed(set={"stages.italain.epochs": 2}), "arm 'new': stages.italain: unknown key: did you mean 'italian'?"),
+        (changed(set={"stages.sft.lora.r": -1}), "arm 'new': stages.sft.lora.r: -1 will not do"),
+        (changed(set={"order": ["sft", "rlhf"]}), "arm 'new': order: 'rlhf' has no settings"),
+        (changed(set={"order": "paper"}), "arm 'new': order: paper has SFT on English and Italian"),
+        (changed(set={"order": ["sft"], "stages.dpo.beta": 1}), "changes nothing, as the arm runs sft"),
+        (changed(set={"evaluation.limit": 3}), "arm 'new': evaluation.limit: must be the same in all arms"),
+        (changed(set={"seed": 3}), "arm 'new': seed: must be the same in all arms"),
+        (changed(set={"precision": "fp16", "model.dtype": "float16"}), "arm 'new': precision: fp16 on a CPU"),
+        (changed(set={"stages.sft.data": "nowhere"}), "stage 'sft': no data at"),
+        (claiming(contrast={"sft_dpo": 1, "stf": -1}), "claims.gain.contrast: no arm 'stf': choose base, sft"),
+        (claiming(contrast={"sft_dpo": 1, "sft": 1}), "claims.gain.contrast: the weights must add up to 0"),
+        (claiming(kind="lower"), "claims.gain.kind: Input should be 'higher', 'kept' or 'differs'"),
+    ],
+)
+def test_broken_arms_are_one_line_and_leave_nothing(runs, anita, arms, values, complaint):
+    code, out, err = anita("ablate", "--arms", arms(values))
+    assert (code, out) == (2, "")
+    assert complaint in err and err.startswith("anita: ") and err.count("\n") == 1
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--all", "--seeds", 2], "--all is every arm with five seeds"),
+        (["--all", "--only", "sft"], "--all is every arm with five seeds"),
+        (["--dry-run", "--slurm"], "exclude each other"),
+        (["--only", "stf"], "no arm 'stf': choose base, sft, italian"),
+        (
+            ["--arms", "nowhere.yaml"],
+            "no arms for 'nowhere.yaml', only for cpu, h100: write some and name them",
+        ),
+        (["--profile", "laptop"], "no arms for 'laptop', only for cpu, h100: write some and name them with --arms"),
+    ],
+)
+def test_wrong_arguments_are_one_line(runs, anita, arguments, complaint):
+    code, out, err = anita("ablate", *arguments)
+    assert (code, out) == (2, "") and complaint in err and err.count("\n") == 1 and not runs.exists()
+
+
+def test_a_wrong_measure_is_told_after_the_first_arm(runs, tiny, done, arms):
+    with pytest.raises(AnitaError, match="no measure 'perplexity fr' was taken: choose benchmark/mean en"):
+        ablation.ablate(tiny, load_ablation(arms(ARMS | {"measures": ["perplexity fr"]})), [1], say=quiet)
+    assert len(done.measured) == 1 and done.trained == []
+
+
+def test_a_file_can_start_from_another(arms):
+    cpu, own = load_ablation("cpu"), ARMS["arms"]["sft"] | {"asks": "Other?"}
+    dropped = {"replay": None, "no_replay": None}
+    found = load_ablation(
+        arms({"like": "cpu", "arms": {"sft": own} | dropped, "claims": dropped | {"no_replay": None}})
+    )
+    assert found.arms["sft"].asks == "Other?" and found.arms["dpo"] == cpu.arms["dpo"]
+    assert set(cpu.arms) - set(found.arms) == {"no_replay"} and set(cpu.claims) - set(found.claims) == {"replay"}
+    assert found.measures == cpu.measures and found.digest != cpu.digest
+    with pytest.raises(AnitaError, match="no arms for 'nowhere'"):
+        load_ablation(arms({"like": "nowhere"}))
+
+
+@pytest.mark.parametrize("name", ["cpu", "h100"])
+def test_every_arm_that_is_shipped_can_be(name):
+    found, profile = load_ablation(name), load_profile(name)
+    orders = {arm: arm_profile(profile, arm, settings)[1] for arm, settings in found.arms.items()}
+    assert len(orders) == 13 and orders["journal"] == ["sft", "dpo", "italian"] and orders["base"] == []
+
+
+def test_an_arm_is_the_profile_but_for_what_it_sets(tiny):
+    found = load_ablation("cpu")
+    for name, arm in found.arms.items():
+        profile, order = arm_profile(tiny, name, arm)
+        assert order == ([] if name == "base" else profile.order)
+        before, after = tiny.model_dump(), profile.model_dump()
+        for key in arm.set:
+            *path, last = key.split(".")
+            for values in (before, after):
+                for part in path:
+                    values = values[part]
+                values.pop(last)
+        assert before == after
