@@ -63,7 +63,7 @@ def judge(exercise: Exercise, name: str, answer: Callable | Any) -> Verdict:
         except Exception as error:  # whatever the student's code does wrong
             return Verdict(False, f"Not yet: {call(name, arguments)} stops with {type(error).__name__}: {error}.")
     if any(unfilled(result) for result in results):
-        return Verdict(None, f"Not done yet: replace the dots. {exercise.hint}")
+        return Verdict(None, f"Not done yet: replace the dots in {name}.")
     wrong = [
         (arguments, result, wanted)
         for (arguments, wanted), result in zip(exercise.cases, results, strict=True)
@@ -72,8 +72,11 @@ def judge(exercise: Exercise, name: str, answer: Callable | Any) -> Verdict:
     if not wrong:
         return Verdict(True, f"Right: {exercise.right}")
     arguments, result, wanted = wrong[0]
-    found = f"Not yet: {call(name, arguments)} gives {written(result)}; it should be {written(wanted)}."
-    return Verdict(False, f"{found}\n{explanation(exercise, results)}")
+    if wants_function:
+        found = f"{call(name, arguments)} gives {written(result)}; it should be {written(wanted)}."
+    else:
+        found = f"{name} is {written(result)}."  # to tell what it should be would be the solution
+    return Verdict(False, f"Not yet: {found}\n{explanation(exercise, results)}")
 
 
 def explanation(exercise: Exercise, results: list) -> str:

@@ -61,7 +61,7 @@ normal_italian = Exercise(
     cases=[
         (("L'Aquila.",), "aquila"),
         (("È  il Po!",), "e po"),
-        (("Gli Uffizi, a Firenze",), "uffizi a firenze"),
+        (("Gli Uffizi, di Firenze",), "uffizi di firenze"),
         (("Città della Pieve",), "citta della pieve"),
         (("lago di Lugano",), "lago di lugano"),
     ],

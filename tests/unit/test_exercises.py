@@ -6,6 +6,7 @@ The wrong answers here are written as a student would write them, not taken from
 import ast
 import inspect
 import math
+import re
 import runpy
 import subprocess
 import sys
@@ -305,7 +306,7 @@ def test_no_listed_mistake_is_right_or_looks_like_another(lesson, name):
 
 def test_an_empty_skeleton_is_not_done_rather_than_wrong(capsys):
     exercises.check("lora_scale", lambda alpha, r, rank_stabilised: ...)
-    assert capsys.readouterr().out.startswith("Not done yet: replace the dots. Plain LoRA")
+    assert capsys.readouterr().out == "Not done yet: replace the dots in lora_scale.\n"
     assert exercises.verdict("sizes_8b", (..., ...)).right is None
     assert exercises.verdict("sizes_8b", (16.06, ...)).right is None
 
@@ -335,6 +336,12 @@ def test_other_answers_get_one_clear_line(answer, message):
 
 def test_a_value_is_wanted_where_a_function_is_given():
     assert "the value, not a function" in exercises.verdict("sizes_8b", lambda: (16.06, 4.02)).text
+
+
+def test_a_wrong_value_is_not_told_the_right_one():
+    found = exercises.verdict("sizes_8b", (8.0, 2.0))
+    assert found.right is False and found.text.startswith("Not yet: sizes_8b is [8, 2].\nWeights times bits")
+    assert "16.06" not in found.text
 
 
 def test_an_unknown_exercise_is_refused():
@@ -439,7 +446,7 @@ def test_no_exercise_takes_a_name_from_the_lesson(lesson):
 def test_every_exercise_is_announced_with_difficulty_and_minutes(lesson):
     notebook, cells = skeletons(lesson)
     text = [notebook.cells[notebook.cells.index(cell) - 1].source for cell in cells]
-    levels = Counter(next(level for level in ("easy", "medium", "hard") if f"· {level}, " in words) for words in text)
+    titles = [re.search(r"^### .+ · (easy|medium|hard), \d+ minutes$", words, re.MULTILINE) for words in text]
+    levels = Counter(title[1] for title in titles)
     assert levels["easy"] >= 1 and levels["medium"] >= 2 and levels["hard"] >= 1
-    assert all(" minutes" in words.split("· ")[1] for words in text)
-    assert f"notebooks/solutions/{lesson}.py" in "".join(cell.source for cell in notebook.cells)
+    assert f"notebooks/solutions/{lesson}.py" in text[0]
