@@ -130,7 +130,6 @@ def written(value: Any) -> str:
         return str(value)
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
-    if isinstance(value, list | tuple):
-        inner = ", ".join(written(part) for part in value[:8]) + ", …" * (len(value) > 8)
-        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+    if isinstance(value, list):
+        return f"[{', '.join(written(part) for part in value[:8])}{', …' * (len(value) > 8)}]"
     return reprlib.repr(value)

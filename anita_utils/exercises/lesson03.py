@@ -142,7 +142,7 @@ nf4_bytes = Exercise(
     ],
     hint="Four sums: half a byte a matrix weight; one byte for every 64 of them; four bytes for every 64 × 256; two"
     " bytes for each other weight.",
-    right="5.7 GB for the 8B, as the figure above shows; a T4 has 16.",
+    right="5.7 GB for the 8B, as the table of memory above shows; a T4 has 16.",
     tolerance=1,
 )  # fmt: skip
 

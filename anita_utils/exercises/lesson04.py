@@ -112,7 +112,7 @@ needed_margin = Exercise(
          "You applied the sigmoid once more; it has to be undone: log(p / (1 - p))."),
     ],
     hint="p = sigmoid(beta × margin). Undo the sigmoid, log(p / (1 - p)), then divide by beta.",
-    right="a small beta lets the policy wander five times as far for the same loss.",
+    right="for the same loss, beta 0.1 lets the policy wander five times as far as beta 0.5.",
 )  # fmt: skip
 
 
