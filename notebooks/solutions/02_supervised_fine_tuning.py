@@ -1,0 +1,54 @@
+"""Solutions to lesson 02's exercises."""
+
+from math import exp, log
+
+from anita_utils.exercises import check
+
+
+def masked_loss(probabilities, labels):
+    scored = [-log(p) for p, label in zip(probabilities, labels, strict=True) if label != -100]
+    return sum(scored) / len(scored)
+
+
+check("masked_loss", masked_loss)
+
+
+def chat_labels(turns, end):
+    labels = []
+    for role, header, words in turns:
+        labels += [-100] * len(header)  # the template writes it
+        whole = [*words, end]  # the end is scored too: the model must learn to stop
+        labels += whole if role == "assistant" else [-100] * len(whole)
+    return labels
+
+
+check("chat_labels", chat_labels)
+
+
+def padding_share(lengths, batch):
+    batches = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
+    places = sum(max(rows) * len(rows) for rows in batches)
+    return (places - sum(lengths)) / places
+
+
+check("padding_share", padding_share)
+
+
+def warmed_up(step, warmup, steps):
+    if step < warmup:
+        return step / warmup
+    return (steps - step) / (steps - warmup)
+
+
+check("warmed_up", warmed_up)
+
+
+def next_token_loss(logits, labels):
+    losses = []
+    for row, target in zip(logits[:-1], labels[1:], strict=True):  # position t foretells token t + 1
+        if target != -100:
+            losses.append(log(sum(exp(logit) for logit in row)) - row[target])
+    return sum(losses) / len(losses)
+
+
+check("next_token_loss", next_token_loss)
