@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from anita_utils import AnitaError, __version__, shown
+from anita_utils import AnitaError, __version__, commands, shown
 
 # What takes long to import (torch, papermill) is imported by the command that needs it: `anita --help` is instant.
 
@@ -95,141 +95,9 @@ def pin(profile: Annotated[str, typer.Argument(help="A profile's name, or the pa
     print(yaml.safe_dump(pins, sort_keys=False).rstrip() if pins else "# nothing to pin: no revision is null")
 
 
-@app.command()
-def plan(
-    profile: Annotated[str | None, typer.Option(help="A profile's name, or the path of a .yaml file.")] = None,
-    stage: Annotated[
-        str | None, typer.Option(help="sft, italian, dpo or evaluation.", show_default="the profile's first")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="A model, in place of the profile's or without one.")] = None,
-    r: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Rows a step; in DPO, pairs.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens a row.")] = None,
-    quant: Annotated[str | None, typer.Option(help="nf4 (with double quantisation) or none.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="The optimiser, by transformers' name.")] = None,
-    checkpointing: Annotated[bool | None, typer.Option(help="Compute activations twice to hold fewer.")] = None,
-    tokens: Annotated[float | None, typer.Option(help="Tokens to train on, for the time.")] = None,
-    throughput: Annotated[float | None, typer.Option(help="Tokens a second, as you measured them.")] = None,
-    price: Annotated[float | None, typer.Option(help="Euros an hour, for the cost.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw the parts into this .png file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan for programs.")] = False,
-) -> None:
-    """Tell what a stage needs of a GPU's memory, by part, before anything is loaded."""
-    from anita_utils import memory, planning
-    from anita_utils.profile import load_profile
-
-    settings = load_profile(profile) if profile else None
-    changes = {"model": model, "r": r, "batch": batch, "length": length, "optimizer": optimizer}
-    job = planning.choose_job(settings, stage, quant, **changes, checkpointing=checkpointing)
-    outcome = memory.plan(job)
-    measured = planning.measured_speed(settings, stage, job)
-    time = planning.time_and_cost(tokens, throughput, price, measured)
-    if figure:
-        draw_plan(figure, job.model, outcome["bytes"])
-    if as_json:
-        print(json.dumps(outcome, indent=2))
-        return
-    console = Console()
-    for table in planning.tables(job, outcome):
-        console.print(table)
-    for line in [*outcome["advice"], *time]:
-        console.print(f"- {line}", markup=False, highlight=False)
-
-
-def draw_plan(file: Path, model: str, parts: dict[str, int]) -> None:
-    """Saves a plan's stacked bar beside the limits of the GPUs. AnitaError when `file` cannot be written."""
-    from matplotlib.figure import Figure
-
-    from anita_utils.memory import GPUS
-    from anita_utils.plots import memory_bars, style
-
-    if file.suffix != ".png":
-        raise AnitaError(f"{file.name} is no .png file: give --figure a name that ends in .png")
-    style()
-    drawing = Figure(figsize=(9, 1.4))
-    memory_bars(drawing.subplots(), {model.rpartition("/")[2]: parts}, GPUS)
-    try:
-        drawing.savefig(file, dpi=150, bbox_inches="tight")
-    except OSError as error:
-        raise AnitaError(f"{shown(file)} cannot be written ({error.strerror}): choose another place") from error
-
-
-@app.command()
-def train(
-    stage: Annotated[str, typer.Argument(help="sft, italian or dpo; the stages before it are trained if missing.")],
-    profile: Annotated[str, typer.Option(help="A profile's name, or the path of a .yaml file.")] = "cpu",
-    base: Annotated[str | None, typer.Option(help="A model for the first stage, in place of the profile's.")] = None,
-    run: Annotated[
-        str | None, typer.Option(help="The run's name.", show_default="the newest; PROFILE-train with --base or --set")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The seed of everything drawn at random.")] = 42,
-    change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="key=value: a setting of the stage, or with its section: model.dtype=…; repeatable."
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last good checkpoint, if there is one.")] = True,
-) -> None:
-    """Train a stage outside a notebook; what is trained already is taken from the cache."""
-    from anita_utils.headless import train as train_stage
-
-    train_stage(stage, profile, base, run, seed, change or [], resume)
-
-
-@app.command()
-def ablate(
-    profile: Annotated[str, typer.Option(help="A profile's name, or the path of a .yaml file.")] = "cpu",
-    arms: Annotated[
-        Path | None, typer.Option(help="A .yaml file of arms and claims.", show_default="the profile's")
-    ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="An arm's name; can be repeated.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.", show_default="1")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The first of them.", show_default="the profile's")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every arm with five seeds, as in the lessons.")] = False,
-    run: Annotated[str | None, typer.Option(help="Where results go, under runs/.", show_default="by profile")] = None,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Train nothing: list the arms and what they share.")] = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Train nothing: print a Slurm array, a task a seed.")] = False,
-) -> None:
-    """Train and measure the recipe with parts left out, swapped or changed. Call it again to go on where it was."""
-    if everything and (only or seeds):
-        raise AnitaError("--all is every arm with five seeds: leave out --only and --seeds, or --all")
-    if dry and slurm:
-        raise AnitaError("--dry-run and --slurm exclude each other: give one of them")
-    from anita_utils import ablation
-    from anita_utils.arms import load_ablation
-    from anita_utils.profile import load_profile
-
-    settings = load_profile(profile)
-    found = load_ablation(arms or settings.name)
-    first = settings.seed if seed is None else seed
-    every = list(range(first, first + (ablation.SEEDS if everything else seeds or 1)))
-    if slurm:
-        options = ["--profile", profile, *(["--arms", str(arms)] if arms else [])]
-        options += [word for arm in only or [] for word in ("--only", arm)]
-        print(ablation.slurm_script(settings, found, every, options), end="")
-        return
-    if dry:
-        show_ablation(ablation.dry_plan(settings, found, every, only or []), found)
-        return
-    from anita_utils.ablation_report import write_results
-
-    done = ablation.ablate(settings, found, every, only or [], run, print)
-    print(shown(write_results(*done, found)))
-
-
-def show_ablation(cells: list, arms) -> None:
-    """Prints what an ablation would do."""
-    from rich.table import Table
-
-    from anita_utils.ablation import outline, remaining
-
-    table = Table("arm", "asks", "stages", "trained", "measured")
-    for line in outline(cells):
-        table.add_row(line["arm"], arms.arms[line["arm"]].asks, line["stages"], line["trained"], line["measured"])
-    Console().print(table)
-    for what, (missing, of) in remaining(cells).items():
-        print(f"{what} that remain: {missing} of {of}")
+for command in (commands.plan, commands.train, commands.ablate):
+    app.command()(command)
+app.command("eval")(commands.evaluate)
 
 
 @app.command()
@@ -271,46 +139,6 @@ def chat(
             print(f"> {question}\n{answer}")
     else:
         converse(ask)
-
-
-@app.command("eval")
-def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A stage (base, sft, italian, dpo), a folder, or a name on the Hub.", show_default="last stage"
-        ),
-    ] = None,
-    suite: Annotated[
-        str | None, typer.Option(help="quick, piccola, paper or italian.", show_default="the profile's")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Items a task.", show_default="the suite's, or the profile's")
-    ] = None,
-    against: Annotated[str | None, typer.Option(help="Another model: paired tests of the differences to it.")] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="How to load and ask.", show_default="the latest run's for a stage, else cpu")
-    ] = None,
-    dry: Annotated[
-        bool, typer.Option("--dry-run", help="No model: hold the suite's settings against the installed lm-eval.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: the figures as JSON.")] = False,
-) -> None:
-    """Measure a model: benchmarks, free answers, perplexity, language, refusal, with intervals."""
-    from anita_utils.scoreboard import dry_run, evaluate_models, profile_for
-
-    model = model or last_model()
-    settings = profile_for(model, profile, suite, limit)
-    if dry:
-        raise typer.Exit(dry_run(settings.evaluation.suite, as_json))
-    evaluate_models(model, against, settings, as_json)
-
-
-def last_model() -> str:
-    """The last stage of the latest run that has a model; "base" without a run."""
-    from anita_utils.record import Run, runs_dir
-
-    return Run.load().last_stage() if (runs_dir() / "latest").exists() else "base"
 
 
 def read_prompts(file: Path) -> list[str]:

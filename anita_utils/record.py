@@ -262,3 +262,8 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if changes.strip() else "")
+
+
+def last_model() -> str:
+    """The last stage of the latest run that has a model; "base" without a run."""
+    return Run.load().last_stage() if (runs_dir() / "latest").exists() else "base"
