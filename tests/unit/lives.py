@@ -8,7 +8,13 @@ The libraries are imported once: each life is a fork of this process. The last l
 
 import os
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+os.environ |= {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
 
 import json
 import random
@@ -62,8 +68,9 @@ def kill(child, stage, moment):
     torn_before = set(checkpoints(stage.work))
     while (end := end_of(child)) is None:
         if moment is None:
-            begun = [f for f in checkpoints(stage.work) if f not in torn_before and not (f / MANIFEST).exists()]
-            ready = bool(begun)
+            there = checkpoints(stage.work)
+            torn_before &= set(there)  # the new life deletes them, and may write them anew
+            ready = any(folder not in torn_before and not (folder / MANIFEST).exists() for folder in there)
         else:
             ready = time.monotonic() - start >= moment
         if ready:

@@ -46,7 +46,7 @@ def test_settings_and_base_are_changed_as_asked():
     assert new.stages["sft"].lora.r == 8 and new.model.base == "some/where" and new.model.revision is None
     new.stages["dpo"].beta, new.stages["sft"].lora.r, new.seed = 0.5, 16, profile.seed
     new.model = profile.model
-    assert new == profile
+    assert new.model_dump() == profile.model_dump()
 
 
 @pytest.mark.parametrize(

@@ -82,19 +82,20 @@ def test_training_goes_on_before_a_truncated_checkpoint(runs, tiny_profile, monk
     monkeypatch.setattr(training, "SAVE_EVERY", 2)
     monkeypatch.setenv("ANITA_CACHE", str(runs / "unbroken"))
     unbroken = training.train_stage(training.find_stage(Run.open("a", tiny_profile, 42), "sft"))
+    info, weights = unbroken.info, load_file(f"{unbroken.merged}/model.safetensors")  # its folder follows ANITA_CACHE
 
     monkeypatch.setenv("ANITA_CACHE", str(runs / "broken"))
     stage = training.find_stage(Run.open("b", tiny_profile, 42), "sft")
     trainer = training.build_trainer(stage)
     monkeypatch.setattr(trainer, "_finalize_training", lambda *arguments: None)  # all checkpoints, nothing finished
     trainer.train()
-    newest = stage.work / f"checkpoint-{unbroken.info['steps']}"
+    newest = stage.work / f"checkpoint-{info['steps']}"
     os.truncate(newest / "optimizer.pt", (newest / "optimizer.pt").stat().st_size // 2)
     training.train_stage(stage)
     assert f"{newest.name} is no good (optimizer.pt is truncated or altered)" in capsys.readouterr().out
-    assert stage.info["history"] == unbroken.info["history"]
-    first, second = (load_file(f"{each.merged}/model.safetensors") for each in (unbroken, stage))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert stage.info["history"] == info["history"]
+    resumed = load_file(f"{stage.merged}/model.safetensors")
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
     assert not stage.work.exists()
 
 
