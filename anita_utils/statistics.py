@@ -16,9 +16,10 @@ from math import comb
 
 import numpy as np
 
-from anita_utils.intervals import RESAMPLES, Measurement, cluster_draws, families_of
+from anita_utils.intervals import Measurement, cluster_draws, families_of
 
-ENUMERATED = 12  # up to so many clusters that differ, all swaps are tried, else RESAMPLES random ones
+ENUMERATED = 12  # up to so many clusters that differ, all swaps are tried, else
+SWAPS = 9_999  # random ones: with fewer, the 5 % would lie at 4.5 or 5.5 by the luck of the draw
 ROUNDING = 1e-9  # two sums of the same numbers in another order are still equal
 
 
@@ -47,7 +48,7 @@ def sign_flip(differences: np.ndarray, seed: int = 0) -> np.ndarray | float:
     if exact:
         signs = np.array(list(product((1.0, -1.0), repeat=len(moved))))
     else:
-        signs = 1.0 - 2.0 * np.random.default_rng(seed).integers(2, size=(RESAMPLES, len(moved)))
+        signs = 1.0 - 2.0 * np.random.default_rng(seed).integers(2, size=(SWAPS, len(moved)))
     observed = np.abs(moved.sum(0))
     extreme = (np.abs(signs @ moved) >= observed - ROUNDING * (1 + observed)).sum(0)
     return extreme / len(signs) if exact else (1 + extreme) / (1 + len(signs))

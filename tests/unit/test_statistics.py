@@ -58,7 +58,7 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def no_difference(together, sets=2000, clusters=100, items=4, seed=0):
+def no_difference(together, sets=2000, clusters=200, items=4, seed=0):
     """Two models with the same chance at each item, `sets` times: two arrays of sets × clusters × items.
 
     together: a model gets all items of a cluster by one throw of the dice, as it knows a fact or not.
