@@ -12,6 +12,7 @@ from rich.console import Console
 from anita_utils import AnitaError
 from anita_utils.course import clean_outputs, run_course, select_lessons, update_outputs
 from anita_utils.execution import watch_memory
+from anita_utils.profile import load_profile
 from anita_utils.record import Run
 from anita_utils.report import lesson_html, results, write_report
 
@@ -262,6 +263,12 @@ def test_ablations_stay_out_of_the_results_and_benchmarks_come_first(runs):
     report = (write_report(run).parent / "report.md").read_text("utf-8")
     assert report.index("benchmark/arc") < report.index("perplexity") < report.index("train/seconds")
     assert "7777.00" not in report
+    assert "4 bits" not in report
+    profile = load_profile("cpu")
+    profile.evaluation.bits = 4
+    quantised = Run.open("quantised", profile)
+    quantised.record("05", [{"stage": "base", "metric": "perplexity", "value": 3}])
+    assert "All models were held in 4 bits to be measured" in write_report(quantised).read_text("utf-8")
 
 
 def test_answers_are_shown_stage_by_stage_and_escaped(runs):
