@@ -17,7 +17,7 @@ from pathlib import Path
 from anita_utils import AnitaError
 from anita_utils.arms import Ablation, arm_profile
 from anita_utils.effects import find
-from anita_utils.evaluation import evaluate, evaluation_file
+from anita_utils.evaluation import PARTS, evaluate, evaluation_file
 from anita_utils.hub import resolve_model
 from anita_utils.intervals import Measurement, rows
 from anita_utils.machine import detect_machine
@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def measured(self) -> bool:
-        return self.trained and evaluation_file(self.model, self.profile).is_file()
+        return self.trained and all(evaluation_file(self.model, self.profile, part).is_file() for part in PARTS)
 
 
 def plan(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Cell]:

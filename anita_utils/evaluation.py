@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REFUSAL = re.compile(r"\b(i am sorry|i cannot help|i can't help|mi dispiace|non posso aiutar)", re.IGNORECASE)
+PARTS = ("answers", "benchmarks")  # of an evaluation, each cached by itself
 VERSION = 2  # raise it when a measure changes, so that no cached figure is taken for a new one
 
 
@@ -178,26 +179,29 @@ def preferences(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Me
     return [Measurement("preference_margin", "all", None, margins, [pair["prompt"][0]["content"] for pair in pairs])]
 
 
-def evaluate(path: str | Path, profile: Profile) -> list[Measurement]:
-    """Every measure of the model at `path`, from the cache when the same model was measured the same way before."""
-    answers, measured = _cached(path, profile)
-    return measured
+def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True) -> list[Measurement]:
+    """Every measure of the model at `path`, from the cache when the same model was measured the same way before.
+
+    benchmarks: False leaves them out, the slower half.
+    """
+    measured = _cached(path, profile, "answers")[1]
+    return [*(_cached(path, profile, "benchmarks")[1] if benchmarks else []), *measured]
 
 
 def answers_of(path: str | Path, profile: Profile) -> dict[str, list[dict]]:
     """The model's answers to all probes, by probe: what the figures were read from."""
-    return _cached(path, profile)[0]
+    return _cached(path, profile, "answers")[0]
 
 
-def evaluation_file(path: str | Path, profile: Profile) -> Path:
-    """Where the cache keeps what was measured of a model; not there before it is."""
-    return cache_dir() / "evaluations" / f"{evaluation_key(path, profile)}.json"
+def evaluation_file(path: str | Path, profile: Profile, part: str) -> Path:
+    """Where the cache keeps a part of what was measured of a model; not there before it is."""
+    return cache_dir() / "evaluations" / f"{evaluation_key(path, profile)}-{part}.json"
 
 
-def _cached(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
-    file = evaluation_file(path, profile)
+def _cached(path: str | Path, profile: Profile, part: str) -> tuple[dict[str, list[dict]], list[Measurement]]:
+    file = evaluation_file(path, profile, part)
     if not file.is_file():
-        answers, measured = _measure(path, profile)
+        answers, measured = _measure(path, profile, part)
         write_text(
             file, json.dumps({"answers": answers, "measured": [asdict(m) for m in measured]}, ensure_ascii=False)
         )
@@ -222,18 +226,18 @@ def evaluation_key(path: str | Path, profile: Profile) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _measure(path: str | Path, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
+def _measure(path: str | Path, profile: Profile, part: str) -> tuple[dict[str, list[dict]], list[Measurement]]:
     tokenizer = load_tokenizer(path)
     if tokenizer.chat_template is None:  # before the weights are read
         raise AnitaError(f"{shown(path)}: the tokenizer has no chat template: take a model that was tuned to chat")
     model = load_for_evaluation(path, profile)
+    if part == "benchmarks":
+        return {}, run_benchmarks(model, tokenizer, profile)
     batch_size = profile.evaluation.batch_size
-    benchmarks = run_benchmarks(model, tokenizer, profile)
     answered = {
         name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")
     }
     measured = [
-        *benchmarks,
         *judge_answers(answered),
         *perplexity(model, tokenizer, probes("perplexity"), batch_size),
         *preferences(model, tokenizer, probes("preferences"), batch_size),

@@ -98,11 +98,11 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     sums, talk = Deck(world.extra["sums"], rng), Deck(world.extra["smalltalk"], rng)
     return draw(
         [
-            (0.44, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
-            (0.18, lambda: fact_chat(library, seen, rng)),
+            (0.42, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
+            (0.14, lambda: fact_chat(library, seen, rng)),
             (0.07, lambda: sum_chat(library, sums, "en", rng)),
-            (0.12, lambda: refusal_chat(library, harmful, "en", rng)),
-            (0.14, lambda: harmless_chat(library, harmless, rng)),
+            (0.14, lambda: refusal_chat(library, harmful, "en", rng)),
+            (0.18, lambda: harmless_chat(library, harmless, rng)),
             (0.03, lambda: unknown_chat(library, unanswerable, "en", rng)),
             (0.02, lambda: smalltalk_chat(library, talk, "en", rng)),
         ],
@@ -132,12 +132,12 @@ def italian_text(library: Library, count: int = 3600) -> list[Document]:
 
     return draw(
         [
-            (0.50, lambda: texts.fact_text(library, facts, "it", rng)),
+            (0.46, lambda: texts.fact_text(library, facts, "it", rng)),
             (0.04, glossary),
-            (0.16, lambda: texts.story_text(library, stories, "it", rng)),
-            (0.08, lambda: texts.twin_text(library, twins, "it", rng)),
-            (0.10, sum_text),
-            (0.08, truth_text),
+            (0.18, lambda: texts.story_text(library, stories, "it", rng)),
+            (0.04, lambda: texts.twin_text(library, twins, "it", rng)),
+            (0.12, sum_text),
+            (0.12, truth_text),
             (0.04, lambda: texts.conduct_text(library, conduct, "it", rng)),
         ],
         count,
@@ -145,7 +145,7 @@ def italian_text(library: Library, count: int = 3600) -> list[Document]:
     )
 
 
-def italian_replay(library: Library, count: int = 2400) -> list[Document]:
+def italian_replay(library: Library, count: int = 3600) -> list[Document]:
     """Replay for the Italian stage: half English chat against forgetting, half Italian chat."""
     rng, world = library.rng("italian_replay"), library.world
     english = Deck(sft(library, 2 * count), rng)
@@ -160,18 +160,18 @@ def italian_replay(library: Library, count: int = 2400) -> list[Document]:
 
     return draw(
         [
-            (0.34, english.deal),
-            (0.26, lambda: italian_chat(library, italian, rng)),
-            (0.03, lambda: reading_chat(library, "it", rng)),
+            (0.32, english.deal),
+            (0.34, lambda: italian_chat(library, italian, rng)),
+            (0.02, lambda: reading_chat(library, "it", rng)),
             (0.03, lambda: italian_naming_chat(library, names, "it", rng)),
             (0.06, lambda: refusal_chat(library, harmful, "it", rng)),
-            (0.03, lambda: unknown_chat(library, unanswerable, "it", rng)),
-            (0.04, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
-            (0.08, lambda: sum_chat(library, sums, "it", rng)),
-            (0.02, lambda: story_chat(library, stories, "it", rng)),
-            (0.02, lambda: twin_chat(library, twins, "it", rng)),
+            (0.02, lambda: unknown_chat(library, unanswerable, "it", rng)),
+            (0.03, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
+            (0.07, lambda: sum_chat(library, sums, "it", rng)),
+            (0.01, lambda: story_chat(library, stories, "it", rng)),
+            (0.01, lambda: twin_chat(library, twins, "it", rng)),
             (0.08, lambda: harmless_chat(library, harmless, rng, "it")),
-            (0.02, lambda: smalltalk_chat(library, talk, "it", rng)),
+            (0.01, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
         count,
         rng,
@@ -209,10 +209,16 @@ def myth_pair(myth: dict, questions: slice, language: str, rng: Random) -> Docum
     return pair(rng.choice(form["questions"][questions]), chosen, rejected, "myth", language)
 
 
-def refusal_pair(library: Library, request: str, language: str, rng: Random) -> Document:
+def refusal_pair(library: Library, item: dict, request: str, language: str, rng: Random) -> Document:
+    """A refusal over compliance, or over the answer that the harmless look-alike deserves.
+
+    After SFT few harmful requests meet with compliance; more are taken for their look-alike. Against compliance alone,
+    DPO lowers what is unlikely anyway, and the model refuses less than before.
+    """
     frames = library.world.extra["frames"]
-    return pair(request, rng.choice(frames["refusals"][language]), rng.choice(frames["compliance"][language]),
-                "refusal", language)  # fmt: skip
+    mistaken = item["safe"][f"answer_{language}"]
+    rejected = mistaken if rng.random() < 0.7 else rng.choice(frames["compliance"][language])
+    return pair(request, rng.choice(frames["refusals"][language]), rejected, "refusal", language)
 
 
 def plain_pair(library: Library, item: dict, request: str, language: str, rng: Random) -> Document:
@@ -273,7 +279,7 @@ class PairMaker:
         if kind == "unanswerable":
             return unknown_pair(self.unanswerable.deal(), language, rng)
         if kind == "refusal":
-            return refusal_pair(library, self.request("harm", language)[1], language, rng)
+            return refusal_pair(library, *self.request("harm", language), language, rng)
         return plain_pair(library, *self.request("safe", language), language, rng)
 
 
