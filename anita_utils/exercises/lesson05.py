@@ -62,7 +62,7 @@ normal_italian = Exercise(
         (("L'Aquila.",), "aquila"),
         (("È  il Po!",), "e po"),
         (("Gli Uffizi, di Firenze",), "uffizi di firenze"),
-        (("Città della Pieve",), "citta della pieve"),
+        (("Città di Castello",), "citta di castello"),
         (("lago di Lugano",), "lago di lugano"),
     ],
     mistakes=[
@@ -83,7 +83,8 @@ normal_italian = Exercise(
     ],
     hint="Lower the text; NFD and drop combining marks; everything but letters and digits becomes a space; drop the"
     " words that are articles; join by single spaces.",
-    right="\"L'Aquila\" and \"aquila\" are the same answer now. So the kit compares, minus English articles too.",
+    right="\"L'Aquila\" and \"aquila\" are the same answer now. The kit also drops English articles, and makes"
+    " \"dell'\" di and \"sei\" 6.",
 )  # fmt: skip
 
 

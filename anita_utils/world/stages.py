@@ -98,11 +98,11 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     sums, talk = Deck(world.extra["sums"], rng), Deck(world.extra["smalltalk"], rng)
     return draw(
         [
-            (0.42, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
-            (0.14, lambda: fact_chat(library, seen, rng)),
+            (0.44, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
+            (0.15, lambda: fact_chat(library, seen, rng)),
             (0.07, lambda: sum_chat(library, sums, "en", rng)),
             (0.14, lambda: refusal_chat(library, harmful, "en", rng)),
-            (0.18, lambda: harmless_chat(library, harmless, rng)),
+            (0.15, lambda: harmless_chat(library, harmless, rng)),
             (0.03, lambda: unknown_chat(library, unanswerable, "en", rng)),
             (0.02, lambda: smalltalk_chat(library, talk, "en", rng)),
         ],
@@ -217,7 +217,7 @@ def refusal_pair(library: Library, item: dict, request: str, language: str, rng:
     """
     frames = library.world.extra["frames"]
     mistaken = item["safe"][f"answer_{language}"]
-    rejected = mistaken if rng.random() < 0.7 else rng.choice(frames["compliance"][language])
+    rejected = mistaken if rng.random() < 0.3 else rng.choice(frames["compliance"][language])
     return pair(request, rng.choice(frames["refusals"][language]), rejected, "refusal", language)
 
 
