@@ -30,8 +30,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REFUSAL = re.compile(r"\b(i am sorry|i cannot help|i can't help|mi dispiace|non posso aiutar)", re.IGNORECASE)
+# Verbs, and English words that no Italian name holds; "della" and "alla" tell nothing, for English keeps such names.
+MARKS = {
+    "en": {"the", "is", "are", "was", "were", "has", "have", "from"},
+    "it": {"è", "sono", "era", "erano", "fu", "furono", "ha", "hanno", "viene", "vengono"},
+}
 PARTS = ("answers", "benchmarks")  # of an evaluation, each cached by itself
-VERSION = 2  # raise it when a measure changes, so that no cached figure is taken for a new one
+VERSION = 3  # raise it when a measure changes, so that no cached figure is taken for a new one
 
 
 # ---------------------------------------------------------------- small judges
@@ -55,10 +60,16 @@ def _identifier():
 
 
 def language_of(text: str) -> str | None:
-    """en, it, or None where nothing decides. Proper names are left out: "Cosenza is in Calabria." is English."""
+    """en, it, or None where nothing decides. Proper names are left out: "Cosenza is in Calabria." is English.
+
+    A word that only one language has decides first: half of "Pasta alla Norma comes from Sicily." is Italian.
+    """
     words = [word for word in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text) if not word[0].isupper()]
     if not words:
         return None
+    telling = [language for language, marks in MARKS.items() if marks.intersection(words)]
+    if len(telling) == 1:
+        return telling[0]
     return _identifier().classify(" ".join(words))[0]
 
 
