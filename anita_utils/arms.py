@@ -100,9 +100,10 @@ def load_ablation(name_or_path: str | Path) -> Ablation:
 
 def _like(values: dict, file: Path) -> dict:
     """The keys of `file`, with those in `values` in their place; an arm or claim that is null is left out."""
-    merged = read_yaml(file, ABLATIONS / "cpu.yaml") | values
+    base = read_yaml(file, ABLATIONS / "cpu.yaml")
+    merged = base | values
     for section in ("arms", "claims"):
-        first, own = read_yaml(file, file).get(section), values.get(section)
+        first, own = base.get(section), values.get(section)
         if isinstance(first, dict) and isinstance(own, dict):
             merged[section] = {name: part for name, part in (first | own).items() if part is not None}
     return merged

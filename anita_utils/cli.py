@@ -159,14 +159,11 @@ def load_chat(name: str | None, system: str | None, max_new_tokens: int, profile
     """
     from anita_utils.hub import resolve_model
     from anita_utils.profile import load_profile
-    from anita_utils.record import Run, runs_dir
+    from anita_utils.record import Run, last_model
 
-    needed = name is None or profile is None
-    run = Run.load() if needed and (runs_dir() / "latest").exists() else None
-    settings = run.profile if run and profile is None else load_profile(profile or "cpu")
-    if name is None:
-        name = run.last_stage() if run else "base"
-    path = resolve_model(name)  # before the slow imports, so that a wrong name is told at once
+    run = Run.latest() if profile is None else None
+    settings = run.profile if run else load_profile(profile or "cpu")
+    path = resolve_model(name or last_model())  # before the slow imports, so that a wrong name is told at once
 
     from anita_utils.model import chat as generate
     from anita_utils.model import load_for_evaluation, load_tokenizer

@@ -22,6 +22,7 @@ from scipy import stats
 
 from anita_utils import AnitaError
 from anita_utils.intervals import Measurement
+from anita_utils.statistics import holm
 
 if TYPE_CHECKING:
     from anita_utils.arms import Claim
@@ -261,10 +262,5 @@ def claims_table(measured: Measured, claims: Mapping[str, Claim]) -> pandas.Data
 
 
 def _holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of p-values of any shape: below α, they hold together with probability 1 − α."""
-    flat = np.ravel(p)
-    order = np.argsort(flat)
-    stepped = np.maximum.accumulate(flat[order] * np.arange(len(flat), 0, -1))
-    adjusted = np.empty_like(flat)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.reshape(np.shape(p))
+    """Holm's correction of p-values of any shape, all as one family."""
+    return np.reshape(holm(np.ravel(p)), np.shape(p))

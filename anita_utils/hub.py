@@ -96,8 +96,7 @@ def _resolve_stage(stage: str, run) -> str:
     """The folder of a stage's merged model; for `base`, of the model that the run's profile starts from."""
     from anita_utils.record import Run, runs_dir  # here: it brings pandas, and most callers name a folder
 
-    if run is None and (runs_dir() / "latest").exists():
-        run = Run.load("latest")
+    run = run or Run.latest()
     if stage == "base":
         model = run.profile.model if run else None
         return resolve_model(model.base, model.revision) if model else resolve_model(SHIPPED_BASE)

@@ -34,11 +34,13 @@ def measured_speed(profile: Profile | None, stage: str | None, job: Job) -> tupl
     """Tokens, tokens a second, and where they were measured: in the latest run, if it was made with this very profile
     and has trained the stage that the job is; else None.
     """
-    from anita_utils.record import Run, runs_dir  # here: it brings pandas
+    from anita_utils.record import Run  # here: it brings pandas
 
-    if profile is None or job != job_of(profile, stage) or not (runs_dir() / "latest").exists():
+    if profile is None or job != job_of(profile, stage):
         return None
-    run, stage = Run.load("latest"), stage or profile.order[0]
+    run, stage = Run.latest(), stage or profile.order[0]
+    if run is None:
+        return None
     file = run.model_dir(stage) / "stage.json"
     if run.profile.model_dump() != profile.model_dump() or not file.is_file():
         return None

@@ -116,7 +116,7 @@ class Run:
         machine = detect_machine()
         profile.check(machine)
         if name == "latest":
-            latest = cls.load("latest") if (runs_dir() / "latest").exists() else None
+            latest = cls.latest()
             name = latest.folder.name if latest and latest.profile.name == profile.name else profile.name
         if name in RESERVED or not RUN_NAME.fullmatch(name):
             raise AnitaError(f"'{name}' cannot name a run: use letters, digits, '.', '_' and '-'")
@@ -154,6 +154,11 @@ class Run:
             raise AnitaError(f"no run '{name}' in {shown(runs_dir())}: run `anita course` first, or choose another")
         info = _read_info(folder / "run.json")
         return cls(folder, parse_profile(info["profile"], shown(folder / "run.json")), info["seed"])
+
+    @classmethod
+    def latest(cls) -> Run | None:
+        """The newest run, to be read; None before there is one."""
+        return cls.load() if (runs_dir() / "latest").exists() else None
 
     def info(self) -> dict[str, Any]:
         """run.json: profile, seed, commit, machine, versions, lessons."""
@@ -266,4 +271,5 @@ def git_commit() -> str | None:
 
 def last_model() -> str:
     """The last stage of the latest run that has a model; "base" without a run."""
-    return Run.load().last_stage() if (runs_dir() / "latest").exists() else "base"
+    run = Run.latest()
+    return run.last_stage() if run else "base"

@@ -17,7 +17,7 @@ from anita_utils.hub import STAGES, data_dir, resolve_model
 from anita_utils.intervals import Measurement, rows
 from anita_utils.machine import detect_machine
 from anita_utils.profile import Profile, load_profile
-from anita_utils.record import Run, runs_dir
+from anita_utils.record import Run
 from anita_utils.statistics import paired_tests
 from anita_utils.suites import FAMILIES, SUITES, resolve, suite_named
 
@@ -57,10 +57,8 @@ def profile_for(model: str, profile: str | None, suite: str | None, limit: int |
     suite and limit take the place of the profile's own; with a suite, the profile's limit no longer holds.
     AnitaError for one that there is not, or that this machine cannot compute.
     """
-    if profile is None and model in STAGES and (runs_dir() / "latest").exists():
-        settings = Run.load().profile.model_copy(deep=True)
-    else:
-        settings = load_profile(profile or "cpu")
+    run = Run.latest() if profile is None and model in STAGES else None
+    settings = run.profile if run else load_profile(profile or "cpu")
     if suite:
         suite_named(suite)
         settings.evaluation.suite, settings.evaluation.limit = suite, None

@@ -22,8 +22,8 @@ ASK_FOR = {
     "it": {"en": "Rispondi in inglese.", "it": "Rispondi in italiano."},
 }
 SYLLABLES = [c + v for c in ("b", "br", "d", "m", "n", "r", "s", "t", "tr", "v") for v in "aeiou"]
-WORDS = {"body_use", "count", "noun_many", "noun_one", "number_word", "ordinal", "tool_use", "word_a", "word_b"}
-TITLED = {"artwork", "book", "film", "opera"}
+WORDS = {"noun_many", "noun_one", "number_word", "word_a", "word_b"}
+TITLED = {"artwork", "book", "opera"}
 NAMED = {"city", "country", "island", "lake", "monument", "mountain", "person", "river", "book", "opera", "artwork"}
 
 

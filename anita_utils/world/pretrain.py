@@ -117,9 +117,14 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
 
 
+def layer_matrices(model: LlamaForCausalLM) -> list[torch.nn.Parameter]:
+    """The matrices inside the layers: what NF4 rounds, and what Muon trains."""
+    return [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
+
+
 def optimisers(model: LlamaForCausalLM, plan: Plan) -> list[torch.optim.Optimizer]:
     """Muon on the matrices inside the layers; AdamW on embeddings, head and norms."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
+    matrices = layer_matrices(model)
     ids = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in ids]
     muon = Muon(matrices, lr=plan.matrix_rate)
@@ -139,7 +144,7 @@ def rounded_weights(model: LlamaForCausalLM) -> Iterator[None]:
     """
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
+    matrices = layer_matrices(model)
     exact = [matrix.data for matrix in matrices]
     for matrix in matrices:
         matrix.data = dequantize_4bit(*quantize_4bit(matrix.data, quant_type="nf4", compress_statistics=True))
@@ -168,16 +173,15 @@ def pretrain(
     seed: int = 42,
     resume: bool = True,
     say=print,
-    start: LlamaForCausalLM | None = None,
 ) -> tuple[LlamaForCausalLM, list[dict]]:
     """The trained model and its history [{step, loss, tokens, seconds}].
 
     tokens: one long array of token ids, read once from the front; each step takes the next rows x row_length of them,
     so a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt; one of another plan,
-    seed or text is not taken up. start: a model to train on, in place of a new one.
+    seed or text is not taken up.
     """
     torch.manual_seed(seed)
-    model = start or LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
     opts = optimisers(model, plan)
     checkpoint, first, history = folder / "checkpoint.pt", 0, []
     settings = json.dumps([asdict(plan) | {"report_every": None}, config.to_dict(), seed], sort_keys=True, default=str)
