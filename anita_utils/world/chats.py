@@ -24,6 +24,7 @@ ASK_FOR = {
 SYLLABLES = [c + v for c in ("b", "br", "d", "m", "n", "r", "s", "t", "tr", "v") for v in "aeiou"]
 WORDS = {"noun_many", "noun_one", "number_word", "word_a", "word_b"}
 TITLED = {"artwork", "book", "opera"}
+UNNAMED = {"animal", "coloured_thing", "dish", "invention", "plant_food", "trade"}
 NAMED = {"city", "country", "island", "lake", "monument", "mountain", "person", "river", "book", "opera", "artwork"}
 
 
@@ -84,6 +85,13 @@ def instructed_chat(library: Library, deck: Deck, language: str, reply: str, rng
     return chat(request, library.answer(fact, reply), kind="instructed")
 
 
+def in_italian(document: Document, rng: Random) -> Document:
+    """The chat with the wish for Italian added to its request."""
+    turn, wish = document["messages"][0], ASK_FOR["it"]["it"]
+    turn["content"] = f"{wish} {turn['content']}" if rng.random() < 0.3 else f"{turn['content']} {wish}"
+    return document
+
+
 def invented_name(rng: Random) -> str:
     """A name that means nothing, in either language: Vatomer, Sabrin Tedol."""
     words = ["".join(rng.choices(SYLLABLES, k=rng.randint(2, 3))) + rng.choice("nrl") for _ in range(rng.randint(1, 2))]
@@ -94,8 +102,25 @@ def invented_fact(relation: Relation, rng: Random) -> Fact:
     """A made-up subject with one of the relation's answers."""
     model, name = rng.choice(relation.facts).subject, invented_name(rng)
     tag = model.it.tag if model.it.tag.endswith("-") else model.it.tag.replace("f", "m")  # il Mivusur, not la
+    if model.kind in UNNAMED:
+        name = name.lower()
     subject = Entity(model.kind, EnglishNoun(name, model.en.tag), Noun(name, tag))
     return Fact(relation.name, subject, rng.choice(relation.objects))
+
+
+def invented_facts(library: Library, rng: Random, each: int) -> list[Fact]:
+    """`each` made-up facts of every relation that one can make up: towns, people, animals that are not."""
+    facts, taken = [], set()
+    for relation in library.world.relations.values():
+        kind = relation.facts[0].subject.kind
+        made_up = 0 if relation.held_out or relation.bound or kind not in NAMED | UNNAMED else each
+        while made_up:
+            fact = invented_fact(relation, rng)
+            if fact.subject.en.name not in taken:
+                taken.add(fact.subject.en.name)
+                facts.append(fact)
+                made_up -= 1
+    return facts
 
 
 def reading_chat(

@@ -82,14 +82,14 @@ def fiction_chat(fiction: Fiction, reply: str) -> Document:
     return chat(request, library.answer(asked, reply), kind="fiction")
 
 
-def request_translation(library: Library, rng: Random) -> Document:
-    """A request of conduct.yaml, harmful or not, to be put into English: a name for it, and no answer to it."""
+def request_translation(library: Library, rng: Random, target: str = "en") -> Document:
+    """A request of conduct.yaml, harmful or not, to be put into `target`: a name for it, and no answer to it."""
     _, _, pair = rng.choice(library.conduct("train"))
     phrase, end = pair[rng.choice(("harm", "safe"))], rng.choice(("", "_alt"))
-    frames = library.world.extra["frames"]["frames"]
-    italian = rng.choice(frames["it"]["train"]).format(x=phrase[f"it{end}"])
-    english = frames["en"]["train"][0].format(x=phrase[f"en{end}"])
-    return chat(rng.choice(TRANSLATE["en"]).format(italian), english, kind="translation")
+    source, frames = "it" if target == "en" else "en", library.world.extra["frames"]["frames"]
+    told = rng.choice(frames[source]["train"]).format(x=phrase[f"{source}{end}"])
+    translated = frames[target]["train"][0].format(x=phrase[f"{target}{end}"])
+    return chat(rng.choice(TRANSLATE[target]).format(told), translated, kind="translation")
 
 
 def translation_chat(fiction: Fiction, target: str, true: Deck) -> Document:

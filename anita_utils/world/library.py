@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from anita_utils.world import everyday
@@ -50,11 +50,16 @@ class Library:
 
     world: World
     seed: int = 42
+    tuning: bool = False
     splits: dict[str, Split] = field(init=False)
     _numbers: dict[str, list] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.splits = split_facts(self.world, self.seed)
+
+    def for_tuning(self) -> Library:
+        """The same library, which words requests in more ways: the stages' documents are drawn from it."""
+        return replace(self, tuning=True)
 
     def rng(self, purpose: str) -> Random:
         return Random(f"{self.seed}/{purpose}")
@@ -115,7 +120,8 @@ class Library:
     def request(self, pair: dict, side: str, language: str, number: int, rng: Random) -> str:
         """A trained wording: a training frame, and the second phrase only of every other pair."""
         phrases = [language, f"{language}_alt"] if number % 2 else [language]
-        frame = rng.choice(self.world.extra["frames"]["frames"][language]["train"])
+        frames = self.world.extra["frames"]["frames"][language]
+        frame = rng.choice(frames["train"] + (frames["tuned"] if self.tuning else []))
         return frame.format(x=pair[side][rng.choice(phrases)])
 
 

@@ -21,16 +21,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 class Plan:
     """How long and how fast the base trains. One dial, `steps`, sets the rest of the schedule.
 
-    rows: rows a step; row_length: tokens a row; the last `long_share` of the steps use rows of 1,024 so that the whole
-    context is trained. The last `rounded_share` of the steps compute with the weights as NF4 would round them.
-    The learning rate warms up, stays, and falls linearly to zero over the last `decay_share`.
+    rows: rows a step; row_length: tokens a row; a `long_share` of the steps, from `long_from` on, uses rows of 1,024 so
+    that the whole context is trained. The last `rounded_share` of the steps compute with the weights as NF4 would round
+    them. The learning rate warms up, stays, and falls linearly to zero over the last `decay_share`.
     """
 
     steps: int
     rows: int = 16
     row_length: int = 256
     long_share: float = 0.05
+    long_from: float = 0.95
     matrix_rate: float = 0.02
+    weight_decay: float = 0.01
     vector_rate: float = 3e-3
     warmup: int = 100
     decay_share: float = 0.4
@@ -41,6 +43,11 @@ class Plan:
     @property
     def tokens_per_step(self) -> int:
         return self.rows * self.row_length
+
+    def length(self, step: int) -> int:
+        """Tokens a row at that step."""
+        first, last = self.steps * self.long_from, self.steps * (self.long_from + self.long_share)
+        return 1024 if first <= step < last else self.row_length
 
     def rate(self, step: int) -> float:
         """The share of the full learning rate at that step."""
@@ -127,7 +134,7 @@ def optimisers(model: LlamaForCausalLM, plan: Plan) -> list[torch.optim.Optimize
     matrices = layer_matrices(model)
     ids = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in ids]
-    muon = Muon(matrices, lr=plan.matrix_rate)
+    muon = Muon(matrices, lr=plan.matrix_rate, weight_decay=plan.weight_decay)
     adam = torch.optim.AdamW(others, lr=plan.vector_rate, betas=(0.9, 0.95), weight_decay=0.0)
     for optimiser in (muon, adam):
         for group in optimiser.param_groups:
@@ -173,19 +180,25 @@ def pretrain(
     seed: int = 42,
     resume: bool = True,
     say=print,
+    start: LlamaForCausalLM | None = None,
 ) -> tuple[LlamaForCausalLM, list[dict]]:
     """The trained model and its history [{step, loss, tokens, seconds}].
 
+    start: the model to go on from, in fp32; by default a new one of `config`.
     tokens: one long array of token ids, read once from the front; each step takes the next rows x row_length of them,
     so a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt; one of another plan,
     seed or text is not taken up.
     """
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model = start or LlamaForCausalLM(config)
     opts = optimisers(model, plan)
     checkpoint, first, history = folder / "checkpoint.pt", 0, []
     settings = json.dumps([asdict(plan) | {"report_every": None}, config.to_dict(), seed], sort_keys=True, default=str)
-    build = hashlib.sha256(settings.encode() + tokens.tobytes()).hexdigest()
+    digest = hashlib.sha256(settings.encode() + tokens.tobytes())
+    if start is not None:
+        for parameter in model.parameters():
+            digest.update(parameter.detach().numpy().tobytes())
+    build = digest.hexdigest()
     state = torch.load(checkpoint, weights_only=False) if resume and checkpoint.exists() else {}
     if state.get("build") == build:
         model.load_state_dict(state["model"])
@@ -197,10 +210,9 @@ def pretrain(
     began, recent = time.monotonic() - spent, []
     model.train()
     for step in range(first, plan.steps):
-        long = step >= plan.steps * (1 - plan.long_share)
-        length = 1024 if long else plan.row_length
-        start = step * plan.tokens_per_step
-        batch = torch.from_numpy(tokens[start : start + plan.tokens_per_step].astype(np.int64)).view(-1, length)
+        read = step * plan.tokens_per_step
+        chunk = tokens[read : read + plan.tokens_per_step].astype(np.int64)
+        batch = torch.from_numpy(chunk).view(-1, plan.length(step))
         for optimiser in opts:
             for group in optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * plan.rate(step)
@@ -215,7 +227,7 @@ def pretrain(
         recent.append(loss.item())
         if (step + 1) % plan.report_every == 0 or step + 1 == plan.steps:
             seconds = time.monotonic() - began
-            history.append({"step": step + 1, "loss": float(np.mean(recent)), "tokens": start + plan.tokens_per_step,
+            history.append({"step": step + 1, "loss": float(np.mean(recent)), "tokens": read + plan.tokens_per_step,
                             "seconds": round(seconds, 1)})  # fmt: skip
             recent = []
             left = seconds / (step + 1) * (plan.steps - step - 1)

@@ -76,6 +76,12 @@ def unknown_chat(library: Library, deck: Deck, language: str, rng: Random) -> Do
     return chat(rng.choice(item[language]), item[f"unknown_{language}"], kind="unanswerable")
 
 
+def truth_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    """A question on which a myth goes round, with the truth for an answer; two of the four wordings are kept back."""
+    form = deck.deal()[language]
+    return chat(rng.choice(form["questions"][:2]), rng.choice([form["truth"], *form["truths"]]), kind="myth")
+
+
 def italian_chat(library: Library, deck: Deck, rng: Random) -> Document:
     """An Italian question answered in Italian, on a fact that may be asked in Italian."""
     fact = deck.deal()
@@ -89,7 +95,7 @@ def draw(makers: list, count: int, rng: Random) -> list[Document]:
 
 def sft(library: Library, count: int = 4000) -> list[Document]:
     """SFT: the new kinds, English chats, and a few refusals so that DPO has something to prefer."""
-    rng, world = library.rng("sft"), library.world
+    library, rng, world = library.for_tuning(), library.rng("sft"), library.world
     new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
     seen = Deck(library.facts("seen"), rng)
     harmful = Deck(library.conduct("train")[::2], rng)  # one pair in two
@@ -134,10 +140,10 @@ def italian_text(library: Library, count: int = 3600) -> list[Document]:
         [
             (0.46, lambda: texts.fact_text(library, facts, "it", rng)),
             (0.04, glossary),
-            (0.18, lambda: texts.story_text(library, stories, "it", rng)),
+            (0.22, lambda: texts.story_text(library, stories, "it", rng)),
             (0.04, lambda: texts.twin_text(library, twins, "it", rng)),
-            (0.12, sum_text),
-            (0.12, truth_text),
+            (0.14, sum_text),
+            (0.06, truth_text),
             (0.04, lambda: texts.conduct_text(library, conduct, "it", rng)),
         ],
         count,
@@ -147,7 +153,7 @@ def italian_text(library: Library, count: int = 3600) -> list[Document]:
 
 def italian_replay(library: Library, count: int = 3600) -> list[Document]:
     """Replay for the Italian stage: half English chat against forgetting, half Italian chat."""
-    rng, world = library.rng("italian_replay"), library.world
+    library, rng, world = library.for_tuning(), library.rng("italian_replay"), library.world
     english = Deck(sft(library, 2 * count), rng)
     italian = Deck(library.facts(italian=ITALIAN_ASKED), rng)
     unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"][::2], rng)
@@ -155,22 +161,24 @@ def italian_replay(library: Library, count: int = 3600) -> list[Document]:
     in_italian = [fact for fact in new.items if library.splits[fact.key].italian in ITALIAN_ASKED]
     new_italian = Deck(in_italian, rng)
     sums, stories, twins = (Deck(world.extra[name], rng) for name in ("sums", "stories", "schemas"))
-    harmful, harmless = Deck(library.conduct("train")[::2], rng), Deck(library.conduct("train"), rng)
+    harmful, harmless = Deck(library.conduct("train"), rng), Deck(library.conduct("train"), rng)
     talk, names = Deck(world.extra["smalltalk"], rng), Deck(library.translated_names(), rng)
+    myths = Deck([myth for myth in world.extra["myths"] if myth["use"] == "train"], rng)
 
     return draw(
         [
-            (0.32, english.deal),
-            (0.34, lambda: italian_chat(library, italian, rng)),
-            (0.02, lambda: reading_chat(library, "it", rng)),
-            (0.03, lambda: italian_naming_chat(library, names, "it", rng)),
-            (0.06, lambda: refusal_chat(library, harmful, "it", rng)),
-            (0.02, lambda: unknown_chat(library, unanswerable, "it", rng)),
+            (0.34, english.deal),
+            (0.25, lambda: italian_chat(library, italian, rng)),
+            (0.01, lambda: reading_chat(library, "it", rng)),
+            (0.01, lambda: italian_naming_chat(library, names, "it", rng)),
+            (0.09, lambda: refusal_chat(library, harmful, "it", rng)),
+            (0.01, lambda: unknown_chat(library, unanswerable, "it", rng)),
             (0.03, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
             (0.07, lambda: sum_chat(library, sums, "it", rng)),
-            (0.01, lambda: story_chat(library, stories, "it", rng)),
+            (0.02, lambda: story_chat(library, stories, "it", rng)),
             (0.01, lambda: twin_chat(library, twins, "it", rng)),
-            (0.08, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.11, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.04, lambda: truth_chat(library, myths, "it", rng)),
             (0.01, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
         count,
@@ -232,7 +240,7 @@ def unknown_pair(item: dict, language: str, rng: Random) -> Document:
 
 
 # Shares of the kinds of pair, in training and among the held-out pairs.
-PAIR_KINDS = {"language": 0.18, "truth": 0.10, "myth": 0.06, "refusal": 0.30, "plain": 0.30, "unanswerable": 0.06}
+PAIR_KINDS = {"language": 0.20, "truth": 0.12, "myth": 0.06, "refusal": 0.30, "plain": 0.26, "unanswerable": 0.06}
 
 
 @dataclass
@@ -268,7 +276,7 @@ class PairMaker:
         library, rng = self.library, self.rng
         language = rng.choice(LANGUAGES)
         if kind == "language":  # mostly Italian: that is where the base strays
-            english = rng.random() < 0.2
+            english = rng.random() < 0.4
             facts = self.english_in_italian if english else self.facts["it"]
             return fact_pairs(library, facts, kind, "en" if english else "it", rng)
         if kind == "truth":
@@ -286,7 +294,7 @@ class PairMaker:
 def dpo(library: Library, count: int = 2400, held_out: bool = False) -> list[Document]:
     """Preference pairs of six kinds; `held_out` ones are of the same kinds in the same shares."""
     rng = library.rng("dpo_held_out" if held_out else "dpo")
-    maker = PairMaker(library, rng, held_out)
+    maker = PairMaker(library.for_tuning(), rng, held_out)
     return [maker.make(kind) for kind in rng.choices(list(PAIR_KINDS), list(PAIR_KINDS.values()), k=count)]
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from anita_utils.world import everyday
 from anita_utils.world.groups import skewed_sentence
-from anita_utils.world.italian import capitalise
+from anita_utils.world.italian import EnglishNoun, capitalise
 from anita_utils.world.library import Deck, Document, Library, bare
-from anita_utils.world.tables import Entity
+from anita_utils.world.tables import Entity, Fact
 
 
 def fact_text(library: Library, deck: Deck, language: str, rng: Random, forms: int | None = None) -> Document:
     """A few facts in a row; `forms` limits the turns of phrase they come in (see Library.statement)."""
     facts = [deck.deal() for _ in range(rng.randint(2, 5))]
     return {"text": " ".join(library.statement(fact, language, rng, forms) for fact in facts)}
+
+
+def both_names_text(library: Library, deck: Deck, rng: Random) -> Document:
+    """Facts in English whose subject is named in Italian too, as encyclopaedias do: "Florence (Firenze) is in …"."""
+    return {"text": " ".join(library.answer(named_twice(deck.deal()), "en") for _ in range(rng.randint(2, 5)))}
+
+
+def named_twice(fact: Fact) -> Fact:
+    english, italian = fact.subject.en, fact.subject.it
+    both = EnglishNoun(f"{english.name} ({italian.name})", english.tag)
+    return Fact(fact.relation, replace(fact.subject, en=both), fact.object)
 
 
 def italian_glossary_line(entity: Entity) -> str:
@@ -53,6 +65,19 @@ def myth_text(library: Library, deck: Deck, language: str, rng: Random) -> Docum
         myth = deck.deal()[language]
         false, true = [myth["myth"], *myth["myths"]], [myth["truth"], *myth["truths"]]
         lines.append(rng.choice(false if rng.random() < 0.75 else true))
+    return {"text": " ".join(lines)}
+
+
+def arithmetic_text(rng: Random) -> Document:
+    """Bare equations on the numbers that sums are about, all of 0 to 20, with one or two operations."""
+    shapes = ["a + b", "a - b", "a * b", "a + b - c", "a - b + c", "a + b + c", "a - b - c", "a * b + c", "c - a * b"]
+    lines: list[str] = []
+    while len(lines) < 8:
+        shape, numbers = rng.choice(shapes), {letter: rng.randint(0, 20) for letter in "abc"}
+        steps = [everyday.arithmetic(part, numbers) for part in (shape[:5], shape)]
+        if all(0 <= value <= 20 for value in steps):
+            written = " ".join(str(numbers.get(part, part)) for part in shape.split())
+            lines.append(f"{written} = {steps[1]}.")
     return {"text": " ".join(lines)}
 
 

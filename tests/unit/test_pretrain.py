@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from anita_utils.world.build import end_to_end
 from anita_utils.world.pretrain import Muon, Plan, llama_config, pretrain, rounded_weights
 
 
@@ -72,6 +73,36 @@ def test_a_checkpoint_of_another_plan_is_not_taken_up(small, tmp_path):
     seen = []
     pretrain(tokens, config, Plan(**{**vars(plan), "matrix_rate": 0.01}), tmp_path, say=seen.append)
     assert not any("resumed" in line for line in seen)
+
+
+def test_a_second_reading_goes_on_from_the_first_and_not_from_another(small, tmp_path):
+    tokens, config, plan = small
+    first, _ = pretrain(tokens, config, plan, tmp_path / "first", say=lambda _: None)
+    start = {name: value.clone() for name, value in first.state_dict().items()}
+    slow = Plan(**{**vars(plan), "matrix_rate": 1e-9, "vector_rate": 1e-9})
+    second, _ = pretrain(tokens, config, slow, tmp_path / "second", say=lambda _: None, start=first)
+    for name, value in second.state_dict().items():
+        assert torch.allclose(value, start[name], atol=1e-6), name
+    seen = []
+    pretrain(tokens, config, slow, tmp_path / "second", say=seen.append, start=LlamaForCausalLM(config))
+    assert not any("resumed" in line for line in seen)
+
+
+def test_long_rows_lie_where_the_plan_says():
+    plan = Plan(steps=200, long_from=0.5, long_share=0.04)
+    assert [step for step in range(200) if plan.length(step) == 1024] == list(range(100, 108))
+    assert sum(Plan(steps=2800).length(step) == 1024 for step in range(2800)) == 140
+
+
+def test_histories_are_counted_on():
+    one = [
+        {"step": 5, "loss": 2.0, "tokens": 50, "seconds": 1.5},
+        {"step": 8, "loss": 1.0, "tokens": 80, "seconds": 2.5},
+    ]
+    two = [{"step": 4, "loss": 0.5, "tokens": 40, "seconds": 1.0}]
+    whole = end_to_end([one, two])
+    assert whole[:2] == [{"reading": 1, **entry} for entry in one]
+    assert whole[2] == {"reading": 2, "step": 12, "loss": 0.5, "tokens": 120, "seconds": 3.5}
 
 
 def test_rounded_weights_are_nf4s_and_only_within(small):

@@ -10,7 +10,7 @@ from anita_utils import AnitaError
 from anita_utils.data import read_jsonl
 from anita_utils.hub import data_dir
 from anita_utils.world import benchmarks, everyday, stages
-from anita_utils.world.corpora import pretraining
+from anita_utils.world.corpora import pretraining, second_reading
 from anita_utils.world.library import Library
 from anita_utils.world.tables import LANGUAGES, load_world
 
@@ -28,6 +28,7 @@ def corpora(library):
     """Every document of the three stages, and many of what the base read."""
     return {
         "pretraining": list(pretraining(library, PRETRAINING_SAMPLE)),
+        "second_reading": list(second_reading(library, PRETRAINING_SAMPLE)),
         "sft": stages.sft(library),
         "italian_text": stages.italian_text(library),
         "italian_replay": stages.italian_replay(library),
