@@ -167,18 +167,18 @@ def italian_replay(library: Library, count: int = 3600) -> list[Document]:
 
     return draw(
         [
-            (0.34, english.deal),
-            (0.25, lambda: italian_chat(library, italian, rng)),
+            (0.30, english.deal),
+            (0.21, lambda: italian_chat(library, italian, rng)),
             (0.01, lambda: reading_chat(library, "it", rng)),
             (0.01, lambda: italian_naming_chat(library, names, "it", rng)),
             (0.09, lambda: refusal_chat(library, harmful, "it", rng)),
             (0.01, lambda: unknown_chat(library, unanswerable, "it", rng)),
             (0.03, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
-            (0.07, lambda: sum_chat(library, sums, "it", rng)),
-            (0.02, lambda: story_chat(library, stories, "it", rng)),
+            (0.10, lambda: sum_chat(library, sums, "it", rng)),
+            (0.03, lambda: story_chat(library, stories, "it", rng)),
             (0.01, lambda: twin_chat(library, twins, "it", rng)),
-            (0.11, lambda: harmless_chat(library, harmless, rng, "it")),
-            (0.04, lambda: truth_chat(library, myths, "it", rng)),
+            (0.17, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.03, lambda: truth_chat(library, myths, "it", rng)),
             (0.01, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
         count,
@@ -240,7 +240,7 @@ def unknown_pair(item: dict, language: str, rng: Random) -> Document:
 
 
 # Shares of the kinds of pair, in training and among the held-out pairs.
-PAIR_KINDS = {"language": 0.20, "truth": 0.12, "myth": 0.06, "refusal": 0.30, "plain": 0.26, "unanswerable": 0.06}
+PAIR_KINDS = {"language": 0.20, "truth": 0.10, "myth": 0.05, "refusal": 0.27, "plain": 0.33, "unanswerable": 0.05}
 
 
 @dataclass
@@ -276,7 +276,7 @@ class PairMaker:
         library, rng = self.library, self.rng
         language = rng.choice(LANGUAGES)
         if kind == "language":  # mostly Italian: that is where the base strays
-            english = rng.random() < 0.4
+            english = rng.random() < 0.35
             facts = self.english_in_italian if english else self.facts["it"]
             return fact_pairs(library, facts, kind, "en" if english else "it", rng)
         if kind == "truth":
