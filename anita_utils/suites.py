@@ -108,6 +108,7 @@ SUITES = {
         )
     ),
 }
+BINS = 10  # of how sure a model is, each a tenth wide
 PROMPT_NUMBER = re.compile(r"_(prompt-|p)\d+$")
 
 # What blind guessing scores on them. ARC's is near enough: a few items have three or five answers. Not known for
@@ -141,7 +142,7 @@ def task_manager(suite: Suite) -> TaskManager:
 
 
 def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile) -> list[Measurement]:
-    """The benchmarks of the profile's suite, the other of acc and acc_norm where there is one, and overconfidence.
+    """The benchmarks of the profile's suite, the other of acc and acc_norm where there is one, and calibration.
 
     A limit, the profile's or the suite's, is of items a task, of which MMLU has one for each of its 57 subjects.
     AnitaError when a benchmark's task or data cannot be had, or holds no items.
@@ -164,7 +165,7 @@ def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
                 measured += _scored(benchmark, items)
                 if benchmark.score in ("acc", "acc_norm") and benchmark.family != "truthfulqa":  # one answer is right
                     confidence += [(benchmark.language, *pair) for pair in items if _ranked(pair[1])]
-    return [*measured, *_overconfidence(confidence)]
+    return [*measured, *_calibration(confidence)]
 
 
 def load_tasks(benchmark: Benchmark, manager: TaskManager) -> list[Task]:
@@ -234,16 +235,23 @@ def _ranked(sample: dict) -> bool:
     return "acc" in sample and len(sample["filtered_resps"]) > 1
 
 
-def _overconfidence(items: list[tuple[str, str, dict]]) -> list[Measurement]:
-    """How much surer the model is than it is right: its share of probability on the answer it ranks first, less acc."""
+def _calibration(items: list[tuple[str, str, dict]]) -> list[Measurement]:
+    """How much surer the model is than it is right: its share of probability on the answer it ranks first, less acc.
+
+    On average, where too sure here and too careful there cancel; and within bins of equal width by how sure it is,
+    where they do not: the expected calibration error (Naeini and others, 2015).
+    """
     measured = []
     for language in sorted({language for language, _, _ in items}):
         asked = [(cluster, sample) for code, cluster, sample in items if code == language]
-        gaps = []
+        sure = []
         for _, sample in asked:
             likelihoods = np.array([likelihood for likelihood, _ in sample["filtered_resps"]])
-            gaps.append(float(1 / np.exp(likelihoods - likelihoods.max()).sum() - sample["acc"]))
-        measured.append(Measurement("overconfidence", language, None, gaps, [cluster for cluster, _ in asked]))
+            sure.append(float(1 / np.exp(likelihoods - likelihoods.max()).sum()))
+        gaps = [share - sample["acc"] for share, (_, sample) in zip(sure, asked, strict=True)]
+        bins, clusters = [min(int(share * BINS), BINS - 1) for share in sure], [cluster for cluster, _ in asked]
+        measured.append(Measurement("overconfidence", language, None, gaps, clusters))
+        measured.append(Measurement("benchmark_calibration_error", language, None, gaps, clusters, bins=bins))
     return measured
 
 
