@@ -144,6 +144,25 @@ def test_a_broken_benchmark_is_one_line_that_names_the_file(copied, file, text, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (
+            "piccola_arc_it.yaml",
+            "include: [_choice.yaml\ntask: x",
+            "piccola_arc_it.yaml: no benchmark can be made of it",
+        ),
+        ("items/mmlu_en.test.jsonl", "", "items/mmlu_en.test.jsonl holds no items"),
+    ],
+)
+def test_a_broken_or_empty_benchmark_ends_the_command_in_one_line(copied, anita, runs, file, text, said):
+    (copied / file).write_text(text, "utf-8")
+    code, out, err = anita("eval", data_dir() / "tiny-llama-3-instruct", "--suite", "quick", "--limit", "1")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("anita: ") and said in err
+    assert not list(runs.rglob("*.json"))  # nothing half-measured is kept
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The calls of lm-eval, which are let through: (options, what it returned)."""
