@@ -10,8 +10,6 @@ changed, sequences of three words count by how few texts have them, and names an
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -22,8 +20,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from anita_utils.data import read_jsonl
+from anita_utils.datasets_hub import sample_file
 from anita_utils.hub import data_dir, file_hash
-from anita_utils.record import Run, cache_dir, write_text
+from anita_utils.profile import Profile
+from anita_utils.record import remembered
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -237,11 +237,8 @@ def overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> lis
     """
     files = [*(path for paths in corpora.values() for path in paths), *benchmarks.values()]
     names = [VERSION, LENGTH, SHARE, COMMON, {name: len(paths) for name, paths in corpora.items()}, list(benchmarks)]
-    key = hashlib.sha256(json.dumps([names, [file_hash(file) for file in files]]).encode()).hexdigest()[:16]
-    kept = cache_dir() / "contamination" / f"{key}.json"
-    if not kept.is_file():
-        write_text(kept, json.dumps(list(_overlaps(corpora, benchmarks))))
-    return json.loads(kept.read_text("utf-8"))
+    key = [names, [file_hash(file) for file in files]]
+    return remembered("contamination", key, lambda: list(_overlaps(corpora, benchmarks)))
 
 
 def _overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> Iterator[dict]:
@@ -258,14 +255,15 @@ def _overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> It
             start += len(part)
 
 
-def course_overlaps(run: Run) -> list[dict]:
-    """`overlaps` of every corpus that the run trains on, and those shipped, against every benchmark shipped."""
-    from anita_utils.stages import find_stage
+def course_overlaps(profile: Profile) -> list[dict]:
+    """`overlaps` of the corpora shipped and of all others that the profile trains on, against every benchmark shipped.
 
+    Nothing is downloaded: a sample of a data set on the Hub that is not here yet is left out.
+    """
     corpora = {file.stem: [file] for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
-    for name in run.profile.order:
-        stage = find_stage(run, name)
-        for path in stage.corpora:
-            corpora.setdefault(path.stem, [path])
+    for name in (corpus for stage in profile.order for corpus in profile.stages[stage].data):
+        file = sample_file(name, profile.datasets[name]) if name in profile.datasets else Path(name)
+        if file.suffix == ".jsonl" and file.is_file():
+            corpora[name] = [file]
     items = sorted((data_dir() / "benchmarks" / "items").glob("*.test.jsonl"))
     return overlaps(corpora, {file.name.removesuffix(".test.jsonl"): file for file in items})

@@ -9,7 +9,7 @@ from anita_utils import checkout, contamination
 from anita_utils.contamination import Item, course_overlaps, find_leaks, overlaps, read_items, texts_of
 from anita_utils.data import read_jsonl
 from anita_utils.hub import data_dir
-from anita_utils.record import Run
+from anita_utils.profile import load_profile
 
 GOOSE = Item("goose", "What kind of animal is a goose?", ("A goose is a bird.",), ("A goose is a mammal.",))
 STORY = Item(
@@ -119,11 +119,26 @@ def test_planted_leaks_of_the_courses_own_items_are_found(items):
 
 
 def test_no_corpus_of_the_course_holds_an_item_of_its_benchmarks(runs):
-    rows = course_overlaps(Run.open("trial", "cpu"))
+    rows = course_overlaps(load_profile("cpu"))
     corpora = {"sft", "italian_text", "italian_replay", "dpo", "pretraining_sample"}
     assert {row["corpus"] for row in rows} == corpora and len(rows) == 5 * 12
     assert all(row["documents"] >= 1000 and row["items"] >= 200 for row in rows)
     assert [row for row in rows if row["leaked"]] == []
+
+
+def test_a_corpus_of_ones_own_is_searched_and_nothing_is_downloaded(runs, tmp_path, monkeypatch):
+    profile = load_profile("laptop")
+    monkeypatch.setattr(contamination, "overlaps", lambda corpora, benchmarks: [*corpora])
+    shipped = course_overlaps(profile)
+    assert len(shipped) == 5
+    [name, *_] = profile.datasets
+    sample = contamination.sample_file(name, profile.datasets[name])
+    sample.parent.mkdir(parents=True)
+    own = tmp_path / "mine.jsonl"
+    for file in (sample, own):
+        file.write_text('{"text": "Ciao."}', "utf-8")
+    profile.stages[profile.order[0]].data = [str(own), *profile.datasets]
+    assert course_overlaps(profile) == [*shipped, str(own), name]
 
 
 def test_a_planted_leak_is_counted_and_the_cache_follows_the_files(runs, tmp_path):
