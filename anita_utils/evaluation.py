@@ -25,7 +25,7 @@ from anita_utils.model import chat, held_for_evaluation, load_for_evaluation, lo
 from anita_utils.normalisation import normalise
 from anita_utils.profile import Profile
 from anita_utils.record import cache_dir, write_text
-from anita_utils.suites import FAMILIES, GUESSING, run_benchmarks, suite_named, without_bars  # noqa: F401
+from anita_utils.suites import FAMILIES, GUESSING, load_suite, run_benchmarks, suite_named, without_bars  # noqa: F401
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -250,9 +250,10 @@ def _measure(path: str | Path, profile: Profile, part: str) -> tuple[dict[str, l
     tokenizer = load_tokenizer(path)
     if tokenizer.chat_template is None:  # before the weights are read
         raise AnitaError(f"{shown(path)}: the tokenizer has no chat template: take a model that was tuned to chat")
+    tasks = load_suite(profile.evaluation.suite) if part == "benchmarks" else None
     model = load_for_evaluation(path, profile)
-    if part == "benchmarks":
-        return {}, run_benchmarks(model, tokenizer, profile)
+    if tasks:
+        return {}, run_benchmarks(model, tokenizer, profile, tasks)
     batch_size = profile.evaluation.batch_size
     answered = {
         name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")

@@ -141,10 +141,21 @@ def task_manager(suite: Suite) -> TaskManager:
     return TaskManager()
 
 
-def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile) -> list[Measurement]:
+def load_suite(name: str) -> list[tuple[Benchmark, list[Task]]]:
+    """All tasks of a suite with their data, before hours go into the first. AnitaError as for `load_tasks`."""
+    suite = suite_named(name)
+    with without_bars():
+        manager = task_manager(suite)
+        return [(one, load_tasks(one, manager)) for one in suite.benchmarks]
+
+
+def run_benchmarks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile, loaded: list | None = None
+) -> list[Measurement]:
     """The benchmarks of the profile's suite, the other of acc and acc_norm where there is one, and calibration.
 
-    A limit, the profile's or the suite's, is of items a task, of which MMLU has one for each of its 57 subjects.
+    loaded: what `load_suite` returned, if that was done before. A limit, the profile's or the suite's, is of items a
+    task, of which MMLU has one for each of its 57 subjects.
     AnitaError when a benchmark's task or data cannot be had, or holds no items.
     """
     from lm_eval.models.huggingface import HFLM
@@ -152,9 +163,8 @@ def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     suite = suite_named(profile.evaluation.suite)
     limit = min(filter(None, (profile.evaluation.limit, suite.limit)), default=None)
     measured, confidence = [], []
+    loaded = loaded or load_suite(profile.evaluation.suite)
     with without_bars():
-        manager = task_manager(suite)
-        loaded = [(one, load_tasks(one, manager)) for one in suite.benchmarks]  # all, before hours go into the first
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=profile.evaluation.batch_size)
         for (shots, chat), group in groupby(loaded, lambda pair: (pair[0].shots, pair[0].chat)):
             group = list(group)
