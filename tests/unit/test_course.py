@@ -260,7 +260,7 @@ def test_ablations_stay_out_of_the_results_and_benchmarks_come_first(runs):
     rows = [("train/seconds", 9), ("perplexity", 3), ("benchmark/arc", 0.5)]
     run.record("05", [{"stage": "base", "metric": metric, "value": value} for metric, value in rows])
     run.record("06", [{"stage": "base", "metric": "perplexity", "value": 7777, "arm": "dpo_only"}])
-    report = (write_report(run).parent / "report.md").read_text("utf-8")
+    report = (write_report(run).parent / "report.md").read_text("utf-8").partition("## Results")[2]
     assert report.index("benchmark/arc") < report.index("perplexity") < report.index("train/seconds")
     assert "7777.00" not in report
     assert "4 bits" not in report
@@ -280,7 +280,7 @@ def test_answers_are_shown_stage_by_stage_and_escaped(runs):
     answers = [dict(zip(keys, row, strict=True)) | {"language": "it"} for row in rows]
     (run.folder / "answers.json").write_text(json.dumps(answers), "utf-8")
     index = write_report(run).read_text("utf-8")
-    assert "<td>&lt;b&gt;Who?&lt;/b&gt;</td><td>Non lo so.</td>" in index
+    assert '<td class="answer">&lt;b&gt;Who?&lt;/b&gt;</td><td class="answer">Non lo so.</td>' in index
     (run.folder / "answers.json").write_text("[{}]", "utf-8")
     with pytest.raises(AnitaError, match=r"answers\.json is damaged"):
         write_report(run)
