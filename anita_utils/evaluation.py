@@ -155,7 +155,7 @@ def log_likelihoods(model, encoded: list[dict[str, list[int]]], batch_size: int)
         ids = torch.tensor([encoded[n]["input_ids"] + [0] * (width - len(encoded[n]["input_ids"])) for n in numbers])
         labels = torch.tensor([encoded[n]["labels"] + [IGNORED] * (width - len(encoded[n]["labels"])) for n in numbers])
         ids, labels = ids.to(model.device), labels[:, 1:].to(model.device)
-        places = (labels != IGNORED).any(0).nonzero().squeeze(1)  # the head is large, and most of a prompt goes unscored
+        places = (labels != IGNORED).any(0).nonzero().squeeze(1)  # of most prompts nothing is scored
         labels = labels[:, places]
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=places).logits.float()
