@@ -1,6 +1,6 @@
 """The exercises' checks: they pass the solutions, and explain the mistakes that students make.
 
-The wrong answers stand in wrong_exercises_*.py, a file for each lesson, written as a student would write them
+The wrong answers stand in wrong_exercises_*.py, a file for each lesson, written as a student would write them,
 not taken from the checks' own list of mistakes.
 """
 
