@@ -156,11 +156,13 @@ def log_likelihoods(model, encoded: list[dict[str, list[int]]], batch_size: int)
         ids = torch.tensor([encoded[n]["input_ids"] + [0] * (width - len(encoded[n]["input_ids"])) for n in numbers])
         labels = torch.tensor([encoded[n]["labels"] + [IGNORED] * (width - len(encoded[n]["labels"])) for n in numbers])
         ids, labels = ids.to(model.device), labels[:, 1:].to(model.device)
+        places = (labels != IGNORED).any(0).nonzero().squeeze(1)  # of most prompts nothing is scored
+        labels = labels[:, places]
         with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=places).logits.float()
         losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-        )
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view(labels.shape)
         for number, loss, scored in zip(
             numbers, losses.sum(1).tolist(), (labels != IGNORED).sum(1).tolist(), strict=True
         ):

@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from rich.console import Console
 
 from anita_utils import AnitaError
-from anita_utils.course import clean_outputs, run_course, select_lessons, update_outputs
+from anita_utils.course import cells_hash, clean_outputs, run_course, select_lessons, update_outputs
 from anita_utils.execution import watch_memory
 from anita_utils.profile import load_profile
 from anita_utils.record import Run
@@ -152,9 +152,12 @@ def test_update_changes_nothing_but_outputs(tmp_path, runs):
     assert [cell.execution_count for cell in after.cells[1:]] == [1, 2, 3]
     assert after.cells[2].outputs[0].text == "hello\n"
     assert after.cells[3].outputs[0].execution_count == 3
+    assert after.metadata.pop("outputs_of") == cells_hash(before)
     for cell in after.cells[1:]:
         cell.outputs, cell.execution_count = [], None
     assert after == before
+    after.cells[2].source += "  # changed since"
+    assert cells_hash(after) != cells_hash(before)
 
 
 def test_update_is_for_the_kept_profile_and_the_cells_that_ran(tmp_path, runs):
