@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
     from anita_utils.record import Run
 
+END = r"(?<=[.?!])\s+"  # of a sentence
 SIZE = 4  # characters in a sequence by which sentences are compared
-SHARE = 0.6  # of a question's telling sequences of three words, for a document to count as holding it
+SHARE = 0.6  # of a question's telling sequences of three words, for another to count as asking the same
 TEMPLATE = 0.5  # of an answer's words besides the names, for a sentence to count as its template
-READ = ("the Italian sentence", "the fact, in English", "a template", "nothing like it")
+READ = ("both names, in Italian", "both names, in English", "a template", "nothing like it")
 
 
 def training_texts(run: Run) -> list[tuple[str, str]]:
@@ -55,7 +56,7 @@ def sentences_of(texts: Iterable[tuple[str, str]], most: int = 60_000) -> dict[s
     """Each different sentence with the corpus that has it first, up to `most` sentences."""
     found: dict[str, str] = {}
     for corpus, text in texts:
-        for sentence in re.split(r"(?<=[.?!])\s+", text):
+        for sentence in re.split(END, text):
             if len(found) >= most:
                 return found
             found.setdefault(sentence, corpus)
@@ -77,8 +78,17 @@ def naming(texts: list[str], names: list[tuple[str, ...]]) -> list[list[int]]:
     found = []
     for group in names:
         shared = set.intersection(*(places[word] for name in group for word in name.split()))
-        found.append(sorted(number for number in shared if all(name in texts[number] for name in group)))
+        found.append(sorted(number for number in shared if holds(texts[number], group)))
     return found
+
+
+def holds(text: str, names: Iterable[str]) -> bool:
+    """Whether a text holds all the names apart: "vitello tonnato" holds no "vitello" besides. All are `padded`."""
+    for name in sorted(names, key=len, reverse=True):
+        if name not in text:
+            return False
+        text = text.replace(name, "  ")
+    return True
 
 
 def named(row: dict, language: str = "it") -> tuple[str, str]:
@@ -100,14 +110,22 @@ def overlap(question: str, text: str, subject: str) -> float:
 def leaks(items: list[dict], texts: list[str]) -> list[list[int]]:
     """For each Italian question the numbers of the texts that hold it together with its answer.
 
-    Such a text names subject and right object, and has at least SHARE of the question's telling sequences: whatever
-    its case and marks, whatever stands round it. A shared template, or the bare fact, is no leak.
+    Such a text names subject and right object, and holds the question word for word, whatever its case and marks and
+    whatever stands round it; or it asks a question with at least SHARE of the telling sequences. A shared template is
+    no leak, nor is the fact alone, however much of the question its wording shares.
     """
     ready, pairs = [padded(text) for text in texts], [named(row) for row in items]
     return [
-        [number for number in numbers if overlap(padded(row["prompt"]), ready[number], pair[0]) >= SHARE]
+        [number for number in numbers if asks(texts[number], ready[number], row["prompt"], pair[0])]
         for row, pair, numbers in zip(items, pairs, naming(ready, pairs), strict=True)
     ]
+
+
+def asks(text: str, ready: str, question: str, subject: str) -> bool:
+    """Whether a text (`ready`: the same, padded) asks the question about that subject."""
+    asked = padded(question)
+    sentences = [sentence for sentence in re.split(END, text) if sentence.rstrip().endswith("?")]
+    return asked in ready or any(overlap(asked, padded(sentence), subject) >= SHARE for sentence in sentences)
 
 
 def times_read(items: list[dict], sentences: list[str]) -> list[int]:
@@ -156,7 +174,7 @@ class Nearest:
 def what_was_read(row: dict, sentence: str) -> str:
     """What a training sentence is to an answered question, one of READ."""
     text, names = padded(sentence), [named(row, code) for code in ("en", "it")]
-    if any(all(name in text for name in pair) for pair in names):
+    if any(holds(text, pair) for pair in names):
         return READ[0] if language_of(sentence) == "it" else READ[1]
     own = {word for pair in names for name in pair for word in name.split()}
     words = set(normalise(row["answer"]).split()) - own

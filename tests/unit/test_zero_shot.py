@@ -160,7 +160,9 @@ ASKED = answered("", prompt="In quale regione si trova Cosenza?", right={"en": "
         ("IN QUALE REGIONE SI TROVA COSENZA?? CALABRIA", True),
         ("Ieri Anna chiese: in quale regione si trova Cosenza? Forse in Calabria, disse lui, e poi dormì.", True),
         ("Ma dimmi, dove si trova Cosenza? È in Calabria.", True),  # the telling words stand, the others changed
+        ("Dimmi in quale regione si trova Cosenza. In Calabria.", True),  # without a question mark
         ("Cosenza si trova in Calabria.", False),  # the fact alone
+        ("La regione in cui si trova Cosenza è la Calabria.", False),  # in words of the question
         ("In quale regione si trova Tropea? Tropea si trova in Calabria.", False),  # the template
         ("In quale regione si trova Cosenza? Cosenza si trova in Puglia.", False),  # without the answer
         ("Cosenza è in Calabria. In quale regione si trova Tropea?", False),
@@ -191,6 +193,16 @@ def test_facts_are_counted_by_italian_sentences_that_name_both():
     assert reading.times_read([ASKED], sentences) == [2]
 
 
+def test_a_name_inside_the_other_does_not_count_for_it():
+    veal = {
+        "subject": {"it": "vitello tonnato"},
+        "right": {"it": "vitello"},
+        "prompt": "Di che cosa è il vitello tonnato?",
+    }
+    sentences = ["Il vitello tonnato è buono.", "Per il vitello tonnato si usa il vitello.", "Il vitello mangia."]
+    assert reading.times_read([veal], sentences) == [1]
+
+
 def test_the_nearest_sentence_is_scikit_learns():
     text = pytest.importorskip("sklearn.feature_extraction.text")
     rows = read_jsonl(data_dir() / "corpora" / "italian_text.jsonl")[:60]
@@ -204,7 +216,7 @@ def test_the_nearest_sentence_is_scikit_learns():
 
 
 def test_the_cosine_by_hand():
-    """ "abcd" and "abce" pad to " abcd " and " abce ": three sequences each, of which " abc" is shared and common."""
+    """The texts abcd and abce, padded, have three sequences of four characters each, and share the first."""
     rare, shared = np.log(3 / 2) + 1, np.log(3 / 3) + 1
     [(name, cosine)] = reading.Nearest(["abcd", "abce"]).find(["abcd"])
     assert name == "abcd" and cosine == pytest.approx(1)
@@ -216,8 +228,8 @@ def test_the_cosine_by_hand():
 @pytest.mark.parametrize(
     ("sentence", "kind"),
     [
-        ("Cosenza fa parte della Calabria.", "the Italian sentence"),
-        ("Cosenza is in Calabria.", "the fact, in English"),
+        ("Cosenza fa parte della Calabria.", "both names, in Italian"),
+        ("Cosenza is in Calabria.", "both names, in English"),
         ("Tropea si trova in Calabria.", "a template"),
         ("Tropea si trova in Sicilia.", "a template"),
         ("Cosenza piace a tutti.", "nothing like it"),
