@@ -128,8 +128,9 @@ def asks(text: str, ready: str, question: str, subject: str) -> bool:
     return asked in ready or any(overlap(asked, padded(sentence), subject) >= SHARE for sentence in sentences)
 
 
-def times_read(items: list[dict], sentences: list[str]) -> list[int]:
-    """For each question how many different Italian sentences name its subject together with its right object."""
+def times_read(items: list[dict], sentences: Iterable[str]) -> list[int]:
+    """For each question how many of the sentences are Italian and name its subject together with its right object."""
+    sentences = list(sentences)
     found = naming([padded(sentence) for sentence in sentences], [named(row) for row in items])
     return [sum(language_of(sentences[number]) == "it" for number in numbers) for numbers in found]
 

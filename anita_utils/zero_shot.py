@@ -74,15 +74,16 @@ def plain_question(library: Library, fact: Fact, language: str, split: str) -> d
 def draw_questions(library: Library, count: int | None) -> list[dict]:
     """All questions of the lesson, up to `count` of a kind.
 
-    Splits: the four of `splits.py` in English and Italian; the same never-in-Italian facts in the `second_style`;
-    the two relations held out whole; `renamed` and `contradicted`, where the request itself tells the answer.
+    Splits: the four of `splits.py` in Italian, the last two in English too; the same never-in-Italian facts in the
+    `second_style`; the two relations held out whole, in both languages; `renamed` and `contradicted`, where the request
+    itself tells the answer.
     """
     facts = draw_facts(library, count)
     asked = [
         plain_question(library, fact, language, split)
         for split, members in facts.items()
         for fact in members
-        for language in LANGUAGES
+        for language in (LANGUAGES if split in SPLITS[2:] else ("it",))
     ]
     unread = facts["never_in_italian"]
     for fact in unread:
@@ -145,7 +146,8 @@ def judge(answered: list[dict]) -> list[dict]:
 def draw_choices(library: Library, facts: list[Fact]) -> list[dict]:
     """The Italian question on each fact, worded as for writing, with the right answer among three wrong ones."""
     rng = library.rng("zero_shot/choices")
-    return [fact_item(library, fact, "it", wording(library, fact, "it"), rng) for fact in facts]
+    items = [fact_item(library, fact, "it", wording(library, fact, "it"), rng) for fact in facts]
+    return [row | {"language": "it"} for row in items]
 
 
 def encode_choice(question: str, choice: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:

@@ -33,9 +33,8 @@ def test_every_kind_of_question_is_there_in_the_promised_number(questions):
     counts = {}
     for row in questions:
         counts[row["split"], row["language"]] = counts.get((row["split"], row["language"]), 0) + 1
-    both = {"base_italian": 20, "italian_chat": 20, "adapted": 40, "never_in_italian": 40}
-    both |= {"monument_region": 20, "patron_saint": 20}
-    italian = {"second_style": 40, "renamed": 20, "contradicted": 20}
+    both = {"adapted": 40, "never_in_italian": 40, "monument_region": 20, "patron_saint": 20}
+    italian = {"base_italian": 20, "italian_chat": 20, "second_style": 40, "renamed": 20, "contradicted": 20}
     assert counts == {(split, code): n for split, n in both.items() for code in ("en", "it")} | {
         (split, "it"): n for split, n in italian.items()
     }
