@@ -29,7 +29,7 @@ class Paired:
 
     def __init__(self, before: Sequence[float], after: Sequence[float]) -> None:
         self.before, self.after = np.array(before, float), np.array(after, float)
-        self.n = str(len(self.after))
+        self.size, self.n = len(self.after), str(len(self.after))
 
     def samples(self) -> np.ndarray:
         """The difference in bootstrap samples of the facts."""
@@ -54,7 +54,7 @@ class Groups:
 
     def __init__(self, first: Sequence[float], second: Sequence[float]) -> None:
         self.first, self.second = np.array(first, float), np.array(second, float)
-        self.n = f"{len(self.first)} and {len(self.second)}"
+        self.size, self.n = min(len(self.first), len(self.second)), f"{len(self.first)} and {len(self.second)}"
 
     def samples(self) -> np.ndarray:
         return _means(self.first) - _means(self.second, seed=1)
@@ -87,7 +87,7 @@ class Matched:
         self.hits, self.swaps = [np.array(table, float) for table in hits], swaps
         self.own = np.concatenate([np.diag(table) for table in self.hits] or [np.empty(0)])
         self.habit = np.concatenate([table.mean(1) for table in self.hits] or [np.empty(0)])
-        self.n = str(len(self.own))
+        self.size, self.n = len(self.own), str(len(self.own))
 
     def samples(self) -> np.ndarray:
         return _means(self.own - self.habit)
@@ -118,6 +118,17 @@ def _means(values: np.ndarray, seed: int = 0) -> np.ndarray:
     return cluster_draws(len(values), seed) @ values / len(values) if len(values) else np.array([nan])
 
 
+def interval(comparison: Comparison) -> tuple[float, float]:
+    """The 95 % interval of the difference, by the bootstrap over facts.
+
+    Where no fact differs from another all samples are the same, though so few facts prove no such thing: there it
+    reaches 3 / n to either side, as the 95 % limit of a share does of which 0 of n were seen (the rule of three).
+    """
+    low, high = np.percentile(comparison.samples(), [2.5, 97.5])
+    width = 3 / comparison.size if low == high else 0.0
+    return float(low - width), float(high + width)
+
+
 def verdict(difference: float, high: float, p_holm: float) -> str:
     """supported: beyond chance, and above zero. not supported: the interval ends below MARGIN. Else undecided."""
     if p_holm < LEVEL and difference > 0:
@@ -133,10 +144,10 @@ def verdicts(claims: dict[str, Comparison]) -> list[dict]:
     rows = []
     for claim, comparison in claims.items():
         difference = comparison.difference()
-        low, high = np.percentile(comparison.samples(), [2.5, 97.5])
-        rows.append({"claim": claim, "difference": difference, "ci_low": float(low), "ci_high": float(high),
-                     "n": comparison.n, "test": comparison.test,
-                     "p": 1.0 if np.isnan(difference) else comparison.p()})  # fmt: skip
+        low, high = interval(comparison)
+        p = 1.0 if np.isnan(difference) else comparison.p()
+        rows.append({"claim": claim, "difference": difference, "ci_low": low, "ci_high": high, "n": comparison.n,
+                     "test": comparison.test, "p": p})  # fmt: skip
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"], row["verdict"] = p, verdict(row["difference"], row["ci_high"], p)
     return rows

@@ -292,6 +292,14 @@ def test_a_verdict_is_computed(difference, high, p_holm, expected):
     assert verdict(difference, high, p_holm) == expected
 
 
+def test_where_no_fact_differs_the_interval_is_that_of_none_of_n():
+    """Clopper and Pearson's upper limit, 1 - 0.05 ** (1 / n), is nearly 3 / n."""
+    for n, decided in ((20, "undecided at this n"), (60, "not supported")):
+        [row] = verdicts({"same": Paired([1] * n, [1] * n)})
+        assert row["ci_high"] == pytest.approx(1 - 0.05 ** (1 / n), rel=0.1) and row["ci_low"] == -row["ci_high"]
+        assert row["verdict"] == decided
+
+
 def claims(rng, effect):
     """Three claims on simulated facts, alike but for `effect`."""
     before = rng.random(80) < 0.4
