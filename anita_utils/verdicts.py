@@ -126,7 +126,7 @@ def interval(comparison: Comparison) -> tuple[float, float]:
     """
     low, high = np.percentile(comparison.samples(), [2.5, 97.5])
     width = 3 / comparison.size if low == high else 0.0
-    return float(low - width), float(high + width)
+    return max(-1.0, float(low - width)), min(1.0, float(high + width))
 
 
 def verdict(difference: float, high: float, p_holm: float) -> str:
@@ -139,7 +139,7 @@ def verdict(difference: float, high: float, p_holm: float) -> str:
 def verdicts(claims: dict[str, Comparison]) -> list[dict]:
     """A row for each claim: difference with its 95 % interval, n, test, p, Holm's p over all claims, verdict.
 
-    Where a group is empty, difference and interval are nan, p is 1 and the verdict undecided.
+    Where a group is empty the difference is nan, the interval holds all there is, p is 1 and the verdict undecided.
     """
     rows = []
     for claim, comparison in claims.items():

@@ -298,6 +298,7 @@ def test_where_no_fact_differs_the_interval_is_that_of_none_of_n():
         [row] = verdicts({"same": Paired([1] * n, [1] * n)})
         assert row["ci_high"] == pytest.approx(1 - 0.05 ** (1 / n), rel=0.1) and row["ci_low"] == -row["ci_high"]
         assert row["verdict"] == decided
+    assert verdicts({"all": Paired([0] * 9, [1] * 9)})[0]["ci_high"] == 1.0
 
 
 def claims(rng, effect):
