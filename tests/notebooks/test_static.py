@@ -23,6 +23,7 @@ LESSONS = [
     "03_qlora_italian",
     "04_dpo",
     "05_evaluation",
+    "07_zero_shot_italian",
 ]
 PARAMETERS = {"profile", "run", "seed"}
 # What every lesson has after its parameters: nothing happens but on Colab.

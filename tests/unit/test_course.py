@@ -120,6 +120,14 @@ def test_formulas_the_converter_does_not_know_stay_readable():
     assert 'display="block"' in page
 
 
+def test_a_pictures_alternative_text_is_on_the_page():
+    picture = new_output("display_data", {"image/png": "iVBORw0KGgo="})
+    told = new_output("display_data", picture.data, metadata={"image/png": {"alt": 'Bars, "sft" < "dpo"'}})
+    page = lesson_html(new_notebook(cells=[new_code_cell("", outputs=[told, picture])]), "t").partition("<body")[2]
+    first, second = re.findall(r"<img[^>]* alt=('[^']*'|\"[^\"]*\")", page)
+    assert first[1:-1] == 'Bars, "sft" &lt; "dpo"' and "No description" in second
+
+
 def test_a_badge_becomes_words_where_nothing_is_loaded():
     page = lesson_html(new_notebook(cells=[new_markdown_cell("[![Open](https://x.org/b.svg)](https://x.org/a)")]), "t")
     assert '<a href="https://x.org/a">Open</a>' in page
