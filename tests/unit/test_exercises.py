@@ -20,6 +20,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from test_exercises_audit import WRONG as WRONG_08
 
 from anita_utils import AnitaError, exercises
 from anita_utils.exercises.checking import Between, Exercise, judge, plain, same, written
@@ -262,6 +263,7 @@ WRONG = [
     ("cluster_interval", items_drawn_alone, "Too narrow"),
     ("cluster_interval", ninety_per_cent, "90 %"),
     ("cluster_interval", shuffled_only, "*with* replacement"),
+    *WRONG_08,
 ]
 
 
