@@ -18,8 +18,10 @@ INSTALLED := $(VENV)/.installed
 course: $(INSTALLED)
 	$(VENV)/bin/anita course $(ARGS)
 
+# The unit tests two at a time, on a core each; the lessons one after another, on all cores.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit --numprocesses 2 --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest tests/notebooks $(ARGS)
 
 soak: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m soak $(ARGS)
