@@ -2,22 +2,26 @@
 # make test     install into .venv, run all tests and the linter
 # make soak     install into .venv, run the tests that take long
 # make lab      install into .venv, open the lessons in JupyterLab
+# make browser  open the latest run's report in Chromium at three widths; CHROMIUM=path names another
 # make colab-check   hold what Colab's set-up installs against what Colab has; asks the package index, installs nothing
 #
 # PYTHON=python3.12 chooses the interpreter, ARGS="--only 02" is handed on to the command.
 
 PYTHON ?= python3
 ARGS ?=
+CHROMIUM ?= chromium
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: course test soak lint lab colab-check
+.PHONY: course test soak lint lab browser colab-check
 
 course: $(INSTALLED)
 	$(VENV)/bin/anita course $(ARGS)
 
+# The unit tests two at a time, on a core each; the lessons one after another, on all cores.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit --numprocesses 2 --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest tests/notebooks $(ARGS)
 
 soak: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m soak $(ARGS)
@@ -27,6 +31,9 @@ lint: $(INSTALLED)
 
 lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab notebooks
+
+browser: $(INSTALLED)
+	$(VENV)/bin/python scripts/browser.py --chromium "$(CHROMIUM)" $(ARGS)
 
 colab-check: $(INSTALLED)
 	$(VENV)/bin/python scripts/check_colab.py --pip

@@ -95,18 +95,9 @@ def pin(profile: Annotated[str, typer.Argument(help="A profile's name, or the pa
     print(yaml.safe_dump(pins, sort_keys=False).rstrip() if pins else "# nothing to pin: no revision is null")
 
 
-for command in (commands.plan, commands.train, commands.ablate):
+for command in (commands.plan, commands.train, commands.ablate, commands.report):
     app.command()(command)
 app.command("eval")(commands.evaluate)
-
-
-@app.command()
-def report(run: Annotated[str, typer.Option(help="The run's name under runs/.")] = "latest") -> None:
-    """Build index.html and report.md of a run anew."""
-    from anita_utils.record import Run
-    from anita_utils.report import write_report
-
-    print(shown(write_report(Run.load(run))))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that plan, train and measure: plan, train, ablate, eval. cli.py makes them part of `anita`."""
+"""The commands that plan, train, measure and report: plan, train, ablate, eval, report. cli.py adds them to `anita`."""
 
 from __future__ import annotations
 
@@ -177,3 +177,19 @@ def evaluate(
     if dry:
         raise typer.Exit(dry_run(settings.evaluation.suite, as_json))
     evaluate_models(model, against, settings, as_json)
+
+
+def report(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="A run under runs/, or two to be compared.", show_default="latest")
+    ] = None,
+) -> None:
+    """Build index.html and report.md of a run anew; of two runs, a page with their paired differences."""
+    from anita_utils.record import Run
+    from anita_utils.report import write_report
+    from anita_utils.side_by_side import write_comparison
+
+    loaded = [Run.load(name) for name in runs or ["latest"]]
+    if len(loaded) > 2:
+        raise AnitaError(f"{len(loaded)} runs named: give one, or two to be compared")
+    print(shown(write_comparison(*loaded) if len(loaded) == 2 else write_report(loaded[0])))

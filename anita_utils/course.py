@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -146,7 +147,8 @@ def _sources(cells: list[nbformat.NotebookNode]) -> list[str]:
 def update_outputs(lesson: Path, executed: nbformat.NotebookNode) -> None:
     """Writes the outputs of an executed lesson into the lesson itself, and nothing else: a diff shows only outputs.
 
-    Cells are counted as if there had been no injected one. AnitaError if the lesson's cells are others by now.
+    The lesson also keeps `cells_hash` of what ran, so that outputs older than their cells are found out. Cells are
+    counted as if there had been no injected one. AnitaError if the lesson's cells are others by now.
     """
     source = nbformat.read(lesson, as_version=nbformat.NO_CONVERT)
     cells = _without_injected(executed)
@@ -159,7 +161,14 @@ def update_outputs(lesson: Path, executed: nbformat.NotebookNode) -> None:
         for output in old.outputs:
             if "execution_count" in output:
                 output.execution_count = count
+    source.metadata["outputs_of"] = cells_hash(source)
     nbformat.write(source, lesson)
+
+
+def cells_hash(notebook: nbformat.NotebookNode) -> str:
+    """A hash of the code of all cells, in order: that of the cells which the stored outputs came from."""
+    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def clean_outputs(notebook: nbformat.NotebookNode, root: Path | None = None) -> nbformat.NotebookNode:

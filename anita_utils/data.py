@@ -69,10 +69,10 @@ def encode_chat(
         if message["role"] != "assistant":
             continue
         start = len(render(messages[:turn], tokenizer, add_generation_prompt=True))
-        end = len(render(messages[: turn + 1], tokenizer))
-        if ids[:end] != render(messages[: turn + 1], tokenizer):
+        upto = ids if turn + 1 == len(messages) else render(messages[: turn + 1], tokenizer)
+        if ids[: len(upto)] != upto:
             raise AnitaError("the chat template rewrites earlier turns: use one that only adds to them")
-        labels[start:end] = ids[start:end]
+        labels[start : len(upto)] = ids[start : len(upto)]
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
@@ -82,7 +82,9 @@ def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generat
 
 
 def encode(document: dict, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
-    """A row {"text": …} or {"messages": […]} as input_ids and labels."""
+    """A row {"text": …} or {"messages": […]} as input_ids and labels; one that was encoded before stays as it is."""
+    if "input_ids" in document:
+        return {name: document[name][:max_length] for name in ("input_ids", "labels")}
     if "messages" in document:
         return encode_chat(document["messages"], tokenizer, max_length)
     if "text" in document:

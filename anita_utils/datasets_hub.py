@@ -156,16 +156,21 @@ def _stream(name: str, settings: HubData) -> Iterator[dict]:
         ) from error
 
 
+def sample_file(name: str, settings: HubData) -> Path:
+    """Where the sample lies in the cache that all runs share, once it is fetched."""
+    known = [VERSION, name, settings.model_dump()]
+    if settings.files and Path(settings.files).is_file():
+        known.append(hashlib.sha256(Path(settings.files).read_bytes()).hexdigest())
+    key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir() / "datasets" / f"{name.replace('/', '--')}-{key}.jsonl"
+
+
 def fetch(name: str, settings: HubData) -> Path:
     """The sample as a .jsonl file in the cache that all runs share; downloaded where it is not there yet.
 
     A licence that forbids commercial use is said before the download begins. A download that breaks off leaves nothing.
     """
-    known = [VERSION, name, settings.model_dump()]
-    if settings.files and Path(settings.files).is_file():
-        known.append(hashlib.sha256(Path(settings.files).read_bytes()).hexdigest())
-    key = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-    file = cache_dir() / "datasets" / f"{name.replace('/', '--')}-{key}.jsonl"
+    file = sample_file(name, settings)
     if file.is_file():
         return file
     if NON_COMMERCIAL.search(settings.licence):

@@ -160,7 +160,7 @@ def find(measured: list[Measurement], measure: str) -> list[Measurement]:
         margins = [m for m in measured if m.metric == "preference_margin"]
         found = [replace(m, metric=metric, scores=[float(score > 0) for score in m.scores]) for m in margins]
     else:
-        found = [m for m in measured if m.name == (metric, language, split)]
+        found = [m for m in measured if m.name == (metric, language, split) and not m.bins]
     if not found:
         known = ", ".join(" ".join(filter(None, m.name)) for m in measured)
         known = f"benchmark/mean en, benchmark/mean it, preference_accuracy_logprob, {known}"

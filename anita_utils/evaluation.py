@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import defaultdict
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from anita_utils.model import chat, held_for_evaluation, load_for_evaluation, lo
 from anita_utils.normalisation import normalise
 from anita_utils.profile import Profile
 from anita_utils.record import cache_dir, write_text
-from anita_utils.suites import FAMILIES, GUESSING, run_benchmarks, suite_named, without_bars  # noqa: F401
+from anita_utils.suites import FAMILIES, GUESSING, load_suite, run_benchmarks, suite_named, without_bars  # noqa: F401
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +37,7 @@ MARKS = {
     "it": {"è", "sono", "era", "erano", "fu", "furono", "ha", "hanno", "viene", "vengono"},
 }
 PARTS = ("answers", "benchmarks")  # of an evaluation, each cached by itself
-VERSION = 3  # raise it when a measure changes, so that no cached figure is taken for a new one
+VERSION = 4  # raise it when a measure changes, so that no cached figure is taken for a new one
 
 
 # ---------------------------------------------------------------- small judges
@@ -155,11 +156,13 @@ def log_likelihoods(model, encoded: list[dict[str, list[int]]], batch_size: int)
         ids = torch.tensor([encoded[n]["input_ids"] + [0] * (width - len(encoded[n]["input_ids"])) for n in numbers])
         labels = torch.tensor([encoded[n]["labels"] + [IGNORED] * (width - len(encoded[n]["labels"])) for n in numbers])
         ids, labels = ids.to(model.device), labels[:, 1:].to(model.device)
+        places = (labels != IGNORED).any(0).nonzero().squeeze(1)  # of most prompts nothing is scored
+        labels = labels[:, places]
         with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=places).logits.float()
         losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-        )
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view(labels.shape)
         for number, loss, scored in zip(
             numbers, losses.sum(1).tolist(), (labels != IGNORED).sum(1).tolist(), strict=True
         ):
@@ -168,7 +171,11 @@ def log_likelihoods(model, encoded: list[dict[str, list[int]]], batch_size: int)
 
 
 def perplexity(model, tokenizer, items: list[dict], batch_size: int) -> list[Measurement]:
-    """exp of the mean negative log-likelihood a token, per language, on texts kept out of training."""
+    """exp of the mean negative log-likelihood a token, per language, on texts kept out of training; and bits a byte.
+
+    A tokeniser of longer tokens has fewer of them, each harder to guess: perplexities of two tokenisers do not compare.
+    Bits a byte of UTF-8 do; both count the end of a text as part of it.
+    """
     measured = []
     for language in ("en", "it"):
         texts = [item for item in items if item["language"] == language]
@@ -176,6 +183,9 @@ def perplexity(model, tokenizer, items: list[dict], batch_size: int) -> list[Mea
         totals, counts = log_likelihoods(model, encoded, batch_size)
         clusters, weights = [item["cluster"] for item in texts], [float(count) for count in counts]
         measured.append(Measurement("perplexity", language, None, [-total for total in totals], clusters, weights))
+        lengths = [float(len(item["text"].encode())) for item in texts]
+        bits = [-total / math.log(2) for total in totals]
+        measured.append(Measurement("bits_per_byte", language, None, bits, clusters, lengths))
     return measured
 
 
@@ -195,8 +205,9 @@ def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True) -> lis
 
     benchmarks: False leaves them out, the slower half.
     """
-    measured = _cached(path, profile, "answers")[1]
-    return [*(_cached(path, profile, "benchmarks")[1] if benchmarks else []), *measured]
+    # The benchmarks first: one that is broken is told before minutes go into answers
+    measured = _cached(path, profile, "benchmarks")[1] if benchmarks else []
+    return [*measured, *_cached(path, profile, "answers")[1]]
 
 
 def answers_of(path: str | Path, profile: Profile) -> dict[str, list[dict]]:
@@ -241,9 +252,10 @@ def _measure(path: str | Path, profile: Profile, part: str) -> tuple[dict[str, l
     tokenizer = load_tokenizer(path)
     if tokenizer.chat_template is None:  # before the weights are read
         raise AnitaError(f"{shown(path)}: the tokenizer has no chat template: take a model that was tuned to chat")
+    tasks = load_suite(profile.evaluation.suite) if part == "benchmarks" else None
     model = load_for_evaluation(path, profile)
-    if part == "benchmarks":
-        return {}, run_benchmarks(model, tokenizer, profile)
+    if tasks:
+        return {}, run_benchmarks(model, tokenizer, profile, tasks)
     batch_size = profile.evaluation.batch_size
     answered = {
         name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")

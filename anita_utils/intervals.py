@@ -20,6 +20,7 @@ class Measurement:
 
     scores and weights: the figure is sum(scores) / sum(weights), through exp for a perplexity; weights are 1 for shares
     and token counts for perplexity. clusters: the fact, myth or topic behind each item; intervals resample those.
+    bins: where each item's score belongs, if scores are to cancel within a bin only: an expected calibration error.
     """
 
     metric: str
@@ -28,36 +29,43 @@ class Measurement:
     scores: list[float]
     clusters: list[str]
     weights: list[float] | None = None
+    bins: list[int] | None = None
 
     @property
     def name(self) -> tuple[str, str, str | None]:
         return self.metric, self.language, self.split
 
     def totals(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Scores and weights added up by cluster, and the clusters."""
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        """Scores and weights added up by cluster, and the clusters; with bins, the scores are clusters × bins."""
+        bins = self.bins or [0] * len(self.scores)
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * (2 + max(bins, default=0)))
         weights = self.weights or [1.0] * len(self.scores)
-        for cluster, score, weight in zip(self.clusters, self.scores, weights, strict=True):
-            sums[cluster][0] += score
-            sums[cluster][1] += weight
+        for cluster, score, weight, place in zip(self.clusters, self.scores, weights, bins, strict=True):
+            sums[cluster][0] += weight
+            sums[cluster][1 + place] += score
         names = sorted(sums)
         table = np.array([sums[name] for name in names])
-        return table[:, 0], table[:, 1], names
+        return table[:, 1:] if self.bins else table[:, 1], table[:, 0], names
 
     def figure(self, score: np.ndarray | float, weight: np.ndarray | float) -> np.ndarray | float:
+        if self.bins:
+            return np.abs(score).sum(-1) / weight
         ratio = score / weight
         return np.exp(ratio) if self.metric == "perplexity" else ratio
 
     @property
     def value(self) -> float:
         scores, weights, _ = self.totals()
-        return float(self.figure(scores.sum(), weights.sum()))
+        return float(self.figure(scores.sum(0), weights.sum()))
 
     def resampled(self, seed: int = 0) -> np.ndarray:
         """The figure in RESAMPLES bootstrap samples of clusters; the same clusters and seed give the same samples."""
         scores, weights, names = self.totals()
         draws = cluster_draws(len(names), seed)
-        return self.figure(draws @ scores, draws @ weights)
+        samples = self.figure(draws @ scores, draws @ weights)
+        if self.bins:  # chance alone makes a binned error larger, so samples lie above it: turned round, they do not
+            return np.maximum(0, 2 * self.value - samples)
+        return samples
 
 
 def cluster_draws(clusters: int, seed: int = 0) -> np.ndarray:

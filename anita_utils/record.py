@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +63,15 @@ def write_text(file: Path, text: str) -> None:
     except OSError:  # a full disk, say
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remembered(kind: str, key: Any, make: Callable[[], Any]) -> Any:
+    """What `make` returns, as JSON; from the cache that all runs share where it was made before under the same key."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache_dir() / kind / f"{digest}.json"
+    if not file.is_file():
+        write_text(file, json.dumps(make(), ensure_ascii=False))
+    return json.loads(file.read_text("utf-8"))
 
 
 def clock(seconds: float) -> str:
@@ -208,10 +218,16 @@ class Run:
         return rows
 
     def save_figure(self, figure, notebook: str, name: str) -> Path:
-        """Saves a matplotlib `figure` of a lesson as PNG; returns the file, figures/<notebook>-<name>.png."""
+        """Saves a matplotlib `figure` of a lesson as PNG; returns the file, figures/<notebook>-<name>.png.
+
+        What it shows is written beside it, for the report's readers who cannot see it.
+        """
+        from anita_utils.figures import describe
+
         file = self.folder / "figures" / f"{notebook}-{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150, bbox_inches="tight")
+        write_text(file.with_suffix(".txt"), describe(figure))
         return file
 
     def model_dir(self, stage: str) -> Path:

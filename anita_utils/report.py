@@ -16,7 +16,9 @@ import jinja2
 import nbformat
 import pandas
 
-from anita_utils import AnitaError, shown
+from anita_utils import AnitaError, shown, tables
+from anita_utils.comparison import compared, stored
+from anita_utils.figures import figure_texts, with_alternative_texts
 from anita_utils.record import Run, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,9 +35,11 @@ METRICS = [
     ("benchmark_norm/", "share"),
     ("italian/", "share"),
     ("overconfidence", "share"),
+    ("benchmark_calibration_error", "share"),
     ("chat/", "share"),
     ("answer_words", "number"),
     ("perplexity", "number"),
+    ("bits_per_byte", "number"),
     ("language_fidelity", "share"),
     ("refusal/", "share"),
     ("preference_accuracy", "share"),
@@ -62,17 +66,21 @@ FORMATS = {
 
 def write_report(run: Run) -> Path:
     """Writes report.md and index.html of `run` anew; returns the latter. AnitaError for damaged records."""
+    content = _content(run)
+    render("report.md.j2", content, run.folder / "report.md")
+    return render("index.html.j2", content, run.folder / "index.html")
+
+
+def render(template: str, content: dict[str, Any], file: Path) -> Path:
+    """Writes one of the templates, filled; returns the file."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    content = _content(run)
-    index = run.folder / "index.html"
-    write_text(index, environment.get_template("index.html.j2").render(content))
-    write_text(run.folder / "report.md", environment.get_template("report.md.j2").render(content))
-    return index
+    write_text(file, environment.get_template(template).render(content))
+    return file
 
 
 def _content(run: Run) -> dict[str, Any]:
@@ -82,6 +90,10 @@ def _content(run: Run) -> dict[str, Any]:
     recipe = metrics[metrics["arm"] == "recipe"]
     measured = [stage for stage in recipe["stage"].unique() if stage != "difference"]
     stages = [stage for stage in ["base", *run.profile.order] if stage in measured]
+    known, kept = tables.latest(metrics), stored(run)
+    changes = {s: compared(kept["base"], kept[s]) for s in stages if s != "base" and {"base", s} <= kept.keys()}
+    sheets = [tables.headline(known, stages, changes), tables.forgetting(changes)]
+    sheets += tables.published_sheets(known, stages, run.profile.evaluation.suite)
     stages += [stage for stage in measured if stage not in stages]
     answers, rows = read_answers(run), results(recipe, stages)
     return {
@@ -91,13 +103,15 @@ def _content(run: Run) -> dict[str, Any]:
         "commit": (info.get("commit") or "unknown").replace("+", " (with changes)"),
         "caption": CAPTION + IN_4_BITS * bool(run.profile.evaluation.bits),
         "stages": stages,
+        "sheets": [sheet for sheet in sheets if sheet.rows],
         "results": [row for row in rows if row["place"] < len(METRICS)],
         "others": [row for row in rows if row["place"] >= len(METRICS)],
+        "more": [sheet for sheet in (tables.costs(run), tables.leaks(run)) if sheet.rows],
         "answers": answers,
         "answer_stages": list(dict.fromkeys(chain.from_iterable(prompt["stages"] for prompt in answers))),
         "lessons": [_lesson(name, lesson) for name, lesson in info["lessons"].items()],
-        "figures": sorted(figure.name for figure in (run.folder / "figures").glob("*.png")),
-        "machine": _machine(info),
+        "figures": figure_texts(run.folder),
+        "machine": machine_text(info),
     }
 
 
@@ -176,7 +190,8 @@ def _lesson(name: str, lesson: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _machine(info: dict[str, Any]) -> dict[str, str]:
+def machine_text(info: dict[str, Any]) -> dict[str, str]:
+    """Processor, memory, GPU, system and libraries of a run.json, as text."""
     machine = info.get("machine", {})
     memories = [key for key in ("memory_bytes", "gpu_memory_bytes") if machine.get(key)]
     gibibytes = {key: f"{machine[key] / 2**30:.1f} GiB" for key in memories}
@@ -195,7 +210,7 @@ def lesson_html(notebook: nbformat.NotebookNode, title: str) -> str:
     exporter = _exporter_class()(
         template_name="lesson", extra_template_basedirs=[str(TEMPLATES)], embed_images=True, anchor_link_text=""
     )
-    page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
+    page, _ = exporter.from_notebook_node(with_alternative_texts(notebook), resources={"metadata": {"name": title}})
     return page
 
 

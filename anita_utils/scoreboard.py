@@ -126,7 +126,7 @@ def tests_table(tests: list[dict[str, Any]], title: str) -> Table:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is shown in per cent."""
-    return metric not in ("perplexity", "answer_words")
+    return metric not in ("perplexity", "bits_per_byte", "answer_words")
 
 
 def _text(value: float, percent: bool) -> str:

@@ -26,8 +26,11 @@ ROUNDING = 1e-9  # two sums of the same numbers in another order are still equal
 def cluster_differences(before: Measurement, after: Measurement) -> np.ndarray | None:
     """After's scores less before's, added up by cluster; None when the two do not weigh the same items.
 
-    Perplexities under two tokenisers are such a case: their tokens are not the same, so nothing can be swapped.
+    Perplexities under two tokenisers are such a case: their tokens are not the same, so nothing can be swapped. Nor can
+    parts of a binned error, which is no sum over items.
     """
+    if before.bins or after.bins:
+        return None
     (old, old_weights, names), (new, new_weights, others) = before.totals(), after.totals()
     if names != others or not np.array_equal(old_weights, new_weights):
         return None

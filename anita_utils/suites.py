@@ -108,6 +108,7 @@ SUITES = {
         )
     ),
 }
+BINS = 10  # of how sure a model is, each a tenth wide
 PROMPT_NUMBER = re.compile(r"_(prompt-|p)\d+$")
 
 # What blind guessing scores on them. ARC's is near enough: a few items have three or five answers. Not known for
@@ -140,10 +141,21 @@ def task_manager(suite: Suite) -> TaskManager:
     return TaskManager()
 
 
-def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile) -> list[Measurement]:
-    """The benchmarks of the profile's suite, the other of acc and acc_norm where there is one, and overconfidence.
+def load_suite(name: str) -> list[tuple[Benchmark, list[Task]]]:
+    """All tasks of a suite with their data, before hours go into the first. AnitaError as for `load_tasks`."""
+    suite = suite_named(name)
+    with without_bars():
+        manager = task_manager(suite)
+        return [(one, load_tasks(one, manager)) for one in suite.benchmarks]
 
-    A limit, the profile's or the suite's, is of items a task, of which MMLU has one for each of its 57 subjects.
+
+def run_benchmarks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile, loaded: list | None = None
+) -> list[Measurement]:
+    """The benchmarks of the profile's suite, the other of acc and acc_norm where there is one, and calibration.
+
+    loaded: what `load_suite` returned, if that was done before. A limit, the profile's or the suite's, is of items a
+    task, of which MMLU has one for each of its 57 subjects.
     AnitaError when a benchmark's task or data cannot be had, or holds no items.
     """
     from lm_eval.models.huggingface import HFLM
@@ -151,9 +163,8 @@ def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     suite = suite_named(profile.evaluation.suite)
     limit = min(filter(None, (profile.evaluation.limit, suite.limit)), default=None)
     measured, confidence = [], []
+    loaded = loaded or load_suite(profile.evaluation.suite)
     with without_bars():
-        manager = task_manager(suite)
-        loaded = [(one, load_tasks(one, manager)) for one in suite.benchmarks]  # all, before hours go into the first
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=profile.evaluation.batch_size)
         for (shots, chat), group in groupby(loaded, lambda pair: (pair[0].shots, pair[0].chat)):
             group = list(group)
@@ -164,7 +175,7 @@ def run_benchmarks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
                 measured += _scored(benchmark, items)
                 if benchmark.score in ("acc", "acc_norm") and benchmark.family != "truthfulqa":  # one answer is right
                     confidence += [(benchmark.language, *pair) for pair in items if _ranked(pair[1])]
-    return [*measured, *_overconfidence(confidence)]
+    return [*measured, *_calibration(confidence)]
 
 
 def load_tasks(benchmark: Benchmark, manager: TaskManager) -> list[Task]:
@@ -234,16 +245,23 @@ def _ranked(sample: dict) -> bool:
     return "acc" in sample and len(sample["filtered_resps"]) > 1
 
 
-def _overconfidence(items: list[tuple[str, str, dict]]) -> list[Measurement]:
-    """How much surer the model is than it is right: its share of probability on the answer it ranks first, less acc."""
+def _calibration(items: list[tuple[str, str, dict]]) -> list[Measurement]:
+    """How much surer the model is than it is right: its share of probability on the answer it ranks first, less acc.
+
+    On average, where too sure here and too careful there cancel; and within bins of equal width by how sure it is,
+    where they do not: the expected calibration error (Naeini and others, 2015).
+    """
     measured = []
     for language in sorted({language for language, _, _ in items}):
         asked = [(cluster, sample) for code, cluster, sample in items if code == language]
-        gaps = []
+        sure = []
         for _, sample in asked:
             likelihoods = np.array([likelihood for likelihood, _ in sample["filtered_resps"]])
-            gaps.append(float(1 / np.exp(likelihoods - likelihoods.max()).sum() - sample["acc"]))
-        measured.append(Measurement("overconfidence", language, None, gaps, [cluster for cluster, _ in asked]))
+            sure.append(float(1 / np.exp(likelihoods - likelihoods.max()).sum()))
+        gaps = [share - sample["acc"] for share, (_, sample) in zip(sure, asked, strict=True)]
+        bins, clusters = [min(int(share * BINS), BINS - 1) for share in sure], [cluster for cluster, _ in asked]
+        measured.append(Measurement("overconfidence", language, None, gaps, clusters))
+        measured.append(Measurement("benchmark_calibration_error", language, None, gaps, clusters, bins=bins))
     return measured
 
 

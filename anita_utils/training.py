@@ -147,15 +147,17 @@ def load_for_training(stage: Stage):
     return model, load_tokenizer(stage.parent_path)
 
 
-def training_rows(stage: Stage, tokenizer) -> Dataset:
+def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) -> Dataset:
     """The stage's data as its trainer takes it: packed rows for SFT and text, preference pairs for DPO.
+
+    documents: the stage's own, where they have been encoded already and need not be once more.
 
     TRL's DPO packs nothing, so the pairs come in batches of like length, and the trainer must keep that order (its
     own `group_by_length` looks for a column that its DPO does not have, and raises).
     """
     from datasets import Dataset
 
-    documents = stage.documents()
+    documents = documents or stage.documents()
     if stage.name == "dpo":
         if "chosen" not in documents[0]:
             names = ", ".join(stage.settings.data)

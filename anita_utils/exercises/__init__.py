@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anita_utils import AnitaError
-from anita_utils.exercises import lesson01, lesson02, lesson03, lesson04, lesson05
+from anita_utils.exercises import lesson01, lesson02, lesson03, lesson04, lesson05, lesson07, lesson08
 from anita_utils.exercises.checking import Verdict, judge
 
 LESSONS = {
@@ -22,6 +22,8 @@ LESSONS = {
     "03_qlora_italian": lesson03.EXERCISES,
     "04_dpo": lesson04.EXERCISES,
     "05_evaluation": lesson05.EXERCISES,
+    "07_zero_shot_italian": lesson07.EXERCISES,
+    "08_bias_and_safety": lesson08.EXERCISES,
 }
 EXERCISES = {name: exercise for lesson in LESSONS.values() for name, exercise in lesson.items()}
 

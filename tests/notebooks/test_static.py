@@ -23,6 +23,8 @@ LESSONS = [
     "03_qlora_italian",
     "04_dpo",
     "05_evaluation",
+    "07_zero_shot_italian",
+    "08_bias_and_safety",
 ]
 PARAMETERS = {"profile", "run", "seed"}
 # What every lesson has after its parameters: nothing happens but on Colab.

@@ -86,7 +86,7 @@ def test_without_prompts_it_converses(anita, model, monkeypatch):
     [
         (("course", "--profile", "nonsense"), "anita: no profile 'nonsense': choose colab-t4"),
         (("course", "--only", "99"), "anita: no lesson"),
-        (("report", "--run", "nowhere"), "anita: no run 'nowhere'"),
+        (("report", "nowhere"), "anita: no run 'nowhere'"),
         (("chat", "sft", "--prompt", "x"), "anita: no run yet"),
         (("chat", "./nowhere", "--prompt", "x"), "anita: no model folder nowhere"),
         (("chat", "--prompts", "nowhere.txt"), "anita: nowhere.txt cannot be read"),

@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from rich.console import Console
 
 from anita_utils import AnitaError
-from anita_utils.course import clean_outputs, run_course, select_lessons, update_outputs
+from anita_utils.course import cells_hash, clean_outputs, run_course, select_lessons, update_outputs
 from anita_utils.execution import watch_memory
 from anita_utils.profile import load_profile
 from anita_utils.record import Run
@@ -120,6 +120,14 @@ def test_formulas_the_converter_does_not_know_stay_readable():
     assert 'display="block"' in page
 
 
+def test_a_pictures_alternative_text_is_on_the_page():
+    picture = new_output("display_data", {"image/png": "iVBORw0KGgo="})
+    told = new_output("display_data", picture.data, metadata={"image/png": {"alt": 'Bars, "sft" < "dpo"'}})
+    page = lesson_html(new_notebook(cells=[new_code_cell("", outputs=[told, picture])]), "t").partition("<body")[2]
+    first, second = re.findall(r"<img[^>]* alt=('[^']*'|\"[^\"]*\")", page)
+    assert first[1:-1] == 'Bars, "sft" &lt; "dpo"' and "No description" in second
+
+
 def test_a_badge_becomes_words_where_nothing_is_loaded():
     page = lesson_html(new_notebook(cells=[new_markdown_cell("[![Open](https://x.org/b.svg)](https://x.org/a)")]), "t")
     assert '<a href="https://x.org/a">Open</a>' in page
@@ -152,9 +160,12 @@ def test_update_changes_nothing_but_outputs(tmp_path, runs):
     assert [cell.execution_count for cell in after.cells[1:]] == [1, 2, 3]
     assert after.cells[2].outputs[0].text == "hello\n"
     assert after.cells[3].outputs[0].execution_count == 3
+    assert after.metadata.pop("outputs_of") == cells_hash(before)
     for cell in after.cells[1:]:
         cell.outputs, cell.execution_count = [], None
     assert after == before
+    after.cells[2].source += "  # changed since"
+    assert cells_hash(after) != cells_hash(before)
 
 
 def test_update_is_for_the_kept_profile_and_the_cells_that_ran(tmp_path, runs):
@@ -260,7 +271,7 @@ def test_ablations_stay_out_of_the_results_and_benchmarks_come_first(runs):
     rows = [("train/seconds", 9), ("perplexity", 3), ("benchmark/arc", 0.5)]
     run.record("05", [{"stage": "base", "metric": metric, "value": value} for metric, value in rows])
     run.record("06", [{"stage": "base", "metric": "perplexity", "value": 7777, "arm": "dpo_only"}])
-    report = (write_report(run).parent / "report.md").read_text("utf-8")
+    report = (write_report(run).parent / "report.md").read_text("utf-8").partition("## Results")[2]
     assert report.index("benchmark/arc") < report.index("perplexity") < report.index("train/seconds")
     assert "7777.00" not in report
     assert "4 bits" not in report
@@ -280,7 +291,7 @@ def test_answers_are_shown_stage_by_stage_and_escaped(runs):
     answers = [dict(zip(keys, row, strict=True)) | {"language": "it"} for row in rows]
     (run.folder / "answers.json").write_text(json.dumps(answers), "utf-8")
     index = write_report(run).read_text("utf-8")
-    assert "<td>&lt;b&gt;Who?&lt;/b&gt;</td><td>Non lo so.</td>" in index
+    assert '<td class="answer">&lt;b&gt;Who?&lt;/b&gt;</td><td class="answer">Non lo so.</td>' in index
     (run.folder / "answers.json").write_text("[{}]", "utf-8")
     with pytest.raises(AnitaError, match=r"answers\.json is damaged"):
         write_report(run)

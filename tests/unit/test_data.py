@@ -9,6 +9,7 @@ from anita_utils import AnitaError
 from anita_utils.data import (
     IGNORED,
     PackedCollator,
+    encode,
     encode_chat,
     encode_text,
     like_lengths,
@@ -130,6 +131,13 @@ def test_no_example_sees_its_neighbour(model, tokenizer):
         batch["input_ids"][0, 1:second] = 7
         after = model(**batch, use_cache=False).logits[0, second:]
     assert torch.equal(before, after)
+
+
+def test_what_was_encoded_before_packs_the_same(tokenizer):
+    documents = [*({"messages": chat} for chat in CHATS), {"text": "Il Po nasce dal Monviso."}]
+    encoded = [encode(document, tokenizer) for document in documents]
+    for limit in (256, 20):
+        assert packed_rows(encoded, tokenizer, 256, limit)[:] == packed_rows(documents, tokenizer, 256, limit)[:]
 
 
 def test_malformed_line_is_named(tmp_path):

@@ -11,6 +11,7 @@ from anita_utils.evaluation import language_of, log_likelihoods, names_it, refus
 from anita_utils.hub import data_dir
 from anita_utils.intervals import Measurement, differences, rows
 from anita_utils.profile import load_profile
+from anita_utils.statistics import paired_tests
 from anita_utils.world.tables import load_world
 
 
@@ -68,7 +69,7 @@ def test_perplexity_is_the_exponent_of_the_mean_loss(model, tokenizer):
         for t in ("Il Po nasce in Piemonte.", "Roma è la capitale d'Italia.")
     ]
     both = [{**text, "language": code} for text in texts for code in ("en", "it")]
-    measured = evaluation.perplexity(model, tokenizer, both, batch_size=2)[1]
+    measured, bits = evaluation.perplexity(model, tokenizer, both, batch_size=2)[2:]
     losses, counts = [], []
     for text in texts:
         ids = torch.tensor([encode_text(text["text"], tokenizer, 64)["input_ids"]])
@@ -77,6 +78,10 @@ def test_perplexity_is_the_exponent_of_the_mean_loss(model, tokenizer):
         counts.append(ids.shape[1] - 1)
     expected = np.exp(np.dot(losses, counts) / np.sum(counts))
     assert measured.value == pytest.approx(expected, rel=1e-4)
+    size = sum(len(text["text"].encode()) for text in texts)
+    assert size == sum(len(text["text"]) for text in texts) + 1  # "è" is two bytes
+    assert bits.value == pytest.approx(np.log2(measured.value) * np.sum(counts) / size, rel=1e-6)
+    assert (bits.metric, bits.language, len(bits.scores)) == ("bits_per_byte", "it", 2)
 
 
 def test_batching_changes_no_likelihood(model, tokenizer):
@@ -115,7 +120,7 @@ def test_a_model_is_measured_in_the_bits_that_the_profile_says(base_path, monkey
     class Seen(Exception):
         pass
 
-    def look(model, tokenizer, profile):
+    def look(model, tokenizer, profile, tasks):
         assert not model.training
         raise Seen({type(module).__name__ for module in model.modules()})
 
@@ -136,6 +141,41 @@ def test_another_rounding_is_another_measurement(base_path):
         profile.evaluation.bits, profile.quantisation.type, profile.model.dtype = bits, kind, dtype
         keys.add(evaluation.evaluation_key(base_path, profile))
     assert len(keys) == 5
+
+
+def answered(sure, right, bins=10):
+    """The calibration error of answers given so surely, of which some are right."""
+    places = [min(int(share * bins), bins - 1) for share in sure]
+    gaps = [float(share - correct) for share, correct in zip(sure, right, strict=True)]
+    return Measurement("benchmark_calibration_error", "en", None, gaps, list(map(str, range(len(gaps)))), bins=places)
+
+
+def test_calibration_error_by_hand():
+    """Too sure by 0.2 in one bin, too careful by 0.2 in another: on average calibrated, and yet 0.2 off."""
+    measured = answered([0.95, 0.95, 0.95, 0.95, 0.55, 0.55, 0.55, 0.55], [1, 1, 1, 0, 1, 1, 1, 0])
+    assert measured.value == pytest.approx(0.2)
+    assert np.mean(measured.scores) == pytest.approx(0.0)
+    assert len(measured.resampled()) == 2000 and measured.totals()[0].shape == (8, 10)
+
+
+def test_the_interval_of_a_calibration_error_covers_what_many_items_show():
+    rng = np.random.default_rng(0)
+    covered, rounds, truth = 0, 60, 0.15
+    for _ in range(rounds):
+        sure = rng.uniform(0.3, 1.0, 400)
+        low, high = np.percentile(answered(sure, rng.random(400) < sure - truth).resampled(), [2.5, 97.5])
+        covered += low <= truth <= high
+    assert covered >= 0.88 * rounds
+    sure = rng.uniform(0.3, 1.0, 400)  # nothing to find: chance alone makes some error, the interval reaches to nought
+    low, high = np.percentile(answered(sure, rng.random(400) < sure).resampled(), [2.5, 97.5])
+    assert low < 0.02 and high < 0.08
+
+
+def test_a_binned_error_is_in_no_paired_test_and_its_difference_is_given():
+    first, second = answered([0.95] * 8, [1] * 8), answered([0.95] * 8, [0] * 8)
+    assert paired_tests([first], [second]) == []
+    [row] = differences([first], [second])
+    assert row["value"] == pytest.approx(0.9) and row["n"] == 8
 
 
 def test_a_model_does_not_differ_from_itself():

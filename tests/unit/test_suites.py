@@ -144,6 +144,25 @@ def test_a_broken_benchmark_is_one_line_that_names_the_file(copied, file, text, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (
+            "piccola_arc_it.yaml",
+            "include: [_choice.yaml\ntask: x",
+            "piccola_arc_it.yaml: no benchmark can be made of it",
+        ),
+        ("items/mmlu_en.test.jsonl", "", "items/mmlu_en.test.jsonl holds no items"),
+    ],
+)
+def test_a_broken_or_empty_benchmark_ends_the_command_in_one_line(copied, anita, runs, file, text, said):
+    (copied / file).write_text(text, "utf-8")
+    code, out, err = anita("eval", data_dir() / "tiny-llama-3-instruct", "--suite", "quick", "--limit", "1")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("anita: ") and said in err
+    assert not list(runs.rglob("*.json"))  # nothing half-measured is kept
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The calls of lm-eval, which are let through: (options, what it returned)."""
@@ -170,7 +189,7 @@ def test_piccola_is_one_call_with_the_chat_template(asked, model, tokenizer):
     assert [task.task_name for task in options["tasks"]] == [benchmark.task for benchmark in PICCOLA]
     assert options["apply_chat_template"] and options["num_fewshot"] == 0
     names = {(f"benchmark/{f}", code, None) for code in ("en", "it") for f in FAMILIES}
-    names |= {("overconfidence", code, None) for code in ("en", "it")}
+    names |= {(kind, code, None) for kind in ("overconfidence", "benchmark_calibration_error") for code in ("en", "it")}
     for code in ("en", "it"):
         names |= {(f"benchmark_acc/{f}", code, None) for f in ("arc", "hellaswag")}
         names |= {(f"benchmark_norm/{f}", code, None) for f in ("mmlu", "winogrande")}
@@ -188,13 +207,17 @@ def test_overconfidence_is_the_share_of_the_first_less_the_share_right(asked, mo
 
     measured = {m.name: m for m in run("quick", 2, model, tokenizer)}
     [(_, results)] = asked
-    gaps = []
+    gaps, sure = [], []
     for family in ("arc", "hellaswag", "mmlu", "winogrande"):
         for sample in results["samples"][f"piccola_{family}_it"]:
             likelihoods = torch.tensor([likelihood for likelihood, _ in sample["filtered_resps"]])
             shares = torch.softmax(likelihoods.double(), 0)
             gaps.append(float(shares.max() - (shares.argmax() == sample["target"]).double()))
+            sure.append(float(shares.max()))
     assert measured["overconfidence", "it", None].scores == pytest.approx(gaps, abs=1e-6)
+    binned = measured["benchmark_calibration_error", "it", None]
+    by_bin = [sum(g for g, s in zip(gaps, sure, strict=True) if low <= 10 * s < low + 1) for low in range(11)]
+    assert binned.value == pytest.approx(sum(map(abs, by_bin)) / 8, abs=1e-6) and len(binned.scores) == 8
 
 
 def test_others_are_asked_with_their_shots_and_as_plain_text(asked, model, tokenizer, tmp_path, monkeypatch):
@@ -216,7 +239,9 @@ def test_others_are_asked_with_their_shots_and_as_plain_text(asked, model, token
         ("benchmark/gsm8k", "en", None),
         ("italian/culture", "it", None),
         ("overconfidence", "en", None),
+        ("benchmark_calibration_error", "en", None),
         ("overconfidence", "it", None),
+        ("benchmark_calibration_error", "it", None),
     ]
     assert [options["num_fewshot"] for options, _ in asked] == [3, 2, 0]
     assert not any(options["apply_chat_template"] for options, _ in asked)
