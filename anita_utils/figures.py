@@ -64,11 +64,11 @@ def _below(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def with_alternative_texts(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A copy in which each picture that code made has a text for those who cannot see it: what is said below it."""
+    """A copy in which each picture that code made has a text for those who cannot see it: its own, or what is below."""
     notebook = deepcopy(notebook)
     for cell, text in zip(notebook.cells, _below(notebook), strict=True):
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 words = text or "What the code above draws."
-                output.metadata["image/png"] = {**output.metadata.get("image/png", {}), "alt": f"Figure. {words}"}
+                output.metadata["image/png"] = {"alt": f"Figure. {words}", **output.metadata.get("image/png", {})}
     return notebook
