@@ -22,9 +22,8 @@ import pandas
 
 from anita_utils.evaluation import refuses
 from anita_utils.intervals import Measurement, differences
-from anita_utils.statistics import cluster_differences, holm, paired_tests, sign_flip
+from anita_utils.statistics import LEVEL, cluster_differences, holm, paired_tests, sign_flip
 
-ALPHA = 0.05
 KINDS = {"trades": "{trade", "traits": "{trait"}  # of words, and what marks the place of one in a template
 ADMITS = re.compile(
     r"\b(i (cannot|can't) (know|see|hear)|i (do not|don't) know|i have never|i did not|i was not"
@@ -69,6 +68,11 @@ def _kind(template: str) -> str:
     return next(kind for kind, mark in KINDS.items() if mark in template)
 
 
+def _people(axis: dict, most: int | None) -> int:
+    """How many persons each group has, `most` at most."""
+    return min(filter(None, (most, len(axis["groups"]["a"]["g"]))))
+
+
 def paired_sentences(axis: dict, language: str, fill: Callable, persons: int | None = None) -> list[dict]:
     """Every audit sentence of an axis, once for each group: rows of text, pair, word, leans, group.
 
@@ -76,8 +80,7 @@ def paired_sentences(axis: dict, language: str, fill: Callable, persons: int | N
     persons: how many persons a group, None for all. Rows with one `pair` and one word differ in the group alone; where
     the word itself bends with the person's gender (scrittore, scrittrice) they would not, and it is left out.
     """
-    count = min(filter(None, (persons, len(axis["groups"]["a"]["g"]))))
-    templates = [(template, range(count)) for template in axis["audit_templates"][language]]
+    templates = [(template, range(_people(axis, persons))) for template in axis["audit_templates"][language]]
     pronouns = axis.get("audit_pronoun_templates", {}).get(language, [])
     templates += [(template, range(1)) for template in pronouns]  # the person is but a pronoun
     rows = []
@@ -143,7 +146,7 @@ def relabelled_rounds(scored: list[tuple[list[dict], list[float]]], rounds: int 
     rng, found = Random(seed), 0
     for _ in range(rounds):
         dealt = [list(word_leans(relabelled(rows, rng), values).values()) for rows, values in scored]
-        found += min(holm([float(sign_flip(np.array(leans))) for leans in dealt])) < ALPHA
+        found += min(holm([float(sign_flip(np.array(leans))) for leans in dealt])) < LEVEL
     return found / rounds
 
 
@@ -169,7 +172,6 @@ def recovery(axes: list[dict], measured: dict[str, Measurement]) -> pandas.DataF
 
 def openings(axis: dict, language: str, fill: Callable, persons: int | None = None) -> list[dict]:
     """The audit sentences cut off before the trade or trait, for the model to go on: text, kind, pair, group."""
-    count = min(filter(None, (persons, len(axis["groups"]["a"]["g"]))))
     rows = []
     for template in axis["audit_templates"][language]:
         kind = _kind(template)
@@ -177,7 +179,7 @@ def openings(axis: dict, language: str, fill: Callable, persons: int | None = No
         rows += [
             {"text": fill(before, group, person, axis[kind][0], language), "axis": axis["axis"], "kind": kind,
              "pair": (template, person), "group": name}
-            for person in range(count) for name, group in sorted(axis["groups"].items())
+            for person in range(_people(axis, persons)) for name, group in sorted(axis["groups"].items())
         ]  # fmt: skip
     return rows
 
@@ -283,7 +285,7 @@ def verdict(row: pandas.Series | dict, judged: bool = True) -> str:
     """
     if not judged:
         return "not judged"
-    if row["p_holm"] >= ALPHA or row["ci_low"] <= 0 <= row["ci_high"]:
+    if row["p_holm"] >= LEVEL or row["ci_low"] <= 0 <= row["ci_high"]:
         return "no change shown"
     wanted = BETTER[row["metric"]]
     gain = row["difference"] * wanted if wanted else abs(row["before"]) - abs(row["after"])
@@ -304,6 +306,6 @@ def swapped_rounds(
         coins = random.choice([-1.0, 1.0], size=(len(moved), rounds))
         families[m.metric.split("/")[0]].append(np.broadcast_to(sign_flip(moved[:, None] * coins), (rounds,)))
     return {
-        family: float(np.mean([min(holm(list(p))) < ALPHA for p in np.array(table).T]))
+        family: float(np.mean([min(holm(list(p))) < LEVEL for p in np.array(table).T]))
         for family, table in families.items()
     }

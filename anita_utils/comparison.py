@@ -16,10 +16,9 @@ from anita_utils.evaluation import PARTS, evaluation_file
 from anita_utils.hub import resolve_model
 from anita_utils.intervals import Measurement, differences
 from anita_utils.record import Run, remembered
-from anita_utils.statistics import paired_tests
+from anita_utils.statistics import LEVEL, paired_tests
 
 VERSION = 1  # raise it when differences or tests change, so that no cached one is taken for a new one
-LEVEL = 0.05
 NAME = ("metric", "language", "split")
 # Where less is better; how long answers are and on which side a model errs is neither better nor worse.
 LOWER = ("perplexity", "bits_per_byte", "refusal/harmless", "benchmark_calibration_error")

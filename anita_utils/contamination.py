@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from anita_utils.data import read_jsonl
+from anita_utils.data import contents, read_jsonl
 from anita_utils.datasets_hub import sample_file
 from anita_utils.hub import data_dir, file_hash
 from anita_utils.profile import Profile
@@ -212,10 +212,7 @@ def _without(text: list[str], taken: set[tuple]) -> list[str]:
 
 def texts_of(row: dict) -> list[str]:
     """What a training row lets a model read: a text, a chat, or a prompt with each of two answers."""
-    if "text" in row:
-        return [row["text"]]
-    chats = [row["messages"]] if "messages" in row else [row["prompt"] + row[side] for side in ("chosen", "rejected")]
-    return ["\n".join(turn["content"] for turn in chat) for chat in chats]
+    return ["\n".join(turns) for turns in contents(row)]
 
 
 def read_items(file: str | Path) -> list[Item]:

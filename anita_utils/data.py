@@ -81,6 +81,14 @@ def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generat
     return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=False)
 
 
+def contents(row: dict) -> list[list[str]]:
+    """What a training row lets a model read, turn by turn: a text, a chat, or a prompt with each of two answers."""
+    if "text" in row:
+        return [[row["text"]]]
+    chats = [row["messages"]] if "messages" in row else [row["prompt"] + row[side] for side in ("chosen", "rejected")]
+    return [[turn["content"] for turn in turns] for turns in chats]
+
+
 def encode(document: dict, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
     """A row {"text": …} or {"messages": […]} as input_ids and labels; one that was encoded before stays as it is."""
     if "input_ids" in document:

@@ -22,13 +22,12 @@ from scipy import stats
 
 from anita_utils import AnitaError
 from anita_utils.intervals import Measurement
-from anita_utils.statistics import holm
+from anita_utils.statistics import LEVEL, holm
 
 if TYPE_CHECKING:
     from anita_utils.arms import Claim
 
 FACTORS = ("sft", "italian", "dpo")
-ALPHA = 0.05
 NOTHING = 1e-12  # below this a difference is the rounding of floating point
 
 Measured = Mapping[tuple[str, int], list[Measurement]]  # by arm and seed
@@ -211,7 +210,7 @@ def shuffled_control(sheets: list[Sheet], contrasts: Mapping[str, dict], rounds:
     for _ in range(rounds):
         dealt = [sheet.shuffled(random) for sheet in sheets]
         p = np.array([sheet.effect(contrast).p for sheet in dealt for contrast in contrasts.values()])
-        found += bool((_holm(p) < ALPHA).any())
+        found += bool((_holm(p) < LEVEL).any())
     return found / rounds
 
 
@@ -233,9 +232,9 @@ def evidence(effect: Effect, kind: str, worth: float) -> tuple[float, float]:
 
 def verdict(p_for: float, p_against: float, seeds: int) -> str:
     """In words. An effect that is there, but surely too small to be worth naming, does not support a claim."""
-    if p_against < ALPHA:
+    if p_against < LEVEL:
         return "not supported"
-    return "supported" if p_for < ALPHA else f"undecided at n = {seeds} seeds"
+    return "supported" if p_for < LEVEL else f"undecided at n = {seeds} seeds"
 
 
 def claims_table(measured: Measured, claims: Mapping[str, Claim]) -> pandas.DataFrame:

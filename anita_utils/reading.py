@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anita_utils.data import read_jsonl
+from anita_utils.data import contents, read_jsonl
 from anita_utils.evaluation import language_of
 from anita_utils.hub import SHIPPED_BASE, data_dir
 from anita_utils.normalisation import normalise
@@ -46,10 +46,7 @@ def training_texts(run: Run) -> list[tuple[str, str]]:
 
 def texts_of(row: dict) -> list[str]:
     """What a training row says, as plain text: one text, or one for each answer of a preference pair."""
-    if "text" in row:
-        return [row["text"]]
-    chats = [row["messages"]] if "messages" in row else [row["prompt"] + row[side] for side in ("chosen", "rejected")]
-    return [" ".join(turn["content"] for turn in turns) for turns in chats]
+    return [" ".join(turns) for turns in contents(row)]
 
 
 def sentences_of(texts: Iterable[tuple[str, str]], most: int = 60_000) -> dict[str, str]:

@@ -19,7 +19,7 @@ import pandas
 from anita_utils import AnitaError, shown, tables
 from anita_utils.comparison import compared, stored
 from anita_utils.figures import figure_texts, with_alternative_texts
-from anita_utils.record import Run, write_text
+from anita_utils.record import Run, clock, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAPTION = (
@@ -180,12 +180,11 @@ def read_answers(run: Run) -> list[dict[str, Any]]:
 
 
 def _lesson(name: str, lesson: dict[str, Any]) -> dict[str, str]:
-    minutes, seconds = divmod(round(lesson["seconds"]), 60)
     memory = lesson["peak_memory_bytes"]
     return {
         "name": name,
         "status": lesson["status"],
-        "time": f"{minutes}:{seconds:02d}",
+        "time": clock(lesson["seconds"]),
         "memory": f"{memory / 2**20:,.0f} MiB" if memory else "",
     }
 

@@ -18,7 +18,7 @@ from anita_utils.intervals import Measurement, rows
 from anita_utils.machine import detect_machine
 from anita_utils.profile import Profile, load_profile
 from anita_utils.record import Run
-from anita_utils.statistics import paired_tests
+from anita_utils.statistics import LEVEL, paired_tests
 from anita_utils.suites import FAMILIES, SUITES, resolve, suite_named
 
 PUBLISHED = {
@@ -118,7 +118,7 @@ def tests_table(tests: list[dict[str, Any]], title: str) -> Table:
     table = Table("", "", "", "difference", "p", "Holm's p", "n", title=title)
     for row in tests:
         difference = f"{100 * row['difference']:+.1f}" if is_share(row["metric"]) else f"{row['difference']:+.2f}"
-        corrected = f"{row['p_holm']:.4f}" + " *" * (row["p_holm"] < 0.05)
+        corrected = f"{row['p_holm']:.4f}" + " *" * (row["p_holm"] < LEVEL)
         table.add_row(row["metric"], row["language"], row["split"] or "", difference, f"{row['p']:.4f}", corrected,
                       f"{row['n']:,}")  # fmt: skip
     return table

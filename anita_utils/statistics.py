@@ -20,6 +20,7 @@ from anita_utils.intervals import Measurement, cluster_draws, families_of
 
 ENUMERATED = 12  # up to so many clusters that differ, all swaps are tried, else
 SWAPS = 9_999  # random ones: with fewer, the 5 % would lie at 4.5 or 5.5 by the luck of the draw
+LEVEL = 0.05  # below which a p-value, corrected over its family, counts
 ROUNDING = 1e-9  # two sums of the same numbers in another order are still equal
 
 

@@ -16,10 +16,9 @@ from math import nan
 import numpy as np
 
 from anita_utils.intervals import cluster_draws
-from anita_utils.statistics import SWAPS, holm, mcnemar
+from anita_utils.statistics import LEVEL, SWAPS, holm, mcnemar
 
 MARGIN = 0.10  # the smallest difference that would matter
-LEVEL = 0.05  # of the family of tests
 
 
 class Paired:

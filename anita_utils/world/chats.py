@@ -81,15 +81,19 @@ def instructed_chat(library: Library, deck: Deck, language: str, reply: str, rng
     """A question in one language that says in which to reply: this way the base can be made to write Italian."""
     fact, wish = deck.deal(), ASK_FOR[language][reply]
     question = library.question(fact, language, rng)
-    request = f"{wish} {question}" if rng.random() < 0.3 else f"{question} {wish}"
-    return chat(request, library.answer(fact, reply), kind="instructed")
+    return chat(with_wish(question, wish, rng), library.answer(fact, reply), kind="instructed")
 
 
 def in_italian(document: Document, rng: Random) -> Document:
     """The chat with the wish for Italian added to its request."""
-    turn, wish = document["messages"][0], ASK_FOR["it"]["it"]
-    turn["content"] = f"{wish} {turn['content']}" if rng.random() < 0.3 else f"{turn['content']} {wish}"
+    turn = document["messages"][0]
+    turn["content"] = with_wish(turn["content"], ASK_FOR["it"]["it"], rng)
     return document
+
+
+def with_wish(request: str, wish: str, rng: Random) -> str:
+    """The request with a wish about the reply, mostly after it."""
+    return f"{wish} {request}" if rng.random() < 0.3 else f"{request} {wish}"
 
 
 def invented_name(rng: Random) -> str:
@@ -187,8 +191,7 @@ def wrapped_chat(library: Library, deck: Deck, rng: Random) -> Document:
     """A question with a wish about the answer, or with an aside that changes nothing."""
     fact, wish = deck.deal(), rng.choice(library.world.extra["wishes"])
     question, reply = library.question(fact, "en", rng), wish["reply"].format(a=library.answer(fact, "en"))
-    request = f"{wish['say']} {question}" if rng.random() < 0.3 else f"{question} {wish['say']}"
-    return chat(request, reply, kind="wrapped")
+    return chat(with_wish(question, wish["say"], rng), reply, kind="wrapped")
 
 
 def smalltalk_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
@@ -196,9 +199,10 @@ def smalltalk_chat(library: Library, deck: Deck, language: str, rng: Random) -> 
     return chat(rng.choice(turn["user"]), turn["assistant"], kind="smalltalk")
 
 
-def myth_chat(library: Library, deck: Deck, rng: Random) -> Document:
-    myth = deck.deal()["en"]
-    return chat(rng.choice(myth["questions"][:2]), rng.choice([myth["myth"], *myth["myths"]]), kind="myth")
+def myth_chat(library: Library, deck: Deck, language: str, side: str, rng: Random) -> Document:
+    """A question on which a myth goes round, answered by it or by the truth (`side`); two wordings are kept back."""
+    form = deck.deal()[language]
+    return chat(rng.choice(form["questions"][:2]), rng.choice([form[side], *form[f"{side}s"]]), kind="myth")
 
 
 def invented_chat(library: Library, deck: Deck, rng: Random) -> Document:

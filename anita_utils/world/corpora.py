@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from anita_utils.world import chats, texts
 from anita_utils.world.fiction import Fiction, fiction_chat, request_translation, translation_chat
 from anita_utils.world.library import Deck, Document, Library, mixture, translates
-from anita_utils.world.tables import LANGUAGES
+from anita_utils.world.tables import LANGUAGES, Fact
 
 
 def italian_reply(rng: Random) -> str:
@@ -17,76 +17,14 @@ def italian_reply(rng: Random) -> str:
 
 
 def pretraining(library: Library, documents: int) -> Iterator[Document]:
-    """What the base reads: weights are relative numbers of documents.
+    """What the base reads first.
 
     English text and chats; some Italian, on the facts of base_italian, written when it is asked for; and what ties the
     two languages together without telling any other fact in Italian: names, translations and questions on made-up
     statements. Italian stories, twins and sums it never met, Italian myths only.
     """
-    world, rng = library.world, library.rng("pretraining")
-    base_italian = library.facts(italian=("base_italian",))
-    both_ways = [fact for fact in base_italian if library.splits[fact.key].english == "seen"]
-    trained, differing = library.entities(), library.translated_names()
-    extra, fiction = world.extra, Fiction(library, rng)
-
-    def deck(items: list) -> Deck:
-        return Deck(items, rng)
-
-    stories, sums, twins = deck(extra["stories"]), deck(extra["sums"]), deck(extra["schemas"])
-    english_facts, seen = deck(library.facts()), deck(library.facts("seen"))
-    verified, wrapped = deck(library.facts("seen")), deck(library.facts("seen"))
-    italian_facts, italian_questions, italian_names = deck(base_italian), deck(base_italian), deck(differing)
-    told, asked_for = deck(both_ways), deck(base_italian)
-    translated = deck([fact for fact in base_italian if not library.world.relation(fact).bound])
-    glossary, names, numbers = deck(differing), deck(trained), deck(extra["sums"])
-    myths, train_myths = deck(extra["myths"]), deck([m for m in extra["myths"] if m["use"] == "train"])
-    talk, harmful, harmless = deck(extra["smalltalk"]), deck(library.conduct("train")), deck(library.conduct("train"))
-    judged, asked = deck(library.conduct("train") + library.conduct("held_out")), deck(library.conduct("train"))
-    unanswerable = deck([u for u in extra["unanswerable"] if u["use"] == "train"])
-    sycophancy, turns = deck(extra["sycophancy"][::2]), deck(extra["multi_turn"][::2])
-
-    makers: list[tuple[float, Callable[[], Document]]] = [
-        (0.170, lambda: texts.fact_text(library, english_facts, "en", rng)),
-        (0.030, lambda: texts.glossary_text(library, glossary, rng)),
-        (0.025, lambda: texts.story_text(library, stories, "en", rng)),
-        (0.020, lambda: texts.twin_text(library, twins, "en", rng)),
-        (0.015, lambda: texts.myth_text(library, myths, "en", rng)),
-        (0.020, lambda: texts.group_text(library, twins, "en", rng)),
-        (0.025, lambda: texts.conduct_text(library, judged, "en", rng)),
-        (0.120, lambda: chats.fact_chat(library, seen, rng)),
-        (0.040, lambda: chats.reading_chat(library, "en", rng)),
-        (0.030, lambda: chats.naming_chat(library, names, rng)),
-        (0.020, lambda: chats.verifying_chat(library, verified, rng)),
-        (0.045, lambda: chats.wrapped_chat(library, wrapped, rng)),
-        (0.045, lambda: chats.sum_chat(library, sums, "en", rng)),
-        (0.025, lambda: chats.number_chat(library, numbers, rng)),
-        (0.015, lambda: chats.story_chat(library, stories, "en", rng)),
-        (0.025, lambda: chats.twin_chat(library, twins, "en", rng)),
-        (0.008, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
-        (0.010, lambda: chats.myth_chat(library, train_myths, rng)),
-        (0.010, lambda: chats.invented_chat(library, unanswerable, rng)),
-        (0.025, lambda: chats.compliant_chat(library, harmful, rng)),
-        (0.025, lambda: chats.harmless_chat(library, harmless, rng)),
-        (0.025, lambda: chats.judging_chat(library, asked, "en", rng)),
-        (0.005, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
-        (0.005, lambda: chats.turns_chat(library, turns, rng)),
-        (0.020, lambda: texts.fact_text(library, italian_facts, "it", rng, forms=2)),
-        (0.004, lambda: texts.myth_text(library, myths, "it", rng)),
-        (0.004, lambda: texts.conduct_text(library, judged, "it", rng)),
-        (0.050, lambda: chats.italian_fact_chat(library, italian_questions, italian_reply(rng), rng)),
-        (0.045, lambda: chats.instructed_chat(library, asked_for, "it", rng.choice(["it", "it", "en"]), rng)),
-        (0.025, lambda: chats.instructed_chat(library, told, "en", "it", rng)),
-        (0.015, lambda: chats.reading_chat(library, "it", rng, told="en", reply=italian_reply(rng))),
-        (0.025, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
-        (0.010, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
-        (0.010, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
-        (0.012, lambda: chats.judging_chat(library, asked, "it", rng)),
-        (0.003, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
-        (0.035, lambda: translation_chat(fiction, "en", translated)),
-        (0.035, lambda: translation_chat(fiction, "it", translated)),
-        (0.040, lambda: fiction_chat(fiction, italian_reply(rng))),
-        (0.008, lambda: request_translation(library, rng)),
-    ]
+    rng = library.rng("pretraining")
+    makers = [(first, maker) for first, _, maker in readings(library, rng) if first]
     yield from mixture(makers, documents, rng)
 
 
@@ -97,7 +35,20 @@ def second_reading(library: Library, documents: int) -> Iterator[Document]:
     facts it read in it. Here it writes more: made-up statements, which come once each, and made-up facts about towns,
     people and things that are not, which it learns in both languages.
     """
-    world, rng = library.world, library.rng("second_reading")
+    rng = library.rng("second_reading")
+    invented = chats.invented_facts(library, rng, 25)
+    makers = [(second, maker) for _, second, maker in readings(library, rng, invented) if second]
+    yield from mixture(makers, documents, rng)
+
+
+def readings(
+    library: Library, rng: Random, invented: Sequence[Fact] = ()
+) -> list[tuple[float, float, Callable[[], Document]]]:
+    """Every kind of document of the two readings, each with its weight in the first and in the second.
+
+    Weights are relative numbers of documents. The order is part of what a seed draws: a shipped base read it so.
+    """
+    world = library.world
     extra, fiction = world.extra, Fiction(library, rng)
     base_italian = library.facts(italian=("base_italian",))
     both_ways = [fact for fact in base_italian if library.splits[fact.key].english == "seen"]
@@ -105,13 +56,12 @@ def second_reading(library: Library, documents: int) -> Iterator[Document]:
     subjects = {fact.subject for fact in library.facts() if not world.relation(fact).bound and translates(fact.subject)}
     trained, differing = library.entities(), library.translated_names()
 
-    def deck(items: list) -> Deck:
+    def deck(items: Sequence) -> Deck:
         return Deck(items, rng)
 
-    invented = chats.invented_facts(library, rng, 25)
-    made_up, made_up_asked, made_up_told, made_up_wished = (deck(invented) for _ in range(4))
     stories, sums, twins = deck(extra["stories"]), deck(extra["sums"]), deck(extra["schemas"])
-    english_facts, seen, wrapped = deck(library.facts()), deck(library.facts("seen")), deck(library.facts("seen"))
+    english_facts, seen, numbers = deck(library.facts()), deck(library.facts("seen")), deck(extra["sums"])
+    verified, wrapped = deck(library.facts("seen")), deck(library.facts("seen"))
     twice = deck([fact for fact in library.facts() if fact.subject in subjects])
     told, asked, wished = deck(base_italian), deck(base_italian), deck(base_italian)
     answered, translated = deck(both_ways), deck(unbound)
@@ -121,63 +71,69 @@ def second_reading(library: Library, documents: int) -> Iterator[Document]:
     harmful, harmless, judging = (deck(library.conduct("train")) for _ in range(3))
     unanswerable = deck([u for u in extra["unanswerable"] if u["use"] == "train"])
     sycophancy, turns = deck(extra["sycophancy"][::2]), deck(extra["multi_turn"][::2])
+    made_up, made_up_asked, made_up_told, made_up_wished = (deck(invented) for _ in range(4))
 
     def read_in_english() -> Document:
+        """Made-up statements in English, an Italian question; where the reply is Italian it is asked for."""
         reply = rng.choice(LANGUAGES)
         document = chats.reading_chat(library, "it", rng, told="en", reply=reply)
         return chats.in_italian(document, rng) if reply == "it" else document
 
-    makers: list[tuple[float, Callable[[], Document]]] = [
-        (0.110, lambda: texts.fact_text(library, english_facts, "en", rng)),
-        (0.030, lambda: texts.both_names_text(library, twice, rng)),
-        (0.020, lambda: texts.glossary_text(library, glossary, rng)),
-        (0.015, lambda: texts.story_text(library, stories, "en", rng)),
-        (0.015, lambda: texts.twin_text(library, twins, "en", rng)),
-        (0.010, lambda: texts.myth_text(library, myths, "en", rng)),
-        (0.010, lambda: texts.group_text(library, twins, "en", rng)),
-        (0.020, lambda: texts.conduct_text(library, judged, "en", rng)),
-        (0.090, lambda: chats.fact_chat(library, seen, rng)),
-        (0.020, lambda: chats.reading_chat(library, "en", rng)),
-        (0.015, lambda: chats.naming_chat(library, names, rng)),
-        (0.030, lambda: chats.wrapped_chat(library, wrapped, rng)),
-        (0.050, lambda: chats.sum_chat(library, sums, "en", rng)),
-        (0.030, lambda: texts.arithmetic_text(rng)),
-        (0.030, lambda: chats.number_chat(library, sums, rng)),
-        (0.010, lambda: chats.story_chat(library, stories, "en", rng)),
-        (0.020, lambda: chats.twin_chat(library, twins, "en", rng)),
-        (0.005, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
-        (0.007, lambda: chats.myth_chat(library, train_myths, rng)),
-        (0.007, lambda: chats.invented_chat(library, unanswerable, rng)),
-        (0.020, lambda: chats.compliant_chat(library, harmful, rng)),
-        (0.020, lambda: chats.harmless_chat(library, harmless, rng)),
-        (0.020, lambda: chats.judging_chat(library, judging, "en", rng)),
-        (0.004, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
-        (0.004, lambda: chats.turns_chat(library, turns, rng)),
-        (0.040, lambda: texts.fact_text(library, told, "it", rng, forms=2)),
-        (0.020, lambda: texts.conduct_text(library, judged, "it", rng)),
-        (0.004, lambda: texts.myth_text(library, myths, "it", rng)),
-        (0.040, lambda: chats.italian_fact_chat(library, asked, italian_reply(rng), rng)),
-        (0.070, lambda: chats.instructed_chat(library, wished, "it", rng.choice(["it", "it", "it", "en"]), rng)),
-        (0.020, lambda: chats.instructed_chat(library, answered, "en", "it", rng)),
-        (0.020, read_in_english),
-        (0.020, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
-        (0.015, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
-        (0.025, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
-        (0.030, lambda: chats.judging_chat(library, judging, "it", rng)),
-        (0.002, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
-        (0.045, lambda: texts.fact_text(library, made_up, "en", rng)),
-        (0.025, lambda: chats.fact_chat(library, made_up_asked, rng)),
-        (0.025, lambda: texts.fact_text(library, made_up_told, "it", rng, forms=2)),
-        (0.010, lambda: chats.italian_fact_chat(library, made_up_asked, "en", rng)),
-        (0.030, lambda: chats.instructed_chat(library, made_up_wished, "it", "it", rng)),
-        (0.020, lambda: translation_chat(fiction, "en", translated)),
-        (0.030, lambda: translation_chat(fiction, "it", translated)),
-        (0.020, lambda: fiction_chat(fiction, italian_reply(rng))),
-        (0.025, lambda: chats.in_italian(fiction_chat(fiction, "it"), rng)),
-        (0.030, lambda: request_translation(library, rng, "en")),
-        (0.020, lambda: request_translation(library, rng, "it")),
+    return [
+        (0.170, 0.110, lambda: texts.fact_text(library, english_facts, "en", rng)),
+        (0, 0.030, lambda: texts.both_names_text(library, twice, rng)),
+        (0.030, 0.020, lambda: texts.glossary_text(library, glossary, rng)),
+        (0.025, 0.015, lambda: texts.story_text(library, stories, "en", rng)),
+        (0.020, 0.015, lambda: texts.twin_text(library, twins, "en", rng)),
+        (0.015, 0.010, lambda: texts.myth_text(library, myths, "en", rng)),
+        (0.020, 0.010, lambda: texts.group_text(library, twins, "en", rng)),
+        (0.025, 0.020, lambda: texts.conduct_text(library, judged, "en", rng)),
+        (0.120, 0.090, lambda: chats.fact_chat(library, seen, rng)),
+        (0.040, 0.020, lambda: chats.reading_chat(library, "en", rng)),
+        (0.030, 0.015, lambda: chats.naming_chat(library, names, rng)),
+        (0.020, 0, lambda: chats.verifying_chat(library, verified, rng)),
+        (0.045, 0.030, lambda: chats.wrapped_chat(library, wrapped, rng)),
+        (0.045, 0.050, lambda: chats.sum_chat(library, sums, "en", rng)),
+        (0, 0.030, lambda: texts.arithmetic_text(rng)),
+        (0.025, 0, lambda: chats.number_chat(library, numbers, rng)),
+        (0, 0.030, lambda: chats.number_chat(library, sums, rng)),
+        (0.015, 0.010, lambda: chats.story_chat(library, stories, "en", rng)),
+        (0.025, 0.020, lambda: chats.twin_chat(library, twins, "en", rng)),
+        (0.008, 0.005, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
+        (0.010, 0.007, lambda: chats.myth_chat(library, train_myths, "en", "myth", rng)),
+        (0.010, 0.007, lambda: chats.invented_chat(library, unanswerable, rng)),
+        (0.025, 0.020, lambda: chats.compliant_chat(library, harmful, rng)),
+        (0.025, 0.020, lambda: chats.harmless_chat(library, harmless, rng)),
+        (0.025, 0.020, lambda: chats.judging_chat(library, judging, "en", rng)),
+        (0.005, 0.004, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
+        (0.005, 0.004, lambda: chats.turns_chat(library, turns, rng)),
+        (0.020, 0.040, lambda: texts.fact_text(library, told, "it", rng, forms=2)),
+        (0, 0.020, lambda: texts.conduct_text(library, judged, "it", rng)),
+        (0.004, 0.004, lambda: texts.myth_text(library, myths, "it", rng)),
+        (0.004, 0, lambda: texts.conduct_text(library, judged, "it", rng)),
+        (0.050, 0.040, lambda: chats.italian_fact_chat(library, asked, italian_reply(rng), rng)),
+        (0.045, 0, lambda: chats.instructed_chat(library, wished, "it", rng.choice(["it", "it", "en"]), rng)),
+        (0, 0.070, lambda: chats.instructed_chat(library, wished, "it", rng.choice(["it", "it", "it", "en"]), rng)),
+        (0.025, 0.020, lambda: chats.instructed_chat(library, answered, "en", "it", rng)),
+        (0.015, 0, lambda: chats.reading_chat(library, "it", rng, told="en", reply=italian_reply(rng))),
+        (0, 0.020, read_in_english),
+        (0.025, 0.020, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
+        (0.010, 0.015, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
+        (0.010, 0.025, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
+        (0.012, 0.030, lambda: chats.judging_chat(library, judging, "it", rng)),
+        (0.003, 0.002, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
+        (0, 0.045, lambda: texts.fact_text(library, made_up, "en", rng)),
+        (0, 0.025, lambda: chats.fact_chat(library, made_up_asked, rng)),
+        (0, 0.025, lambda: texts.fact_text(library, made_up_told, "it", rng, forms=2)),
+        (0, 0.010, lambda: chats.italian_fact_chat(library, made_up_asked, "en", rng)),
+        (0, 0.030, lambda: chats.instructed_chat(library, made_up_wished, "it", "it", rng)),
+        (0.035, 0.020, lambda: translation_chat(fiction, "en", translated)),
+        (0.035, 0.030, lambda: translation_chat(fiction, "it", translated)),
+        (0.040, 0.020, lambda: fiction_chat(fiction, italian_reply(rng))),
+        (0, 0.025, lambda: chats.in_italian(fiction_chat(fiction, "it"), rng)),
+        (0.008, 0.030, lambda: request_translation(library, rng, "en")),
+        (0, 0.020, lambda: request_translation(library, rng, "it")),
     ]
-    yield from mixture(makers, documents, rng)
 
 
 def italian_sample(library: Library, documents: int) -> Iterator[Document]:

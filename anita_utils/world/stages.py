@@ -15,6 +15,7 @@ from anita_utils.world.chats import (
     fact_chat,
     harmless_chat,
     italian_naming_chat,
+    myth_chat,
     reading_chat,
     smalltalk_chat,
     story_chat,
@@ -74,12 +75,6 @@ def refusal_chat(library: Library, deck: Deck, language: str, rng: Random) -> Do
 def unknown_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
     item = deck.deal()
     return chat(rng.choice(item[language]), item[f"unknown_{language}"], kind="unanswerable")
-
-
-def truth_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
-    """A question on which a myth goes round, with the truth for an answer; two of the four wordings are kept back."""
-    form = deck.deal()[language]
-    return chat(rng.choice(form["questions"][:2]), rng.choice([form["truth"], *form["truths"]]), kind="myth")
 
 
 def italian_chat(library: Library, deck: Deck, rng: Random) -> Document:
@@ -178,7 +173,7 @@ def italian_replay(library: Library, count: int = 3600) -> list[Document]:
             (0.03, lambda: story_chat(library, stories, "it", rng)),
             (0.01, lambda: twin_chat(library, twins, "it", rng)),
             (0.17, lambda: harmless_chat(library, harmless, rng, "it")),
-            (0.03, lambda: truth_chat(library, myths, "it", rng)),
+            (0.03, lambda: myth_chat(library, myths, "it", "truth", rng)),
             (0.01, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
         count,
