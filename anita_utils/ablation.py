@@ -8,6 +8,8 @@ What is done is known by its content, in the cache that all runs share: a killed
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,17 +19,18 @@ from pathlib import Path
 from anita_utils import AnitaError
 from anita_utils.arms import Ablation, arm_profile
 from anita_utils.effects import find
-from anita_utils.evaluation import PARTS, evaluate, evaluation_file
-from anita_utils.hub import resolve_model
+from anita_utils.evaluation import PARTS, evaluate, evaluation_file, measured_with
+from anita_utils.hub import model_key, resolve_model
 from anita_utils.intervals import Measurement, rows
+from anita_utils.kept import NOTEBOOK, Kept, add, figure_rows, kept_file, make_line, read_kept, write_kept
 from anita_utils.machine import detect_machine
-from anita_utils.profile import ORDERS, Profile
-from anita_utils.record import Run
+from anita_utils.profile import Profile
+from anita_utils.record import Run, git_commit
 from anita_utils.training import Stage, find_stage, train_stage
 
-NOTEBOOK = "ablation"  # under which its rows stand in metrics.jsonl
 SEEDS = 5  # of the committed results
 COSTS = ["train/tokens", "train/seconds"]
+NOTHING = Kept({}, {})
 
 
 # ---------------------------------------------------------------- what there is to do
@@ -42,6 +45,7 @@ class Cell:
     profile: Profile
     stages: tuple[Stage, ...]
     base: str
+    points: int = 0  # how often the last stage is measured while it trains
 
     @property
     def model(self) -> str:
@@ -57,9 +61,23 @@ class Cell:
         """What tells its model from all others, before there is one."""
         return self.stages[-1].key if self.stages else self.base
 
+    @cached_property
+    def made(self) -> str:
+        """A hash of all that its figures depend on, known before they are there, and the same on any machine."""
+        model = self.stages[-1].key if self.stages else model_key(self.base)
+        parts = {"model": model, "points": self.points} | measured_with(self.profile)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
     @property
     def trained(self) -> bool:
-        return all(stage.done for stage in self.stages)
+        return all(stage.done for stage in self.stages) and self.watched
+
+    @property
+    def watched(self) -> bool:
+        """Whether what is to be measured on the way is there."""
+        from anita_utils.curves import complete, curve_file
+
+        return not self.points or complete(curve_file(self.stages[-1], self.points))
 
     @property
     def measured(self) -> bool:
@@ -80,22 +98,28 @@ def plan(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Cell]:
         for name, (profile, order) in arms.items():
             own = Run(run.folder / "arms" / f"{name}-{seed}", profile, seed)
             stages = tuple(find_stage(own, stage) for stage in order)
-            cells.append(Cell(name, seed, profile, stages, resolve_model(profile.model.base, profile.model.revision)))
+            base = resolve_model(profile.model.base, profile.model.revision)
+            cells.append(Cell(name, seed, profile, stages, base, ablation.arms[name].points))
     return cells
 
 
-def remaining(cells: Iterable[Cell]) -> dict[str, tuple[int, int]]:
-    """How many trainings and evaluations are still to be done, of how many; what arms share counts once."""
+def remaining(cells: Iterable[Cell], kept: Kept = NOTHING) -> dict[str, tuple[int, int]]:
+    """How many trainings and evaluations are still to be done, of how many; what arms share counts once.
+
+    kept: results that are there already, of which nothing need be made again.
+    """
     stages = {stage.key: stage for cell in cells for stage in cell.stages}
     models = {cell.key: cell for cell in cells}
+    to_do = [cell for cell in cells if cell.made not in kept.by_hash]
+    missing = {stage.key for cell in to_do for stage in cell.stages if not stage.done}
     return {
-        "trainings": (sum(not stage.done for stage in stages.values()), len(stages)),
-        "evaluations": (sum(not cell.measured for cell in models.values()), len(models)),
+        "trainings": (len(missing), len(stages)),
+        "evaluations": (len({cell.key for cell in to_do if not cell.measured}), len(models)),
     }
 
 
-def outline(cells: list[Cell]) -> list[dict[str, str]]:
-    """For each arm: its stages, with the arms each is shared with, and how much of it is done."""
+def outline(cells: list[Cell], kept: Kept = NOTHING) -> list[dict[str, str]]:
+    """For each arm: its stages, with the arms each is shared with, how much of it is done, and how much was kept."""
     users: dict[str, set[str]] = {}
     for cell in cells:
         for stage in cell.stages:
@@ -110,7 +134,8 @@ def outline(cells: list[Cell]) -> list[dict[str, str]]:
         stages = [stage for cell in own for stage in cell.stages]
         lines.append({"arm": arm, "stages": ", then ".join(chain) or "none",
                       "trained": f"{sum(stage.done for stage in stages)} of {len(stages)}",
-                      "measured": f"{sum(cell.measured for cell in own)} of {len(own)}"})  # fmt: skip
+                      "measured": f"{sum(cell.measured for cell in own)} of {len(own)}",
+                      "kept": f"{sum(cell.made in kept.by_hash for cell in own)} of {len(own)}"})  # fmt: skip
     return lines
 
 
@@ -124,11 +149,16 @@ def ablate(
     only: Iterable[str] = (),
     name: str | None = None,
     say: Callable[[str], None] = print,
+    keep: bool = False,
+    anew: bool = False,
 ) -> tuple[Run, list[Cell]]:
-    """Trains and measures the arms in `only` (all by default) with each seed, leaving out what the cache holds.
+    """Trains and measures the arms in `only` (all by default) with each seed, leaving out what is kept or cached.
 
-    name: the run that the figures go to; `ablation-PROFILE` by default. Its metrics.jsonl always holds every arm of the
-        file that is done with these seeds, whoever did it.
+    name: the run that the figures go to; `ablation-PROFILE` by default. Its results.jsonl and metrics.jsonl always hold
+        every arm of the file that is done with these seeds, whoever did it.
+    keep: whether each result goes into the course's data too, as soon as it is there: committed, it is never made
+        again, on this machine or another.
+    anew: leave out of account what is kept there. What the cache holds is taken all the same.
 
     Returns the run and the cells of the whole file, done or not. AnitaError, before anything is trained, for an arm
     that is unknown or cannot be.
@@ -137,23 +167,37 @@ def ablate(
     dry_plan(profile, ablation, seeds[:1], only)  # first: a broken arm leaves no run behind
     run = Run.open(name or f"ablation-{profile.name}", profile, seeds[0], newest=False)
     cells = plan(run, ablation, seeds)
-    chosen = select(cells, only)
-    made: dict[tuple[str, int], list[dict]] = {}
+    chosen, file = select(cells, only), kept_file(profile.name)
+    kept = NOTHING if anew else read_kept(file)
+    results = collect(cells, kept, ablation)
     for number, cell in enumerate(chosen, 1):
         place = f"{number}/{len(chosen)} {cell.arm}, seed {cell.seed}"
-        if cell.measured:
-            say(f"{place}: done before")
+        if (cell.arm, cell.seed) in results.lines:
+            say(f"{place}: {'kept' if cell.made in kept.by_hash else 'done'} before")
         else:
             missing = [stage.name for stage in cell.stages if not stage.done]
             say(f"{place}: {'training ' + ', '.join(missing) if missing else 'measuring'}")
-        for stage in cell.stages:
-            train_stage(stage)
-            gc.collect()  # a trainer and its model hold each other: without this they would pile up
-        measured = evaluate(cell.model, cell.profile)
-        if number == 1:
-            check_measures(ablation, measured)
-        record(run, cells, made)
+            make(cell)
+            if number == 1:
+                check_measures(ablation, evaluate(cell.model, cell.profile))
+            results = collect(cells, kept, ablation, results)
+        record(run, results)
+        if keep:
+            write_kept(file, Kept(read_kept(file).lines | results.lines, read_kept(file).weights | results.weights))
     return run, cells
+
+
+def make(cell: Cell) -> None:
+    """Trains what is missing of a cell, and measures it."""
+    for stage in cell.stages:
+        if cell.points and stage is cell.stages[-1]:
+            from anita_utils.curves import watched
+
+            watched(stage, cell.points)
+        else:
+            train_stage(stage)
+        gc.collect()  # a trainer and its model hold each other: without this they would pile up
+    evaluate(cell.model, cell.profile)
 
 
 def dry_plan(profile: Profile, ablation: Ablation, seeds: list[int], only: Iterable[str] = ()) -> list[Cell]:
@@ -176,40 +220,42 @@ def check_measures(ablation: Ablation, measured: list[Measurement]) -> None:
         find(measured, measure)
 
 
-def record(run: Run, cells: list[Cell], made: dict[tuple[str, int], list[dict]]) -> None:
-    """Writes the rows of every cell that is done to metrics.jsonl; `made` keeps those of earlier calls."""
+def collect(cells: list[Cell], kept: Kept, ablation: Ablation, before: Kept = NOTHING) -> Kept:
+    """The results of every cell that is done: kept, or measured here. before: those of an earlier call."""
+    results = before
     for cell in cells:
-        if (cell.arm, cell.seed) not in made and cell.measured:
-            made[cell.arm, cell.seed] = cell_rows(cell)
-    run.record(NOTEBOOK, [row for cell in cells for row in made.get((cell.arm, cell.seed), [])])
+        if (cell.arm, cell.seed) in results.lines:
+            continue
+        if cell.made in kept.by_hash:
+            line = kept.by_hash[cell.made] | {"arm": cell.arm, "seed": cell.seed}
+            results = add(results, line, kept.weights[line["weights"]])
+        elif cell.measured:
+            results = add(results, *cell_line(cell, ablation))
+    order = [(cell.arm, cell.seed) for cell in cells]
+    return Kept({key: results.lines[key] for key in order if key in results.lines}, results.weights)
 
 
-def cell_rows(cell: Cell) -> list[dict]:
-    """What was measured of a cell's model, and what its training cost, as metric rows."""
+def cell_line(cell: Cell, ablation: Ablation) -> tuple[dict, dict]:
+    """A cell's result as a line to keep, and the weights of its clusters."""
+    from anita_utils.curves import watched
+
+    measured = evaluate(cell.model, cell.profile)
     infos = [stage.info for stage in cell.stages]
     tokens = sum(info["tokens"] * stage.settings.epochs for info, stage in zip(infos, cell.stages, strict=True))
     costs = zip(COSTS, (tokens, sum(info["seconds"] for info in infos)), strict=True)
-    own = [{"stage": cell.last, "metric": metric, "value": value} for metric, value in costs]
-    figures = rows(evaluate(cell.model, cell.profile), cell.last)
-    return [{"arm": cell.arm, "seed": cell.seed} | row for row in figures + own]
+    nowhere = {"stage": cell.last, "language": "all", "split": None, "n": None}
+    figures = rows(measured, cell.last) + [nowhere | {"metric": metric, "value": value} for metric, value in costs]
+    place = {"arm": cell.arm, "seed": cell.seed, "profile": cell.profile.name, "made": cell.made,
+             "commit": git_commit() or "unknown", "arms": ablation.digest}  # fmt: skip
+    return make_line(place, figures, measured, watched(cell.stages[-1], cell.points) if cell.points else [])
 
 
-def measurements(cells: Iterable[Cell]) -> dict[tuple[str, int], list[Measurement]]:
-    """Item by item, by arm and seed, what the cells that are done were measured to be."""
-    return {(cell.arm, cell.seed): evaluate(cell.model, cell.profile) for cell in cells if cell.measured}
-
-
-def factorial_cells(cells: Iterable[Cell], ablation: Ablation) -> dict[frozenset[str], str]:
-    """The arms that set nothing but the order, and that to stages in the summary's order: {stages: arm}.
-
-    Empty unless all eight are there.
-    """
-    found = {}
-    for cell in cells:
-        names = [stage.name for stage in cell.stages]
-        if set(ablation.arms[cell.arm].set) == {"order"} and names == [s for s in ORDERS["summary"] if s in names]:
-            found.setdefault(frozenset(names), cell.arm)
-    return found if len(found) == 2 ** len(ORDERS["summary"]) else {}
+def record(run: Run, results: Kept) -> None:
+    """Writes the run's results.jsonl and metrics.jsonl."""
+    write_kept(run.folder / "results.jsonl", results)
+    keys = ("arm", "seed", "stage", "metric", "language", "split", "value", "n")
+    figures = (row for line in results.lines.values() for row in figure_rows(line))
+    run.record(NOTEBOOK, [{key: row[key] for key in keys} for row in figures])
 
 
 def slurm_script(profile: Profile, ablation: Ablation, seeds: list[int], options: list[str]) -> str:

@@ -1,6 +1,7 @@
 """What came of an ablation, in its run's folder: ablation.csv, effects.csv, claims.csv, and all of it in ablation.md.
 
->>> write_results(*ablate(profile, ablation, seeds), ablation)
+>>> run, _ = ablate(profile, ablation, seeds)
+>>> write_results(run, ablation)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 import pandas
 
 from anita_utils import shown
-from anita_utils.ablation import COSTS, NOTEBOOK, Cell, factorial_cells, measurements
+from anita_utils.ablation import COSTS
 from anita_utils.arms import Ablation
 from anita_utils.effects import (
     claims_table,
@@ -22,24 +23,25 @@ from anita_utils.effects import (
     read_sheet,
     shuffled_control,
 )
+from anita_utils.kept import Kept, read_kept
 from anita_utils.record import Run, write_text
 
 SMOOTH = ("perplexity", "train/")  # figures that do not move in steps of one item
 
 
-def write_results(run: Run, cells: list[Cell], ablation: Ablation) -> Path:
+def write_results(run: Run, ablation: Ablation) -> Path:
     """Writes ablation.csv, effects.csv, claims.csv and, with all of them for people, ablation.md; returns the last."""
-    table = results_table(run.metrics())
-    measured, factors = measurements(cells), factorial_cells(cells, ablation)
+    results = read_kept(run.folder / "results.jsonl")
+    table = results_table(results)
+    measured, factors = results.measured, ablation.factorial()
     effects = effects_table(measured, factors, ablation.measures if factors else [])
     claims = claims_table(measured, ablation.claims)
     for name, frame in {"ablation": table, "effects": effects, "claims": claims}.items():
         write_text(run.folder / f"{name}.csv", frame.to_csv(index=False))
-    seeds = sorted({seed for _, seed in measured})
     commit = run.info().get("commit") or "unknown"
     parts = [
         f"# Ablation, profile {run.profile.name}",
-        f"Seeds {', '.join(map(str, seeds)) or 'none'}; commit {commit.replace('+', ' (with changes)')}; arms from "
+        f"Seeds {', '.join(map(str, results.seeds)) or 'none'}; commit {commit.replace('+', ' (with changes)')}; arms from "
         f"{shown(ablation.file)}, hash {ablation.digest}. In brackets: 95 % intervals.",
         "## Arms",
         "Means over seeds; the intervals are for other seeds.",
@@ -63,12 +65,11 @@ def write_results(run: Run, cells: list[Cell], ablation: Ablation) -> Path:
     return run.folder / "ablation.md"
 
 
-def results_table(metrics: pandas.DataFrame) -> pandas.DataFrame:
+def results_table(results: Kept) -> pandas.DataFrame:
     """For each arm and measure: how many seeds, mean, 95 % interval of the mean, 99 % interval for one new seed."""
     lines = []
-    own = metrics[metrics["notebook"] == NOTEBOOK]
     keys = ["arm", "metric", "language", "split"]
-    for key, group in own.groupby(keys, sort=False, dropna=False):
+    for key, group in results.frame().groupby(keys, sort=False, dropna=False):
         values = group["value"].to_numpy(float)
         line = dict(zip(keys, key, strict=True)) | {"seeds": len(values), "mean": values.mean()}
         if len(values) > 1:

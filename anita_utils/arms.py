@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from anita_utils import AnitaError, shown
-from anita_utils.profile import Profile, parse_profile, read_yaml
+from anita_utils.profile import ORDERS, Profile, parse_profile, read_yaml
 
 ABLATIONS = Path(__file__).parent / "ablations"
 # What no arm may set: the run's own, and how it is measured, or arms could not be compared.
@@ -30,6 +30,7 @@ class Part(BaseModel):
 class Arm(Part):
     asks: str = Field(description="The question it answers, in one sentence.")
     set: dict[str, Any] = Field({}, description="Keys of the profile, dotted, and what they are in this arm.")
+    points: int = Field(0, ge=0, description="How often its last stage is measured while it trains.")
 
 
 class Claim(Part):
@@ -38,6 +39,7 @@ class Claim(Part):
     kind: Literal["higher", "kept", "differs"] = Field("higher", description="What it says of the difference.")
     worth: float = Field(gt=0, description="The smallest difference worth naming.")
     measures: list[str] = Field(min_length=1, description='Where it is tested: "metric language split".')
+    family: str = Field("recipe", description="The claims that p-values are corrected over together.")
 
 
 class Ablation(Part):
@@ -48,6 +50,23 @@ class Ablation(Part):
     claims: dict[Name, Claim] = Field({}, description="What the arms are to judge, stated beforehand.")
 
     _file: Path = PrivateAttr()
+
+    def family(self, name: str) -> dict[str, Claim]:
+        """The claims of that family."""
+        return {key: claim for key, claim in self.claims.items() if claim.family == name}
+
+    def factorial(self) -> dict[frozenset[str], str]:
+        """The arms that set nothing but the order, and that to stages in the summary's order: {stages: arm}.
+
+        Empty unless all eight are there.
+        """
+        found: dict[frozenset[str], str] = {}
+        for name, arm in self.arms.items():
+            order = arm.set.get("order")
+            stages = ORDERS.get(order, order) if isinstance(order, str) else order
+            if set(arm.set) == {"order"} and stages == [one for one in ORDERS["summary"] if one in stages]:
+                found.setdefault(frozenset(stages), name)
+        return found if len(found) == 2 ** len(ORDERS["summary"]) else {}
 
     @property
     def file(self) -> Path:
@@ -66,6 +85,9 @@ class Ablation(Part):
                 raise ValueError(f"claims.{name}.contrast: no arm '{unknown[0]}': choose {', '.join(self.arms)}")
             if abs(sum(claim.contrast.values())) > 1e-9:
                 raise ValueError(f"claims.{name}.contrast: the weights must add up to 0, as they compare arms")
+        idle = [name for name, arm in self.arms.items() if arm.points and arm.set.get("order") == []]
+        if idle:
+            raise ValueError(f"arms.{idle[0]}.points: the base is not trained, so there is no way to measure on")
         return self
 
 

@@ -104,6 +104,8 @@ def ablate(
     run: Annotated[str | None, typer.Option(help="Where results go, under runs/.", show_default="by profile")] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Train nothing: list the arms and what they share.")] = False,
     slurm: Annotated[bool, typer.Option("--slurm", help="Train nothing: print a Slurm array, a task a seed.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Write each result into data/ablation too, to commit.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="As if nothing stood in data/ablation yet.")] = False,
 ) -> None:
     """Train and measure the recipe with parts left out, swapped or changed. Call it again to go on where it was."""
     if everything and (only or seeds):
@@ -112,6 +114,7 @@ def ablate(
         raise AnitaError("--dry-run and --slurm exclude each other: give one of them")
     from anita_utils import ablation
     from anita_utils.arms import load_ablation
+    from anita_utils.kept import kept_file, read_kept
     from anita_utils.profile import load_profile
 
     settings = load_profile(profile)
@@ -124,25 +127,26 @@ def ablate(
         print(ablation.slurm_script(settings, found, every, options), end="")
         return
     if dry:
-        show_ablation(ablation.dry_plan(settings, found, every, only or []), found)
+        kept = ablation.NOTHING if anew else read_kept(kept_file(settings.name))
+        show_ablation(ablation.dry_plan(settings, found, every, only or []), found, kept)
         return
     from anita_utils.ablation_report import write_results
 
-    done = ablation.ablate(settings, found, every, only or [], run, print)
-    print(shown(write_results(*done, found)))
+    done, _ = ablation.ablate(settings, found, every, only or [], run, print, keep, anew)
+    print(shown(write_results(done, found)))
 
 
-def show_ablation(cells: list, arms) -> None:
+def show_ablation(cells: list, arms, kept) -> None:
     """Prints what an ablation would do."""
     from rich.table import Table
 
     from anita_utils.ablation import outline, remaining
 
-    table = Table("arm", "asks", "stages", "trained", "measured")
-    for line in outline(cells):
-        table.add_row(line["arm"], arms.arms[line["arm"]].asks, line["stages"], line["trained"], line["measured"])
+    table = Table("arm", "asks", "stages", "trained", "measured", "kept")
+    for line in outline(cells, kept):
+        table.add_row(line["arm"], arms.arms[line["arm"]].asks, *list(line.values())[1:])
     Console().print(table)
-    for what, (missing, of) in remaining(cells).items():
+    for what, (missing, of) in remaining(cells, kept).items():
         print(f"{what} that remain: {missing} of {of}")
 
 

@@ -155,7 +155,7 @@ def find(measured: list[Measurement], measure: str) -> list[Measurement]:
     language = language or "all"
     if metric == "benchmark/mean":
         found = [m for m in measured if m.metric.startswith("benchmark/") and m.language == language]
-    elif metric == "preference_accuracy_logprob":
+    elif metric == "preference_accuracy_logprob" and not any(m.metric == metric for m in measured):
         margins = [m for m in measured if m.metric == "preference_margin"]
         found = [replace(m, metric=metric, scores=[float(score > 0) for score in m.scores]) for m in margins]
     else:
@@ -238,11 +238,11 @@ def verdict(p_for: float, p_against: float, seeds: int) -> str:
 
 
 def claims_table(measured: Measured, claims: Mapping[str, Claim]) -> pandas.DataFrame:
-    """A verdict for each claim and measure; all p-values, for and against, are corrected as one family (Holm)."""
+    """A verdict for each claim and measure; the p-values of a family, for and against, are corrected together (Holm)."""
     rows = []
     for name, claim in claims.items():
         for measure in claim.measures:
-            row = {"claim": name, "measure": measure, "estimate": np.nan, "low": np.nan, "high": np.nan,
+            row = {"claim": name, "family": claim.family, "measure": measure, "estimate": np.nan, "low": np.nan, "high": np.nan,
                    "worth": claim.worth, "seeds": 0, "for": np.nan, "against": np.nan}  # fmt: skip
             sheet = read_sheet(measured, measure, list(claim.contrast))
             row["seeds"] = len(sheet.seeds)
@@ -254,7 +254,9 @@ def claims_table(measured: Measured, claims: Mapping[str, Claim]) -> pandas.Data
     table = pandas.DataFrame(rows)
     if rows:
         ready = table["seeds"] > 1
-        table.loc[ready, ["for", "against"]] = _holm(table.loc[ready, ["for", "against"]].to_numpy())
+        for family in table["family"].unique():
+            own = ready & (table["family"] == family)
+            table.loc[own, ["for", "against"]] = _holm(table.loc[own, ["for", "against"]].to_numpy())
         words = [verdict(*p) for p in table[["for", "against", "seeds"]].itertuples(index=False)]
         table["verdict"] = np.where(ready, words, "not measured with two seeds yet")
     return table

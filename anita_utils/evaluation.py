@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -143,11 +144,12 @@ def judge_answers(answered: dict[str, list[dict]]) -> list[Measurement]:
     ]
 
 
-def log_likelihoods(model, encoded: list[dict[str, list[int]]], batch_size: int) -> tuple[list[float], list[int]]:
-    """The summed log-probability of the scored tokens of each example, and how many those are."""
+def scored_logits(model, encoded: list[dict[str, list[int]]], batch_size: int) -> Iterator[tuple]:
+    """The model's logits wherever a token of an example is scored, batch by batch: numbers of the examples, logits
+    (examples × places × vocabulary, fp32), and labels (examples × places, IGNORED where an example scores nothing).
+    """
     import torch
 
-    totals, counts = [0.0] * len(encoded), [0] * len(encoded)
     order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]["input_ids"]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
@@ -157,16 +159,21 @@ def log_likelihoods(model, encoded: list[dict[str, list[int]]], batch_size: int)
         labels = torch.tensor([encoded[n]["labels"] + [IGNORED] * (width - len(encoded[n]["labels"])) for n in numbers])
         ids, labels = ids.to(model.device), labels[:, 1:].to(model.device)
         places = (labels != IGNORED).any(0).nonzero().squeeze(1)  # of most prompts nothing is scored
-        labels = labels[:, places]
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=places).logits.float()
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view(labels.shape)
-        for number, loss, scored in zip(
-            numbers, losses.sum(1).tolist(), (labels != IGNORED).sum(1).tolist(), strict=True
-        ):
-            totals[number], counts[number] = -loss, scored
+        yield numbers, logits, labels[:, places]
+
+
+def log_likelihoods(model, encoded: list[dict[str, list[int]]], batch_size: int) -> tuple[list[float], list[int]]:
+    """The summed log-probability of the scored tokens of each example, and how many those are."""
+    from torch.nn.functional import cross_entropy
+
+    totals, counts = [0.0] * len(encoded), [0] * len(encoded)
+    for numbers, logits, labels in scored_logits(model, encoded, batch_size):
+        losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        sums, scored = losses.view(labels.shape).sum(1).tolist(), (labels != IGNORED).sum(1).tolist()
+        for number, loss, count in zip(numbers, sums, scored, strict=True):
+            totals[number], counts[number] = -loss, count
     return totals, counts
 
 
@@ -232,11 +239,16 @@ def _cached(path: str | Path, profile: Profile, part: str) -> tuple[dict[str, li
 
 
 def evaluation_key(path: str | Path, profile: Profile) -> str:
+    parts = {"model": model_key(path)} | measured_with(profile)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measured_with(profile: Profile) -> dict:
+    """Everything that a figure depends on but the model: settings, items, libraries, this code."""
     from importlib.metadata import version
 
     files = sorted([*(data_dir() / "probes").glob("*.jsonl"), *(data_dir() / "benchmarks").rglob("*.*")])
     parts = {
-        "model": model_key(path),
         "evaluation": profile.evaluation.model_dump(exclude_none=True),
         "data": [file_hash(file) for file in files if file.suffix in {".jsonl", ".yaml", ".py"}],
         "versions": {name: version(name) for name in (*LIBRARIES[:2], "lm_eval")},
@@ -245,7 +257,7 @@ def evaluation_key(path: str | Path, profile: Profile) -> str:
     }
     if profile.evaluation.bits or profile.model.dtype != "float32":  # another rounding, other figures
         parts["held"] = [profile.model.dtype, held_for_evaluation(profile).model_dump()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return parts
 
 
 def _measure(path: str | Path, profile: Profile, part: str) -> tuple[dict[str, list[dict]], list[Measurement]]:

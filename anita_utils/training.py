@@ -12,6 +12,7 @@ Each stage starts from the merged model of the one before, quantises it afresh a
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError
@@ -25,6 +26,7 @@ from anita_utils.stages import Stage, find_stage
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
+    from transformers import TrainerCallback
 
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
 PREPACKED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
@@ -43,26 +45,28 @@ def open_stage(run: Run, name: str) -> Stage:
     return stage
 
 
-def train_stage(stage: Stage, resume: bool = True) -> Stage:
+def train_stage(stage: Stage, resume: bool = True, callbacks: Sequence[TrainerCallback] = ()) -> Stage:
     """Trains the stage unless the cache holds it; a killed training goes on from its last good checkpoint.
 
-    resume: False deletes the checkpoints of a killed training first. AnitaError, one line, for a full disk, a folder
+    resume: False deletes the checkpoints of a killed training first. callbacks: what watches the training. AnitaError, one line, for a full disk, a folder
     that may not be written, a loss that is no number, or too little memory; then nothing is left half-written.
     """
     if not stage.done:
         with explained(stage), stage.alone():
             if not stage.done:  # another process may have trained it while this one waited
-                _train(stage, resume)
+                _train(stage, resume, callbacks)
     stage.link()
     return stage
 
 
-def _train(stage: Stage, resume: bool) -> None:
+def _train(stage: Stage, resume: bool, callbacks: Sequence[TrainerCallback]) -> None:
     if changes := stage.changes():
         print(f"{stage.name}: trained anew, and what builds on it: {'; '.join(changes)}")
     if not resume:
         shutil.rmtree(stage.work, ignore_errors=True)
     trainer = build_trainer(stage)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=stage.checkpoint())
     stage.finish(trainer)
 

@@ -1,0 +1,181 @@
+"""The results of an ablation that are kept with the course: a line for each arm and seed, in data/ablation.
+
+>>> kept = load_kept("cpu")
+>>> kept.measured["sft", 42]                     # item by item, as `effects` takes it
+>>> kept.said                                    # which seeds, which commits, in one sentence
+
+A line holds the hash of what was made and how it was measured: data, settings, seed, parent, libraries, items. So a line
+is known again wherever it was made, and whoever has it need not train. Scores are added up by cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from anita_utils import AnitaError, shown
+from anita_utils.hub import data_dir
+from anita_utils.intervals import Measurement
+from anita_utils.profile import REHEARSAL
+from anita_utils.record import write_text
+
+NOTEBOOK = "ablation"  # under which its rows stand in metrics.jsonl
+DIGITS = 6
+LEFT_OUT = ("benchmark_acc/", "benchmark_norm/", "overconfidence", "bits_per_byte")  # whose items no claim is about
+CURVE = ["update", "metric", "language", "split", "value", "n"]
+FIGURE = ["stage", "metric", "language", "split", "value", "n"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The lines of a file of results, by arm and seed."""
+
+    lines: dict[tuple[str, int], dict]
+    weights: dict[str, dict[str, list[float]]]  # of the clusters, by the hash that lines name
+
+    @cached_property
+    def measured(self) -> dict[tuple[str, int], list[Measurement]]:
+        """Item by item, or rather cluster by cluster, as `effects` takes it."""
+        return {key: measurements(line, self.weights) for key, line in self.lines.items()}
+
+    @property
+    def by_hash(self) -> dict[str, dict]:
+        """The lines by the hash of what was made: two arms of the same stages have one."""
+        return {line["made"]: line for line in self.lines.values()}
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({seed for _, seed in self.lines})
+
+    def seeds_of(self, *arms: str) -> list[int]:
+        """The seeds that all these arms were made with."""
+        return [seed for seed in self.seeds if all((arm, seed) in self.lines for arm in arms)]
+
+    @property
+    def said(self) -> str:
+        """What the file holds, for people."""
+        arms = {arm for arm, _ in self.lines}
+        whole = self.seeds_of(*arms)
+        commits = ", ".join(dict.fromkeys(line["commit"][:10] for line in self.lines.values()))
+        seeds = ", ".join(map(str, self.seeds))
+        some = "" if whole == self.seeds else f", all of them with {', '.join(map(str, whole)) or 'none'}"
+        return f"{len(self.lines)} results: {len(arms)} arms, seeds {seeds}{some}; commit {commits}"
+
+    def frame(self) -> pandas.DataFrame:
+        """All figures, a row each: notebook, arm, seed, stage, metric, language, split, value, n."""
+        return pandas.DataFrame(row for line in self.lines.values() for row in figure_rows(line))
+
+    def curve(self, arm: str) -> pandas.DataFrame:
+        """What was measured while an arm's last stage trained: seed, update, metric, language, split, value, n."""
+        rows = [
+            {"seed": seed} | dict(zip(CURVE, row, strict=True))
+            for (name, seed), line in self.lines.items() if name == arm for row in line["curve"]
+        ]  # fmt: skip
+        return pandas.DataFrame(rows, columns=["seed", *CURVE])
+
+
+def kept_file(profile: str) -> Path:
+    """Where the results under the profile of that name are kept; a rehearsal has none of its own."""
+    return data_dir() / "ablation" / f"{profile.removeprefix(REHEARSAL)}.jsonl"
+
+
+def load_kept(profile: str = "cpu") -> Kept:
+    """The results kept with the course. AnitaError, one line, where there are none."""
+    file = kept_file(profile)
+    kept = read_kept(file)
+    if not kept.lines:
+        raise AnitaError(f"no results of the ablation at {shown(file)}: make some with `anita ablate --all --keep`")
+    return kept
+
+
+def read_kept(file: Path) -> Kept:
+    """The results in a file; none where it is not there. AnitaError for a line that cannot be read."""
+    lines: dict[tuple[str, int], dict] = {}
+    weights: dict[str, dict] = {}
+    texts = file.read_text("utf-8").splitlines() if file.is_file() else []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            if "of" in line:
+                weights[line["weights"]] = line["of"]
+            else:
+                lines[line["arm"], line["seed"]] = line
+                measurements(line, weights)
+        except (ValueError, KeyError, TypeError) as error:
+            raise AnitaError(
+                f"{shown(file)}, line {number}: no result of an ablation ({error!r}): restore the file (git checkout)"
+            ) from error
+    return Kept(lines, weights)
+
+
+def write_kept(file: Path, kept: Kept) -> None:
+    """Writes the file whole or not at all; first the weights that its lines name."""
+    used = {line["weights"] for line in kept.lines.values()}
+    head = [{"weights": key, "of": kept.weights[key]} for key in sorted(used)]
+    rows = [*head, *kept.lines.values()]
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows))
+
+
+def add(kept: Kept, line: dict, weights: dict) -> Kept:
+    """The same with one line more, in place of an older one of the same arm and seed."""
+    return Kept(kept.lines | {(line["arm"], line["seed"]): line}, kept.weights | {line["weights"]: weights})
+
+
+# ---------------------------------------------------------------- one line
+
+
+def make_line(place: dict[str, Any], figures: list[dict], measured: list[Measurement], curve: Iterable[dict]):
+    """A line and the weights of its clusters.
+
+    place: arm, seed, made, and whatever else says where it comes from. figures: rows with the keys of FIGURE.
+    """
+    scores, weights = {}, {}
+    for m in measured:
+        if m.bins or m.metric.startswith(LEFT_OUT):
+            continue
+        if m.metric == "preference_margin":
+            wins = [float(score > 0) for score in m.scores]
+            m = Measurement("preference_accuracy_logprob", m.language, m.split, wins, m.clusters)
+        name = " ".join(filter(None, m.name))
+        sums, weighed, _ = m.totals()
+        scores[name], weights[name] = [[short(value) for value in values] for values in (sums, weighed)]
+    digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()[:16]
+    line = place | {
+        "figures": [[short(row[key]) for key in FIGURE] for row in figures],
+        "curve": [[short(row[key]) for key in CURVE] for row in curve],
+        "weights": digest,
+        "scores": scores,
+    }
+    return line, weights
+
+
+def short(value: Any) -> Any:
+    """A number in six digits at most, whole ones without a point; anything else as it is."""
+    if value is None or isinstance(value, str):
+        return value
+    rounded = float(f"{value:.{DIGITS}g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def figure_rows(line: dict) -> list[dict]:
+    """The figures of a line as metric rows."""
+    own = {"notebook": NOTEBOOK, "arm": line["arm"], "seed": line["seed"]}
+    return [own | dict(zip(FIGURE, figure, strict=True)) for figure in line["figures"]]
+
+
+def measurements(line: dict, weights: dict) -> list[Measurement]:
+    """The measurements behind a line, an item a cluster."""
+    found = []
+    for name, scores in line["scores"].items():
+        metric, language, split = (name.split() + [None])[:3]
+        weighed = weights[line["weights"]][name]
+        clusters = [f"{number:04}" for number in range(len(scores))]  # in their order by name
+        found.append(Measurement(metric, language, split, [float(s) for s in scores], clusters, weighed))
+    return found
