@@ -23,7 +23,7 @@ from anita_utils.evaluation import PARTS, evaluate, evaluation_file, measured_wi
 from anita_utils.hub import model_key, resolve_model
 from anita_utils.intervals import Measurement, rows
 from anita_utils.kept import NOTEBOOK, Kept, add, figure_rows, kept_file, make_line, read_kept, write_kept
-from anita_utils.machine import detect_machine
+from anita_utils.machine import LIBRARIES, detect_machine
 from anita_utils.profile import Profile
 from anita_utils.record import Run, git_commit
 from anita_utils.training import Stage, find_stage, train_stage
@@ -245,8 +245,10 @@ def cell_line(cell: Cell, ablation: Ablation) -> tuple[dict, dict]:
     costs = zip(COSTS, (tokens, sum(info["seconds"] for info in infos)), strict=True)
     nowhere = {"stage": cell.last, "language": "all", "split": None, "n": None}
     figures = rows(measured, cell.last) + [nowhere | {"metric": metric, "value": value} for metric, value in costs]
+    machine = detect_machine()
     place = {"arm": cell.arm, "seed": cell.seed, "profile": cell.profile.name, "made": cell.made,
-             "commit": git_commit() or "unknown", "arms": ablation.digest}  # fmt: skip
+             "commit": git_commit() or "unknown", "arms": ablation.digest, "machine": machine.cpu,
+             "versions": {name: machine.versions[name] for name in LIBRARIES}}  # fmt: skip
     return make_line(place, figures, measured, watched(cell.stages[-1], cell.points) if cell.points else [])
 
 

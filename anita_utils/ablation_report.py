@@ -41,8 +41,8 @@ def write_results(run: Run, ablation: Ablation) -> Path:
     commit = run.info().get("commit") or "unknown"
     parts = [
         f"# Ablation, profile {run.profile.name}",
-        f"Seeds {', '.join(map(str, results.seeds)) or 'none'}; commit {commit.replace('+', ' (with changes)')}; arms from "
-        f"{shown(ablation.file)}, hash {ablation.digest}. In brackets: 95 % intervals.",
+        f"Seeds {', '.join(map(str, results.seeds)) or 'none'}; commit {commit.replace('+', ' (with changes)')}; arms "
+        f"from {shown(ablation.file)}, hash {ablation.digest}. In brackets: 95 % intervals.",
         "## Arms",
         "Means over seeds; the intervals are for other seeds.",
         _markdown(arms_overview(table, ablation)),

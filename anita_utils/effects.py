@@ -238,12 +238,12 @@ def verdict(p_for: float, p_against: float, seeds: int) -> str:
 
 
 def claims_table(measured: Measured, claims: Mapping[str, Claim]) -> pandas.DataFrame:
-    """A verdict for each claim and measure; the p-values of a family, for and against, are corrected together (Holm)."""
+    """A verdict for each claim and measure; a family's p-values, for and against, are corrected together (Holm)."""
     rows = []
     for name, claim in claims.items():
         for measure in claim.measures:
-            row = {"claim": name, "family": claim.family, "measure": measure, "estimate": np.nan, "low": np.nan, "high": np.nan,
-                   "worth": claim.worth, "seeds": 0, "for": np.nan, "against": np.nan}  # fmt: skip
+            row = {"claim": name, "family": claim.family, "measure": measure, "estimate": np.nan, "low": np.nan,
+                   "high": np.nan, "worth": claim.worth, "seeds": 0, "for": np.nan, "against": np.nan}  # fmt: skip
             sheet = read_sheet(measured, measure, list(claim.contrast))
             row["seeds"] = len(sheet.seeds)
             if len(sheet.seeds) > 1:

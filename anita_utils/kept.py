@@ -4,7 +4,7 @@
 >>> kept.measured["sft", 42]                     # item by item, as `effects` takes it
 >>> kept.said                                    # which seeds, which commits, in one sentence
 
-A line holds the hash of what was made and how it was measured: data, settings, seed, parent, libraries, items. So a line
+A line holds the hash of what was made and how it was measured: data, settings, seed, parent, libraries, items. So it
 is known again wherever it was made, and whoever has it need not train. Scores are added up by cluster.
 """
 
@@ -70,7 +70,8 @@ class Kept:
 
     def frame(self) -> pandas.DataFrame:
         """All figures, a row each: notebook, arm, seed, stage, metric, language, split, value, n."""
-        return pandas.DataFrame(row for line in self.lines.values() for row in figure_rows(line))
+        rows = [row for line in self.lines.values() for row in figure_rows(line)]
+        return pandas.DataFrame(rows, columns=["notebook", "arm", "seed", *FIGURE])
 
     def curve(self, arm: str) -> pandas.DataFrame:
         """What was measured while an arm's last stage trained: seed, update, metric, language, split, value, n."""

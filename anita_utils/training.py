@@ -48,8 +48,10 @@ def open_stage(run: Run, name: str) -> Stage:
 def train_stage(stage: Stage, resume: bool = True, callbacks: Sequence[TrainerCallback] = ()) -> Stage:
     """Trains the stage unless the cache holds it; a killed training goes on from its last good checkpoint.
 
-    resume: False deletes the checkpoints of a killed training first. callbacks: what watches the training. AnitaError, one line, for a full disk, a folder
-    that may not be written, a loss that is no number, or too little memory; then nothing is left half-written.
+    resume: False deletes the checkpoints of a killed training first. callbacks: what watches the training.
+
+    AnitaError, one line, for a full disk, a folder that may not be written, a loss that is no number, or too little
+    memory; then nothing is left half-written.
     """
     if not stage.done:
         with explained(stage), stage.alone():

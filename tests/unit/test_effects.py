@@ -197,9 +197,9 @@ def measured_arms(gain, seeds=4):
 
 def test_claims_get_their_verdicts():
     claim = SimpleNamespace(
-        contrast={"whole": 1, "base": -1}, kind="higher", worth=0.02, measures=["benchmark/mean it"]
+        contrast={"whole": 1, "base": -1}, kind="higher", worth=0.02, measures=["benchmark/mean it"], family="one"
     )
-    late = SimpleNamespace(contrast={"late": 1, "base": -1}, kind="higher", worth=0.02, measures=["benchmark/mean it"])
+    late = SimpleNamespace(**vars(claim) | {"contrast": {"late": 1, "base": -1}})
     for gain, said in {0.1: "supported", 0.0: "not supported", -0.1: "not supported"}.items():
         table = claims_table(measured_arms(gain), {"gains": claim, "late": late}).set_index("claim")
         assert table.loc["gains", "estimate"] == pytest.approx(gain, abs=0.01)
@@ -250,3 +250,15 @@ def test_measures_are_the_reports_figures():
         assert scale(sheet.values()[0, 0]) == pytest.approx(reported[measure])
     with pytest.raises(AnitaError, match="no measure 'perplexity fr' was taken: choose benchmark/.* perplexity it"):
         find(models["base", 1], "perplexity fr")
+
+
+def test_each_family_of_claims_is_corrected_by_itself():
+    """Twenty claims about nothing more in a family make its p-values larger, those of another family not."""
+    claim = {"contrast": {"whole": 1, "base": -1}, "kind": "higher", "worth": 0.02, "measures": ["benchmark/mean it"]}
+    one = {"gains": SimpleNamespace(**claim, family="one")}
+    others = {str(n): SimpleNamespace(**claim | {"contrast": {"whole": -1, "base": 1}}, family="other")
+              for n in range(20)}  # fmt: skip
+    same = {name: SimpleNamespace(**vars(other) | {"family": "one"}) for name, other in others.items()}
+    measured = measured_arms(0.005)
+    alone, beside, among = (claims_table(measured, claims).iloc[0] for claims in (one, one | others, one | same))
+    assert 0 < alone["for"] == beside["for"] < among["for"]
