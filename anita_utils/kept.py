@@ -87,12 +87,18 @@ def kept_file(profile: str) -> Path:
     return data_dir() / "ablation" / f"{profile.removeprefix(REHEARSAL)}.jsonl"
 
 
-def load_kept(profile: str = "cpu") -> Kept:
-    """The results kept with the course. AnitaError, one line, where there are none."""
+def load_kept(profile: str = "cpu", arms: Iterable[str] = ()) -> Kept:
+    """The results kept with the course. AnitaError, one line, where there are none, or none of one of the arms."""
     file = kept_file(profile)
     kept = read_kept(file)
     if not kept.lines:
         raise AnitaError(f"no results of the ablation at {shown(file)}: make some with `anita ablate --all --keep`")
+    missing = [arm for arm in arms if not kept.seeds_of(arm)]
+    if missing:
+        raise AnitaError(
+            f"{shown(file)} holds no result of arm '{missing[0]}': make it with "
+            f"`anita ablate --only {missing[0]} --keep`"
+        )
     return kept
 
 

@@ -533,7 +533,11 @@ def test_a_file_can_start_from_another(arms):
 def test_every_arm_that_is_shipped_can_be(name):
     found, profile = load_ablation(name), load_profile(name)
     orders = {arm: arm_profile(profile, arm, settings)[1] for arm, settings in found.arms.items()}
-    assert len(orders) == {"cpu": 17, "h100": 18}[name] and orders["journal"] == ["sft", "dpo", "italian"] and orders["base"] == []
+    assert (
+        len(orders) == {"cpu": 17, "h100": 18}[name]
+        and orders["journal"] == ["sft", "dpo", "italian"]
+        and orders["base"] == []
+    )
 
 
 def test_an_arm_is_the_profile_but_for_what_it_sets(tiny):
