@@ -42,16 +42,16 @@ HISTORY = {"loss": "train/loss", "rewards/accuracies": "train/pairs_accuracy", "
            "logps/rejected": "train/rejected_logp"}  # fmt: skip
 
 
-def watched(stage: Stage, points: int, measure: Callable | None = None) -> list[dict]:
+def watched(stage: Stage, points: int, measure: Callable | None = None, kind: str = "held_out") -> list[dict]:
     """Trains the stage, measuring it before the first update and then `points` times at equal distances.
 
     measure: takes model, tokenizer and profile, returns rows of metric, language, split, value, n; by default
-        `held_out`.
+        `held_out`. kind: its name, which the cache tells curves apart by.
 
     Returns the rows, each with its `update`, and what the trainer logged between two points. From the cache where
     the very same was done before. A stage that was trained unwatched is trained anew, for nobody can look back.
     """
-    file = curve_file(stage, points)
+    file = curve_file(stage, points, kind)
     if stage.done and not complete(file):
         shutil.rmtree(stage.folder)
     train_stage(stage, callbacks=[OnTheWay(file, points, stage.run.profile, measure or held_out)])
@@ -59,9 +59,9 @@ def watched(stage: Stage, points: int, measure: Callable | None = None) -> list[
     return rows + logged(stage.info["history"], sorted({row["update"] for row in rows}))
 
 
-def curve_file(stage: Stage, points: int) -> Path:
+def curve_file(stage: Stage, points: int, kind: str = "held_out") -> Path:
     """Where the cache keeps what was measured on the way."""
-    made = [VERSION, THIN, stage.key, points, measured_with(stage.run.profile)]
+    made = [VERSION, THIN, kind, stage.key, points, measured_with(stage.run.profile)]
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
     return cache_dir() / "curves" / f"{digest}.json"
 
