@@ -13,7 +13,17 @@ from collections.abc import Callable
 from typing import Any
 
 from anita_utils import AnitaError
-from anita_utils.exercises import lesson01, lesson02, lesson03, lesson04, lesson05, lesson07, lesson08
+from anita_utils.exercises import (
+    lesson01,
+    lesson02,
+    lesson03,
+    lesson04,
+    lesson05,
+    lesson06,
+    lesson07,
+    lesson08,
+    lesson09,
+)
 from anita_utils.exercises.checking import Verdict, judge
 
 LESSONS = {
@@ -22,8 +32,10 @@ LESSONS = {
     "03_qlora_italian": lesson03.EXERCISES,
     "04_dpo": lesson04.EXERCISES,
     "05_evaluation": lesson05.EXERCISES,
+    "06_ablation": lesson06.EXERCISES,
     "07_zero_shot_italian": lesson07.EXERCISES,
     "08_bias_and_safety": lesson08.EXERCISES,
+    "09_forgetting": lesson09.EXERCISES,
 }
 EXERCISES = {name: exercise for lesson in LESSONS.values() for name, exercise in lesson.items()}
 

@@ -1,0 +1,71 @@
+"""The README's table of claims: complete, and it says what the results say."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from anita_utils import kept
+from anita_utils.arms import load_ablation
+from anita_utils.intervals import Measurement
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("claims_table", ROOT / "scripts" / "claims_table.py")
+script = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(script)
+ROWS = yaml.safe_load(script.ROWS.read_text("utf-8"))
+
+
+def test_the_readme_says_what_the_results_say():
+    """After new results: python scripts/claims_table.py."""
+    text = script.README.read_text("utf-8")
+    assert script.filled(text) == text and text.count(script.BEGIN) == text.count(script.END) == 1
+
+
+def test_every_kind_is_there_and_every_lesson_and_claim_exists():
+    kinds = [row["kind"] for row in ROWS]
+    wanted = {"key result": 3, "mechanism": 4, "trade-off": 1, "failure signature": 4, "open question": 3,
+              "limitation": 3, "next check": 3}  # fmt: skip
+    assert {kind: kinds.count(kind) for kind in wanted} == wanted and len(kinds) == sum(wanted.values())
+    lessons = {file.name[:2] for file in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    claims = load_ablation("cpu").claims
+    for row in ROWS:
+        assert set(row["lessons"]) <= lessons and set(row.get("claims", [])) <= set(claims)
+        assert not any("|" in str(value) for value in row.values())
+
+
+def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "data_dir", lambda: tmp_path)
+    assert "supported" not in script.table() and script.table().startswith("The arms of lessons 06 and 09 have not")
+    results, random = kept.Kept({}, {}), np.random.default_rng(0)
+    for arm, share in {"summary": 0.9, "sft_italian": 0.1}.items():
+        for seed in (1, 2, 3):
+            scores = [float(one) for one in random.random(100) < share]
+            clusters = [str(n) for n in range(100)]
+            measured = [Measurement("refusal/harmful", "all", "held_out_wordings", scores, clusters)]
+            measured += [Measurement(f"benchmark/{name}", code, None, scores, clusters) for name in ("arc", "mmlu")
+                         for code in ("en", "it")]  # fmt: skip
+            measured.append(Measurement("chat/accuracy_in_language", "it", "adapted", scores, clusters))
+            place = {"arm": arm, "seed": seed, "made": "x", "commit": "abcdef"}
+            results = kept.add(results, *kept.make_line(place, [], measured, []))
+    kept.write_kept(kept.kept_file("cpu"), results)
+    table = script.table()
+    assert "dpo refuses, refusal/harmful all held out wordings: **supported**" in table
+    assert "synergy, benchmark/mean it: **not run yet**" in table and "seeds 1, 2, 3" in table
+    assert "lesson 08 says" in table
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_check_tells_an_old_table(tmp_path, monkeypatch, there):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"Before\n{script.BEGIN}\nold\n{script.END}\nAfter\n", "utf-8")
+    monkeypatch.setattr(script, "README", readme)
+    monkeypatch.setattr("sys.argv", ["claims_table.py"])
+    if there:
+        assert script.main() == 0
+        text = readme.read_text("utf-8")
+        assert text.startswith("Before\n") and text.endswith("After\n") and "old" not in text
+    monkeypatch.setattr("sys.argv", ["claims_table.py", "--check"])
+    assert script.main() == int(not there)
