@@ -248,7 +248,7 @@ def cell_line(cell: Cell, ablation: Ablation) -> tuple[dict, dict]:
     machine = detect_machine()
     place = {"arm": cell.arm, "seed": cell.seed, "profile": cell.profile.name, "made": cell.made,
              "commit": git_commit() or "unknown", "arms": ablation.digest, "machine": machine.cpu,
-             "versions": {name: machine.versions[name] for name in LIBRARIES}}  # fmt: skip
+             "versions": {name: machine.versions.get(name) for name in LIBRARIES}}  # fmt: skip
     return make_line(place, figures, measured, watched(cell.stages[-1], cell.points) if cell.points else [])
 
 

@@ -106,7 +106,7 @@ def _content(run: Run) -> dict[str, Any]:
         "sheets": [sheet for sheet in sheets if sheet.rows],
         "results": [row for row in rows if row["place"] < len(METRICS)],
         "others": [row for row in rows if row["place"] >= len(METRICS)],
-        "more": [sheet for sheet in (tables.costs(run), tables.leaks(run)) if sheet.rows],
+        "more": [s for s in (tables.contrasts(metrics), tables.costs(run), tables.leaks(run)) if s.rows],
         "answers": answers,
         "answer_stages": list(dict.fromkeys(chain.from_iterable(prompt["stages"] for prompt in answers))),
         "lessons": [_lesson(name, lesson) for name, lesson in info["lessons"].items()],

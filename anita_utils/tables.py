@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas
 
+from anita_utils.arms import load_ablation
 from anita_utils.comparison import verdict
 from anita_utils.contamination import course_overlaps
 from anita_utils.hub import data_dir
@@ -149,6 +150,22 @@ def published_sheets(known: dict[tuple, dict], stages: list[str], suite: str) ->
                 sheet.rows.append([Cell(family), *cells])
         sheets.append(sheet)
     return sheets
+
+
+def contrasts(metrics: pandas.DataFrame) -> Sheet:
+    """What lessons 06 and 09 read off the arms that were trained beforehand, claim by claim."""
+    note = (
+        "From the results kept with the course, with 95 % intervals over seeds and items; perplexities by logarithms. "
+        "n counts seeds. Verdicts, and what a claim's smallest difference worth naming is: lessons 06 and 09."
+    )
+    sheet = Sheet("The claims of the ablation", note, ["", "measure", "difference"])
+    known = load_ablation("cpu").claims
+    for row in metrics[metrics["arm"] == "contrast"].to_dict("records"):
+        _, name, metric = row["metric"].split("/", 2)
+        says = known[name].says if name in known else name.replace("_", " ")
+        row["metric"] = metric
+        sheet.rows.append([Cell(says), Cell(what(row)), figure(row, signed=True)])
+    return sheet
 
 
 def costs(run: Run) -> Sheet:

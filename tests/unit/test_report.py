@@ -157,6 +157,19 @@ def test_costs_and_leaks(run):
     assert (found["dpo"].value, found["dpo"].note, found["dpo"].look) == ("2 of 200", "verbatim, overlap", "worse")
 
 
+def test_the_ablations_claims_stand_in_a_table_of_their_own(run):
+    place = {"arm": "contrast", "stage": "difference", "ci_low": 0.01, "ci_high": 0.05, "n": 5}
+    contrasts = {"claim/synergy/benchmark/mean": ("it", 0.03), "claim/italian_text/perplexity": ("it", 1.25)}
+    run.record("06_ablation", [place | {"metric": metric, "language": language, "value": value}
+                               for metric, (language, value) in contrasts.items()])  # fmt: skip
+    first, second = tables.contrasts(run.metrics()).rows
+    assert first[0].value.startswith("The three stages together gain more") and second[1].value == "perplexity, Italian"
+    assert (first[2].value, first[2].note) == ("+3.0", "[1.0,\u00a05.0] n\u00a05") and second[2].value == "+1.25"
+    page = write_report(run).read_text("utf-8")
+    assert page.count("The claims of the ablation") == 1
+    assert "claim/synergy" not in page  # not among the stages' own figures
+
+
 def test_both_files_hold_every_table(run):
     index = write_report(run)
     pages = [index.read_text("utf-8"), (index.parent / "report.md").read_text("utf-8")]

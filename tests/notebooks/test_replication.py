@@ -1,0 +1,58 @@
+"""The kept results of the ablation against this course and this machine: are they of these data, do they come again?"""
+
+from importlib.metadata import version
+
+import pytest
+
+from anita_utils import ablation, kept
+from anita_utils.ablation_report import results_table
+from anita_utils.arms import load_ablation
+from anita_utils.machine import LIBRARIES
+from anita_utils.profile import load_profile
+
+RESULTS = kept.read_kept(kept.kept_file("cpu"))
+AGAIN = ("sft", "dpo")  # one stage each, so that two arms take some minutes
+# What these two stages move most, and what they should leave as it is. Stated before any result.
+MEASURES = ["chat/accuracy_in_language en seen", "refusal/harmful all held_out_wordings", "benchmark/mean it",
+            "preference_accuracy_logprob all"]  # fmt: skip
+made = pytest.mark.skipif(not RESULTS.lines, reason="no results are kept yet")
+
+
+@made
+def test_the_kept_results_are_of_these_data_and_settings():
+    """Whoever changes a corpus, a profile or the base must let `anita ablate --keep` run again."""
+    profile, found = load_profile("cpu"), load_ablation("cpu")
+    installed = {name: version(name) for name in LIBRARIES}
+    plan = {(cell.arm, cell.seed): cell.made for cell in ablation.dry_plan(profile, found, RESULTS.seeds)}
+    stale = [
+        key for key, line in RESULTS.lines.items() if line["versions"] == installed and line["made"] != plan.get(key)
+    ]
+    assert not stale
+    assert all(RESULTS.seeds_of(arm) for arm in found.arms)
+    assert not [line for line in RESULTS.lines.values() if line["commit"] in ("made up", "unknown")]
+
+
+def named(table):
+    names = table[["metric", "language", "split"]].fillna("").agg(" ".join, axis=1).str.strip()
+    return table.assign(name=names).set_index(["arm", "name"])
+
+
+@made
+@pytest.mark.soak
+def test_two_arms_with_a_new_seed_fall_where_one_new_seed_should(tmp_path, monkeypatch):
+    """The committed 99 % prediction intervals; and a control: an arm does not fit another arm's interval."""
+    monkeypatch.setenv("ANITA_RUNS", str(tmp_path))
+    monkeypatch.delenv("ANITA_CACHE", raising=False)
+    new = max(RESULTS.seeds) + 1  # always the same one, so that chance does not decide anew each day
+    run, _ = ablation.ablate(load_profile("cpu"), load_ablation("cpu"), [new], AGAIN, anew=True)
+    expected = named(results_table(RESULTS))
+    measured = named(results_table(kept.read_kept(run.folder / "results.jsonl")))["mean"]
+    wrong = []
+    for arm in AGAIN:
+        for measure in MEASURES:
+            low, high = expected.loc[(arm, measure), ["new_low", "new_high"]]
+            if not low <= measured[arm, measure] <= high:
+                wrong.append((arm, measure, measured[arm, measure], (low, high)))
+    assert not wrong, wrong
+    refusal = "refusal/harmful all held_out_wordings"
+    assert measured["dpo", refusal] > expected.loc[("sft", refusal), "new_high"]
