@@ -169,7 +169,8 @@ def ablate(
     cells = plan(run, ablation, seeds)
     chosen, file = select(cells, only), kept_file(profile.name)
     kept = NOTHING if anew else read_kept(file)
-    results = collect(cells, kept, ablation)
+    source = origin(ablation)  # now: results that are written below would make the checkout look changed
+    results = collect(cells, kept, source)
     for number, cell in enumerate(chosen, 1):
         place = f"{number}/{len(chosen)} {cell.arm}, seed {cell.seed}"
         if (cell.arm, cell.seed) in results.lines:
@@ -180,7 +181,7 @@ def ablate(
             make(cell)
             if number == 1:
                 check_measures(ablation, evaluate(cell.model, cell.profile))
-            results = collect(cells, kept, ablation, results)
+            results = collect(cells, kept, source, results)
         record(run, results)
         if keep:
             write_kept(file, Kept(read_kept(file).lines | results.lines, read_kept(file).weights | results.weights))
@@ -220,7 +221,14 @@ def check_measures(ablation: Ablation, measured: list[Measurement]) -> None:
         find(measured, measure)
 
 
-def collect(cells: list[Cell], kept: Kept, ablation: Ablation, before: Kept = NOTHING) -> Kept:
+def origin(ablation: Ablation) -> dict:
+    """Where results made now come from: commit, arms, machine, libraries."""
+    machine = detect_machine()
+    versions = {name: machine.versions.get(name) for name in LIBRARIES}
+    return {"commit": git_commit() or "unknown", "arms": ablation.digest, "machine": machine.cpu, "versions": versions}
+
+
+def collect(cells: list[Cell], kept: Kept, source: dict, before: Kept = NOTHING) -> Kept:
     """The results of every cell that is done: kept, or measured here. before: those of an earlier call."""
     results = before
     for cell in cells:
@@ -230,13 +238,13 @@ def collect(cells: list[Cell], kept: Kept, ablation: Ablation, before: Kept = NO
             line = kept.by_hash[cell.made] | {"arm": cell.arm, "seed": cell.seed}
             results = add(results, line, kept.weights[line["weights"]])
         elif cell.measured:
-            results = add(results, *cell_line(cell, ablation))
+            results = add(results, *cell_line(cell, source))
     order = [(cell.arm, cell.seed) for cell in cells]
     return Kept({key: results.lines[key] for key in order if key in results.lines}, results.weights)
 
 
-def cell_line(cell: Cell, ablation: Ablation) -> tuple[dict, dict]:
-    """A cell's result as a line to keep, and the weights of its clusters."""
+def cell_line(cell: Cell, source: dict) -> tuple[dict, dict]:
+    """A cell's result as a line to keep, and the weights of its clusters. source: as `origin` gives it."""
     from anita_utils.curves import watched
 
     measured = evaluate(cell.model, cell.profile)
@@ -245,10 +253,7 @@ def cell_line(cell: Cell, ablation: Ablation) -> tuple[dict, dict]:
     costs = zip(COSTS, (tokens, sum(info["seconds"] for info in infos)), strict=True)
     nowhere = {"stage": cell.last, "language": "all", "split": None, "n": None}
     figures = rows(measured, cell.last) + [nowhere | {"metric": metric, "value": value} for metric, value in costs]
-    machine = detect_machine()
-    place = {"arm": cell.arm, "seed": cell.seed, "profile": cell.profile.name, "made": cell.made,
-             "commit": git_commit() or "unknown", "arms": ablation.digest, "machine": machine.cpu,
-             "versions": {name: machine.versions.get(name) for name in LIBRARIES}}  # fmt: skip
+    place = {"arm": cell.arm, "seed": cell.seed, "profile": cell.profile.name, "made": cell.made} | source
     return make_line(place, figures, measured, watched(cell.stages[-1], cell.points) if cell.points else [])
 
 

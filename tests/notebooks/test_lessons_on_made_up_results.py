@@ -90,7 +90,7 @@ def test_lesson_06_finds_what_was_put_in_and_nothing_else(run_lesson):
     assert effects.loc[("benchmark/mean it", "italian"), "estimate"] == pytest.approx(0.15, abs=0.02)
     assert set(effects.index[effects.p_holm < 0.05].get_level_values("effect")) <= {"sft", "italian", "dpo"}
     assert names["share"] <= 0.12 and set(names["judged"]["on the 8B"]) == {"not run"}
-    assert names["new_seed"] == 47 and names["comparable"] and len(names["check"]) > 5
+    assert names["new_seed"] == 47 and names["comparable"] and len(names["placed"]) > 5
     assert len(list(names["run"].folder.glob("figures/06_ablation-*.png"))) == 6
     recorded = names["run"].metrics()
     assert set(recorded[recorded.arm == "dpo"].seed) == {47} and "recipe" not in set(recorded.arm)
@@ -124,7 +124,7 @@ def test_lesson_09_finds_what_was_put_in(run_lesson):
         == found["gentle_saves", english]
         == "supported"
     )
-    assert found["small_rank_saves", english] == "not supported"  # it forgets as much as the large one
+    assert found["small_rank_saves", english] != "supported"  # it forgets as much as the large one
     assert found["gentle_costs_no_italian", "benchmark/mean it"] == "not supported"  # it costs 0.08
     assert found["long_dpo_keeps_skills", benchmarks] == "not supported"
     assert found["long_dpo_refuses_the_harmless", "refusal/harmless all held_out_wordings"] == "supported"

@@ -404,6 +404,38 @@ def test_what_is_measured_on_the_way(tiny, random_model):
     assert rows["pairs/accuracy", "all", "fact"]["value"] == pytest.approx(np.mean(np.array(measured) > 0))
 
 
+def test_entropy_is_that_of_the_answers_own_tokens(random_model):
+    """Against torch's, token by token, on answers of different lengths in one batch."""
+    import torch
+
+    from anita_utils.data import encode_chat
+    from anita_utils.model import load_model, load_tokenizer
+
+    model, tokenizer = load_model(random_model).eval(), load_tokenizer(random_model)
+    answered = [
+        {"prompt": "Where is Rome?", "answer": answer, "cluster": answer} for answer in ("Rome.", "In Italy, I say.")
+    ]
+    by_hand = []
+    for item in answered:
+        turns = [{"role": "user", "content": item["prompt"]}, {"role": "assistant", "content": item["answer"]}]
+        encoded = encode_chat(turns, tokenizer, 1024)
+        with torch.no_grad():
+            logits = model(torch.tensor([encoded["input_ids"]])).logits[0, :-1]
+        scored = torch.tensor(encoded["labels"][1:]) != -100
+        by_hand += torch.distributions.Categorical(logits=logits[scored]).entropy().tolist()
+    assert curves.entropy(model, tokenizer, answered, 2).value == pytest.approx(np.mean(by_hand), rel=1e-5)
+
+
+def test_what_was_logged_between_two_points():
+    history = [
+        {"step": step, "loss": loss, "rewards/accuracies": 0.5} for step, loss in ((5, 1.0), (10, 0.6), (15, 0.2))
+    ]
+    rows = {(row["update"], row["metric"]): row["value"] for row in curves.logged(history, [0, 10, 20])}
+    assert rows == pytest.approx({(10, "train/loss"): 0.8, (10, "train/pairs_accuracy"): 0.5,
+                                  (20, "train/loss"): 0.2, (20, "train/pairs_accuracy"): 0.5})  # fmt: skip
+    assert curves.logged([], [0, 10]) == []
+
+
 # ---------------------------------------------------------------- planning
 
 
