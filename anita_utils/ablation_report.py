@@ -13,7 +13,7 @@ import pandas
 
 from anita_utils import shown
 from anita_utils.ablation import COSTS
-from anita_utils.arms import Ablation
+from anita_utils.arms import Ablation, load_ablation
 from anita_utils.effects import (
     claims_table,
     effects_table,
@@ -23,7 +23,8 @@ from anita_utils.effects import (
     read_sheet,
     shuffled_control,
 )
-from anita_utils.kept import Kept, read_kept
+from anita_utils.kept import Kept, kept_file, read_kept
+from anita_utils.profile import REHEARSAL, Profile
 from anita_utils.record import Run, write_text
 
 SMOOTH = ("perplexity", "train/")  # figures that do not move in steps of one item
@@ -78,6 +79,19 @@ def results_table(results: Kept) -> pandas.DataFrame:
             line["new_low"], line["new_high"] = prediction_interval(values, step=step)
         lines.append(line)
     return pandas.DataFrame(lines, columns=[*keys, "seeds", "mean", "low", "high", "new_low", "new_high"])
+
+
+def on_the_8b(profile: Profile, judged: pandas.DataFrame) -> list[str]:
+    """For each claim and measure of `judged` the verdict on an 8B: of the profile's own arms, where its base is one and
+    its results are kept with the course; else "not run".
+    """
+    results = read_kept(kept_file(profile.name))
+    if "8B" not in profile.model.base or not results.lines:
+        return ["not run"] * len(judged)
+    claims = load_ablation(profile.name.removeprefix(REHEARSAL)).claims
+    table = claims_table(results.measured, claims).set_index(["claim", "measure"])
+    verdicts = table["verdict"].where(table["seeds"] > 0, "not run").to_dict()
+    return [verdicts.get(key, "not run") for key in judged[["claim", "measure"]].itertuples(index=False, name=None)]
 
 
 def arms_overview(table: pandas.DataFrame, ablation: Ablation) -> pandas.DataFrame:
