@@ -36,7 +36,7 @@ from anita_utils.stages import Stage
 from anita_utils.training import train_stage
 
 VERSION = 1  # raise it when a measure changes, so that no cached curve is taken for a new one
-THIN = 12  # of the questions every twelfth is asked, so that a point takes seconds
+THIN = 6  # of the questions every sixth is asked, so that a point takes seconds
 FACTS = ("truth", "myth")  # kinds of pairs where a fact decides; a rule does in all others
 HISTORY = {"loss": "train/loss", "rewards/accuracies": "train/pairs_accuracy", "logps/chosen": "train/chosen_logp",
            "logps/rejected": "train/rejected_logp"}  # fmt: skip

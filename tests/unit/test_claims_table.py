@@ -60,12 +60,12 @@ def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkey
 @pytest.mark.parametrize("there", [True, False])
 def test_the_check_tells_an_old_table(tmp_path, monkeypatch, there):
     readme = tmp_path / "README.md"
-    readme.write_text(f"Before\n{script.BEGIN}\nold\n{script.END}\nAfter\n", "utf-8")
+    readme.write_text(f"Before\n{script.BEGIN}\nYESTERDAY\n{script.END}\nAfter\n", "utf-8")
     monkeypatch.setattr(script, "README", readme)
     monkeypatch.setattr("sys.argv", ["claims_table.py"])
     if there:
         assert script.main() == 0
         text = readme.read_text("utf-8")
-        assert text.startswith("Before\n") and text.endswith("After\n") and "old" not in text
+        assert text.startswith("Before\n") and text.endswith("After\n") and "YESTERDAY" not in text
     monkeypatch.setattr("sys.argv", ["claims_table.py", "--check"])
     assert script.main() == int(not there)
