@@ -35,7 +35,7 @@ TINY = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": False,
 }  # fmt: skip
-TINY_LENGTH = 64  # tokens a row
+TINY_LENGTH = 48  # tokens a row
 SEED, EXAMPLES = 42, 512
 MEDIAN, SPREAD = 600, 0.7  # of a text's words, which are about as many tokens: log-normal, an assumption about chats
 FOREVER = 1000  # epochs: the clock ends an arm, not the data

@@ -27,7 +27,8 @@ def markdown(found: dict) -> str:
     lines += [
         f"{machine['cpu']}, {found['threads']} threads, torch {machine['versions']['torch']}, trl "
         f"{machine['versions']['trl']}; medians of {found['rounds']} interleaved rounds over about {found['tokens']:,} "
-        f"tokens; written by `python benchmarks/engine_speed.py` in {found['seconds']:.0f} s.",
+        f"tokens; `python benchmarks/engine_speed.py`, {found['when']}, commit {found['commit'] or 'not known'}, in "
+        f"{found['seconds']:.0f} s.",
         "", "| useful tokens/s | " + " | ".join(found["stages"]) + " |", "|---|" + "---:|" * len(found["stages"]),
     ]  # fmt: skip
     arms = dict.fromkeys(arm for stage in found["stages"].values() for arm in stage["tokens_per_second"])
