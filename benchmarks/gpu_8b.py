@@ -102,14 +102,22 @@ class Window(TrainerCallback):
             control.should_training_stop = self.elapsed >= self.seconds
 
 
+def forget_peak() -> None:
+    """Gives back the GPU memory that nobody holds, and begins to look for a new peak."""
+    gc.collect()  # a trainer refers to itself in circles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def measure(make: Callable, stage: Stage, warmup: int, seconds: float) -> dict:
     """Tokens, seconds and peak memory of an arm, or why it failed."""
-    on_gpu = torch.cuda.is_available()
-    began = time.perf_counter()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    began, trainer = time.perf_counter(), None
+    forget_peak()
     try:
         trainer = make(stage)
+        loading = peak_memory()
+        forget_peak()  # of the library's own warm-up of the allocator, too
         trainer.args.save_strategy = "no"
         for callback in (Watch, PrinterCallback):
             trainer.remove_callback(callback)
@@ -122,12 +130,10 @@ def measure(make: Callable, stage: Stage, warmup: int, seconds: float) -> dict:
         found = {"failed": why}
     else:
         found = {"tokens": window.tokens, "seconds": round(window.elapsed, 2), "updates": window.updates,
-                 "tokens_per_second": round(window.tokens / window.elapsed, 1)}  # fmt: skip
-    trainer = None
-    gc.collect()  # a trainer refers to itself in circles
-    found |= {"peak_bytes": peak_memory(), "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None}
-    if on_gpu:
-        torch.cuda.empty_cache()
+                 "tokens_per_second": round(window.tokens / window.elapsed, 1), "loading_bytes": loading}  # fmt: skip
+    found |= {"peak_bytes": peak_memory(), "reserved_bytes": torch.cuda.max_memory_reserved()}
+    del trainer
+    forget_peak()
     return found | {"seconds_in_all": round(time.perf_counter() - began, 1)}
 
 

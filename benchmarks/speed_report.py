@@ -69,6 +69,7 @@ def figure(found: dict, file: Path) -> None:
         smallest = min(map(int, costs))
         right.plot([int(name) / smallest for name in costs], list(costs.values()), "o-", label=label)
     right.set(xlabel="times the smallest", ylabel="seconds per 1,000 tokens", ylim=(0, None), xscale="log")
+    right.minorticks_off()
     right.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     right.legend(fontsize=8)
     fig.savefig(file, dpi=150)
