@@ -129,7 +129,7 @@ def measure(make: Callable, stage: Stage, warmup: int, seconds: float) -> dict:
         why = "out of memory" if no_memory(error) else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         found = {"failed": why}
     else:
-        found = {"tokens": window.tokens, "seconds": round(window.elapsed, 2), "updates": window.updates,
+        found = {"tokens": window.tokens, "seconds": round(window.elapsed, 4), "updates": window.updates,
                  "tokens_per_second": round(window.tokens / window.elapsed, 1), "loading_bytes": loading}  # fmt: skip
     found |= {"peak_bytes": peak_memory(), "reserved_bytes": torch.cuda.max_memory_reserved()}
     del trainer
