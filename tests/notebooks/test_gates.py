@@ -149,7 +149,7 @@ FIGURE = 'run.save_figure(figure, "x", "y")'
             ["plots.show(fig, 'y')"],
             ["save_figure(f)\ndisplay(f, metadata={'image/png': {'alt': text}})"],
         ),
-        (long_on_the_whole, ["\n".join(["x = 1"] * 11)], ["\n".join(["x = 1"] * 20), "x = 1"]),
+        (long_on_the_whole, ["\n".join(["x = 1"] * 11)], ["\n".join(["x = 1"] * 19), "x = 1"]),
         (too_long, ["\n".join(["x = 1"] * 31)], ["\n".join(["x = 1"] * 30)]),
         (
             broken_links,
