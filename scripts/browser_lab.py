@@ -30,7 +30,7 @@ from browser import Browser, started
 
 from anita_utils import AnitaError, checkout
 
-START, LESSON = 120, 900  # seconds that JupyterLab, and the lesson, may take
+START, LESSON = 300, 900  # seconds that JupyterLab, and the lesson, may take
 # JupyterLab draws only the cells in view: so its own objects are asked, not the page; --expose-app-in-browser shows
 # them.
 READY = """(() => { const panel = window.jupyterapp?.shell?.currentWidget;
