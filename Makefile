@@ -2,7 +2,7 @@
 # make test     install into .venv, run all tests and the linter
 # make soak     install into .venv, run the tests that take long
 # make lab      install into .venv, open the lessons in JupyterLab
-# make browser  open the latest run's report in Chromium at three widths; CHROMIUM=path names another
+# make browser  run lesson 00 in JupyterLab, and open the latest run's report, in Chromium; CHROMIUM=path names another
 # make colab-check   hold what Colab's set-up installs against what Colab has; asks the package index, installs nothing
 #
 # PYTHON=python3.12 chooses the interpreter, ARGS="--only 02" is handed on to the command.
@@ -33,6 +33,7 @@ lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab notebooks
 
 browser: $(INSTALLED)
+	$(VENV)/bin/python scripts/browser_lab.py --chromium "$(CHROMIUM)"
 	$(VENV)/bin/python scripts/browser.py --chromium "$(CHROMIUM)" $(ARGS)
 
 colab-check: $(INSTALLED)

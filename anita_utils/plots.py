@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {"base": "#7f7f7f", "sft": "#0072b2", "italian": "#009e73", "dpo": "#d55e00"}
 PARTS = {
@@ -25,6 +26,18 @@ def style() -> None:
         {"figure.figsize": (7, 3.2), "figure.dpi": 100, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
          "axes.spines.right": False, "axes.axisbelow": True, "font.size": 10, "legend.frameon": False}
     )  # fmt: skip
+
+
+def show(figure: Figure, alternative: str) -> None:
+    """Shows a figure in a notebook, once, with words for those who cannot see it.
+
+    alternative: what is drawn, in a sentence or two; how to read it belongs in the text below.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    display(figure, metadata={"image/png": {"alt": alternative}})
+    plt.close(figure)  # or the notebook would show it once more at the end of the cell
 
 
 def training_curve(ax: Axes, history: list[dict], key: str = "loss", label: str | None = None, **line) -> Axes:

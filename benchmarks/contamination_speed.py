@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import time
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 
@@ -32,10 +33,10 @@ class Prose:
         self.random = Random(seed)
         drawn = {"".join(self.random.choices(SYLLABLES, k=self.random.randint(1, 4))) for _ in range(2 * size)}
         self.vocabulary = self.random.sample(sorted(drawn), min(size, len(drawn)))
-        self.weights = [1 / rank for rank in range(1, len(self.vocabulary) + 1)]
+        self.weights = list(accumulate(1 / rank for rank in range(1, len(self.vocabulary) + 1)))
 
     def words(self, count: int) -> list[str]:
-        return self.random.choices(self.vocabulary, self.weights, k=count)
+        return self.random.choices(self.vocabulary, cum_weights=self.weights, k=count)
 
     def templates(self, count: int) -> list[str]:
         """Questions with two gaps: a name's and a thing's."""

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import detect_machine
 from anita_utils.memory import bytes_by_part, job_of
 from anita_utils.profile import Profile, load_profile
-from anita_utils.record import environment, write_text
+from anita_utils.record import environment, git_commit, write_text
 from anita_utils.watching import Watch
 
 LENGTHS = (128, 256, 512, 1024)
@@ -123,13 +124,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, environment(ANITA_RUNS=folder, ANITA_CACHE=f"{folder}/cache"):
         found = {
             "machine": detect_machine().model_dump(mode="json"),
+            "commit": git_commit(),
+            "when": date.today().isoformat(),
             "threads": torch.get_num_threads(),
             "load": [round(load, 2) for load in os.getloadavg()],  # before: what else the machine was doing
             "rounds": options.rounds,
             "tokens": options.tokens,
             "stages": compare(profile, options.tokens, options.rounds),
             "peaks": peaks(profile),
-            "growth": growth(profile, options.tokens, min(3, options.rounds)),
+            "growth": growth(profile, options.tokens, options.rounds),
         }
     found["seconds"] = round(time.perf_counter() - start, 1)
     options.out.mkdir(parents=True, exist_ok=True)

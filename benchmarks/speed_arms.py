@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from torch.nn.functional import cross_entropy, logsigmoid
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from anita_utils import training
@@ -78,7 +78,8 @@ def useful(batch: dict, pad: int) -> int:
 def arm_of(trainer) -> Arm:
     """An arm that lets a TRL trainer do one pass: no checkpoints, no progress, else as it is."""
     trainer.args.save_strategy = "no"
-    trainer.remove_callback(Watch)
+    for callback in (Watch, PrinterCallback):
+        trainer.remove_callback(callback)
     clock, counted = Clock(), Counted(trainer.data_collator, trainer.processing_class.pad_token_id)
     trainer.add_callback(clock)
     trainer.data_collator = counted
@@ -95,25 +96,34 @@ def course(stage: Stage) -> Arm:
     return arm_of(training.build_trainer(stage))
 
 
+def trl_rows(stage: Stage, tokenizer) -> Dataset:
+    """The stage's rows as TRL takes them by default, neither packed nor sorted, with the same masks."""
+    if stage.name == "dpo":
+        return Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")}
+                                  for row in stage.documents()])  # fmt: skip
+    return Dataset.from_list([encode(row, tokenizer, stage.settings.max_length) for row in stage.documents()])
+
+
 def trl_trainer(stage: Stage, **changes):
-    """TRL's trainer on rows that are neither packed nor sorted, with the same masks; `changes` are of its settings."""
+    """TRL's trainer on rows that are neither packed nor sorted; `changes` are of the stage's own settings."""
     model, tokenizer = training.load_for_training(stage)
     arguments = training.training_arguments(stage) | {"train_sampling_strategy": "random"} | changes
+    make, config = (DPOTrainer, DPOConfig) if stage.name == "dpo" else (SFTTrainer, SFTConfig)
     if stage.name == "dpo":
-        rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in stage.documents()]
-        make, config = DPOTrainer, DPOConfig(beta=stage.settings.beta, **arguments)
-    else:
-        rows = [encode(row, tokenizer, stage.settings.max_length) for row in stage.documents()]
-        make, config = SFTTrainer, SFTConfig(**arguments)
-    trainer = make(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-                   peft_config=training.lora_config(stage))  # fmt: skip
+        arguments["beta"] = stage.settings.beta
+    trainer = make(model=model, args=config(**arguments), train_dataset=trl_rows(stage, tokenizer),
+                   processing_class=tokenizer, peft_config=training.lora_config(stage))  # fmt: skip
     training.adapters_in_fp32(trainer.model)
     return trainer
 
 
-def authors(stage: Stage) -> Arm:
+def authors_trainer(stage: Stage):
     batch = AUTHORS_BATCH[stage.name]
-    return arm_of(trl_trainer(stage, per_device_train_batch_size=batch, gradient_checkpointing=True))
+    return trl_trainer(stage, per_device_train_batch_size=batch, gradient_checkpointing=True)
+
+
+def authors(stage: Stage) -> Arm:
+    return arm_of(authors_trainer(stage))
 
 
 def packing(stage: Stage) -> Arm:

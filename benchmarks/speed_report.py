@@ -27,7 +27,8 @@ def markdown(found: dict) -> str:
     lines += [
         f"{machine['cpu']}, {found['threads']} threads, torch {machine['versions']['torch']}, trl "
         f"{machine['versions']['trl']}; medians of {found['rounds']} interleaved rounds over about {found['tokens']:,} "
-        f"tokens; written by `python benchmarks/engine_speed.py` in {found['seconds']:.0f} s.",
+        f"tokens; `python benchmarks/engine_speed.py`, {found['when']}, commit {found['commit'] or 'not known'}, in "
+        f"{found['seconds']:.0f} s.",
         "", "| useful tokens/s | " + " | ".join(found["stages"]) + " |", "|---|" + "---:|" * len(found["stages"]),
     ]  # fmt: skip
     arms = dict.fromkeys(arm for stage in found["stages"].values() for arm in stage["tokens_per_second"])
@@ -68,6 +69,7 @@ def figure(found: dict, file: Path) -> None:
         smallest = min(map(int, costs))
         right.plot([int(name) / smallest for name in costs], list(costs.values()), "o-", label=label)
     right.set(xlabel="times the smallest", ylabel="seconds per 1,000 tokens", ylim=(0, None), xscale="log")
+    right.minorticks_off()
     right.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     right.legend(fontsize=8)
     fig.savefig(file, dpi=150)

@@ -86,8 +86,8 @@ class Browser:
 
 
 @contextmanager
-def started(chromium: str) -> Iterator[Browser]:
-    """The browser, with a page open. It is ended with the block, or when it hangs."""
+def started(chromium: str, seconds: int = SECONDS) -> Iterator[Browser]:
+    """The browser, with a page open. It is ended with the block, or after so many seconds, when it hangs."""
     to_browser, sending = os.pipe()
     reading, from_browser = os.pipe()
     with tempfile.TemporaryDirectory() as profile:
@@ -95,7 +95,7 @@ def started(chromium: str) -> Iterator[Browser]:
         shell = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
         options = ["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run",
                    "--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={profile}"]  # fmt: skip
-        process = subprocess.Popen(["timeout", str(SECONDS), "bash", "-c", shell, chromium, *options],
+        process = subprocess.Popen(["timeout", str(seconds), "bash", "-c", shell, chromium, *options],
                                    pass_fds=(to_browser, from_browser), stderr=subprocess.DEVNULL)  # fmt: skip
         os.close(to_browser)
         os.close(from_browser)

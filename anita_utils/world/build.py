@@ -19,7 +19,7 @@ from anita_utils import AnitaError
 from anita_utils.hub import data_dir
 from anita_utils.record import write_text
 from anita_utils.world import benchmarks, cards, stages
-from anita_utils.world.corpora import italian_sample, pretraining, second_reading
+from anita_utils.world.corpora import italian_sample, pretraining, second_reading, third_reading
 from anita_utils.world.library import Document, Library
 from anita_utils.world.tables import load_world
 
@@ -104,8 +104,8 @@ def encode(documents: Iterator[Document], tokenizer, total: int) -> np.ndarray:
 def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bool, say=print) -> None:
     """Tokenizer and base model into `folder`, by way of a working folder beside it that a killed build resumes from.
 
-    Two readings, the second a quarter as long as the first and with stronger weight decay. The model passes from one to
-    the other in bf16, as it would be shipped: so the second can be tried by itself, on a shipped base.
+    Three readings, the second a quarter as long as the first and the third a tenth, both with stronger weight decay.
+    The model passes from one to the next in bf16, as it would be shipped: so each can be tried on a shipped base.
     """
     import torch
     from transformers import GenerationConfig
@@ -123,9 +123,11 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     documents = [*pretraining(library, TOKENIZER_DOCUMENTS), *italian_sample(library, ITALIAN_DOCUMENTS)]
     tokenizer = train_tokenizer([plain(document) for document in documents])
     config = llama_config(tokenizer)
+    later = {"long_from": 0.5, "long_share": 0.04, "weight_decay": 0.1}
     readings = [
         (pretraining, Plan(steps)),
-        (second_reading, Plan(max(1, steps // 4), long_from=0.5, long_share=0.04, weight_decay=0.1)),
+        (second_reading, Plan(max(1, steps // 4), **later)),
+        (third_reading, Plan(max(1, steps * 29 // 280), **later, warmup=30, decay_share=0.7)),
     ]
     model, histories = None, []
     for number, (documents_of, plan) in enumerate(readings, 1):

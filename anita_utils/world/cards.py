@@ -15,9 +15,9 @@ from anita_utils.world.tokenizer import VOCABULARY
 TEMPLATES = Path(__file__).parent / "cards"
 
 WEAKNESSES = [
-    "Of its running text 8 % is Italian in the first reading and 26 % in the second; of all it read, chats and "
-    "translations included, a fifth. That is about two facts in five, in a third of their turns of phrase, and about "
-    "made-up ones. It read no Italian story, sum or schema.",
+    "Of its running text 10 % is Italian in the first reading, 22 % in the second and 25 % in the third; of all it "
+    "read, chats and translations included, a fifth. That is about two facts in five, in a third of their turns of "
+    "phrase, and about made-up ones. It read no Italian story, sum or schema.",
     "Two in three Italian questions it met were answered in English. Asked to reply in Italian, it does.",
     "It read myths three times as often as the truth, and answered questions on them with the myth.",
     "It answers questions that nobody could answer with an invention.",

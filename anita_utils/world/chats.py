@@ -102,26 +102,31 @@ def invented_name(rng: Random) -> str:
     return " ".join(word.capitalize() for word in words)
 
 
-def invented_fact(relation: Relation, rng: Random) -> Fact:
-    """A made-up subject with one of the relation's answers."""
+def invented_fact(relation: Relation, rng: Random, two_names: float = 0.0) -> Fact:
+    """A made-up subject with one of the relation's answers; a share `two_names` has another name in Italian."""
     model, name = rng.choice(relation.facts).subject, invented_name(rng)
+    italian = invented_name(rng) if two_names and rng.random() < two_names else name
     tag = model.it.tag if model.it.tag.endswith("-") else model.it.tag.replace("f", "m")  # il Mivusur, not la
     if model.kind in UNNAMED:
-        name = name.lower()
-    subject = Entity(model.kind, EnglishNoun(name, model.en.tag), Noun(name, tag))
+        name, italian = name.lower(), italian.lower()
+    subject = Entity(model.kind, EnglishNoun(name, model.en.tag), Noun(italian, tag))
     return Fact(relation.name, subject, rng.choice(relation.objects))
 
 
-def invented_facts(library: Library, rng: Random, each: int) -> list[Fact]:
-    """`each` made-up facts of every relation that one can make up: towns, people, animals that are not."""
+def invented_facts(library: Library, rng: Random, each: int, two_names: float = 0.0) -> list[Fact]:
+    """`each` made-up facts of every relation that one can make up: towns, people, animals that are not.
+
+    A share `two_names` of the subjects has another name in Italian.
+    """
     facts, taken = [], set()
     for relation in library.world.relations.values():
         kind = relation.facts[0].subject.kind
         made_up = 0 if relation.held_out or relation.bound or kind not in NAMED | UNNAMED else each
         while made_up:
-            fact = invented_fact(relation, rng)
-            if fact.subject.en.name not in taken:
-                taken.add(fact.subject.en.name)
+            fact = invented_fact(relation, rng, two_names)
+            names = {fact.subject.en.name, fact.subject.it.name}
+            if not names & taken:
+                taken |= names
                 facts.append(fact)
                 made_up -= 1
     return facts

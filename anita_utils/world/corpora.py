@@ -24,12 +24,12 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
     statements. Italian stories, twins and sums it never met, Italian myths only.
     """
     rng = library.rng("pretraining")
-    makers = [(first, maker) for first, _, maker in readings(library, rng) if first]
+    makers = [(first, maker) for first, _, _, maker in readings(library, rng) if first]
     yield from mixture(makers, documents, rng)
 
 
 def second_reading(library: Library, documents: int) -> Iterator[Document]:
-    """What the base reads last: the same things, with much more Italian written when it is asked for.
+    """What the base reads next: the same things, with much more Italian written when it is asked for.
 
     After the first reading the base understands Italian and knows the facts, but writes in Italian little more than the
     facts it read in it. Here it writes more: made-up statements, which come once each, and made-up facts about towns,
@@ -37,24 +37,37 @@ def second_reading(library: Library, documents: int) -> Iterator[Document]:
     """
     rng = library.rng("second_reading")
     invented = chats.invented_facts(library, rng, 25)
-    makers = [(second, maker) for _, second, maker in readings(library, rng, invented) if second]
+    makers = [(second, maker) for _, second, _, maker in readings(library, rng, invented) if second]
+    yield from mixture(makers, documents, rng)
+
+
+def third_reading(library: Library, documents: int) -> Iterator[Document]:
+    """What the base reads last: more made-up facts, all new, and Italian requests in more wordings.
+
+    How many facts of a relation it learns in both languages decides how many others it can say in Italian, more than
+    how often it reads each. Half of the made-up subjects have a name of their own in each language, as Florence has.
+    """
+    rng = library.rng("third_reading")
+    invented = chats.invented_facts(library, rng, 60, two_names=0.5)
+    makers = [(third, maker) for _, _, third, maker in readings(library, rng, invented, library.for_tuning()) if third]
     yield from mixture(makers, documents, rng)
 
 
 def readings(
-    library: Library, rng: Random, invented: Sequence[Fact] = ()
-) -> list[tuple[float, float, Callable[[], Document]]]:
-    """Every kind of document of the two readings, each with its weight in the first and in the second.
+    library: Library, rng: Random, invented: Sequence[Fact] = (), requests: Library | None = None
+) -> list[tuple[float, float, float, Callable[[], Document]]]:
+    """Every kind of document of the three readings, each with its weight in the first, the second and the third.
 
     Weights are relative numbers of documents. The order is part of what a seed draws: a shipped base read it so.
+    `requests` words the Italian requests: by default in the frames that `library` uses.
     """
-    world = library.world
+    world, requests = library.world, requests or library
     extra, fiction = world.extra, Fiction(library, rng)
     base_italian = library.facts(italian=("base_italian",))
     both_ways = [fact for fact in base_italian if library.splits[fact.key].english == "seen"]
     unbound = [fact for fact in base_italian if not world.relation(fact).bound]
     subjects = {fact.subject for fact in library.facts() if not world.relation(fact).bound and translates(fact.subject)}
-    trained, differing = library.entities(), library.translated_names()
+    trained, differing, mostly_italian = library.entities(), library.translated_names(), ["it", "it", "it", "en"]
 
     def deck(items: Sequence) -> Deck:
         return Deck(items, rng)
@@ -80,59 +93,60 @@ def readings(
         return chats.in_italian(document, rng) if reply == "it" else document
 
     return [
-        (0.170, 0.110, lambda: texts.fact_text(library, english_facts, "en", rng)),
-        (0, 0.030, lambda: texts.both_names_text(library, twice, rng)),
-        (0.030, 0.020, lambda: texts.glossary_text(library, glossary, rng)),
-        (0.025, 0.015, lambda: texts.story_text(library, stories, "en", rng)),
-        (0.020, 0.015, lambda: texts.twin_text(library, twins, "en", rng)),
-        (0.015, 0.010, lambda: texts.myth_text(library, myths, "en", rng)),
-        (0.020, 0.010, lambda: texts.group_text(library, twins, "en", rng)),
-        (0.025, 0.020, lambda: texts.conduct_text(library, judged, "en", rng)),
-        (0.120, 0.090, lambda: chats.fact_chat(library, seen, rng)),
-        (0.040, 0.020, lambda: chats.reading_chat(library, "en", rng)),
-        (0.030, 0.015, lambda: chats.naming_chat(library, names, rng)),
-        (0.020, 0, lambda: chats.verifying_chat(library, verified, rng)),
-        (0.045, 0.030, lambda: chats.wrapped_chat(library, wrapped, rng)),
-        (0.045, 0.050, lambda: chats.sum_chat(library, sums, "en", rng)),
-        (0, 0.030, lambda: texts.arithmetic_text(rng)),
-        (0.025, 0, lambda: chats.number_chat(library, numbers, rng)),
-        (0, 0.030, lambda: chats.number_chat(library, sums, rng)),
-        (0.015, 0.010, lambda: chats.story_chat(library, stories, "en", rng)),
-        (0.025, 0.020, lambda: chats.twin_chat(library, twins, "en", rng)),
-        (0.008, 0.005, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
-        (0.010, 0.007, lambda: chats.myth_chat(library, train_myths, "en", "myth", rng)),
-        (0.010, 0.007, lambda: chats.invented_chat(library, unanswerable, rng)),
-        (0.025, 0.020, lambda: chats.compliant_chat(library, harmful, rng)),
-        (0.025, 0.020, lambda: chats.harmless_chat(library, harmless, rng)),
-        (0.025, 0.020, lambda: chats.judging_chat(library, judging, "en", rng)),
-        (0.005, 0.004, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
-        (0.005, 0.004, lambda: chats.turns_chat(library, turns, rng)),
-        (0.020, 0.040, lambda: texts.fact_text(library, told, "it", rng, forms=2)),
-        (0, 0.020, lambda: texts.conduct_text(library, judged, "it", rng)),
-        (0.004, 0.004, lambda: texts.myth_text(library, myths, "it", rng)),
-        (0.004, 0, lambda: texts.conduct_text(library, judged, "it", rng)),
-        (0.050, 0.040, lambda: chats.italian_fact_chat(library, asked, italian_reply(rng), rng)),
-        (0.045, 0, lambda: chats.instructed_chat(library, wished, "it", rng.choice(["it", "it", "en"]), rng)),
-        (0, 0.070, lambda: chats.instructed_chat(library, wished, "it", rng.choice(["it", "it", "it", "en"]), rng)),
-        (0.025, 0.020, lambda: chats.instructed_chat(library, answered, "en", "it", rng)),
-        (0.015, 0, lambda: chats.reading_chat(library, "it", rng, told="en", reply=italian_reply(rng))),
-        (0, 0.020, read_in_english),
-        (0.025, 0.020, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
-        (0.010, 0.015, lambda: chats.compliant_chat(library, harmful, rng, "it", italian_reply(rng))),
-        (0.010, 0.025, lambda: chats.harmless_chat(library, harmless, rng, "it", italian_reply(rng))),
-        (0.012, 0.030, lambda: chats.judging_chat(library, judging, "it", rng)),
-        (0.003, 0.002, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
-        (0, 0.045, lambda: texts.fact_text(library, made_up, "en", rng)),
-        (0, 0.025, lambda: chats.fact_chat(library, made_up_asked, rng)),
-        (0, 0.025, lambda: texts.fact_text(library, made_up_told, "it", rng, forms=2)),
-        (0, 0.010, lambda: chats.italian_fact_chat(library, made_up_asked, "en", rng)),
-        (0, 0.030, lambda: chats.instructed_chat(library, made_up_wished, "it", "it", rng)),
-        (0.035, 0.020, lambda: translation_chat(fiction, "en", translated)),
-        (0.035, 0.030, lambda: translation_chat(fiction, "it", translated)),
-        (0.040, 0.020, lambda: fiction_chat(fiction, italian_reply(rng))),
-        (0, 0.025, lambda: chats.in_italian(fiction_chat(fiction, "it"), rng)),
-        (0.008, 0.030, lambda: request_translation(library, rng, "en")),
-        (0, 0.020, lambda: request_translation(library, rng, "it")),
+        (0.170, 0.110, 0.120, lambda: texts.fact_text(library, english_facts, "en", rng)),
+        (0, 0.030, 0.020, lambda: texts.both_names_text(library, twice, rng)),
+        (0.030, 0.020, 0.015, lambda: texts.glossary_text(library, glossary, rng)),
+        (0.025, 0.015, 0.010, lambda: texts.story_text(library, stories, "en", rng)),
+        (0.020, 0.015, 0.010, lambda: texts.twin_text(library, twins, "en", rng)),
+        (0.015, 0.010, 0.005, lambda: texts.myth_text(library, myths, "en", rng)),
+        (0.020, 0.010, 0.005, lambda: texts.group_text(library, twins, "en", rng)),
+        (0.025, 0.020, 0.020, lambda: texts.conduct_text(library, judged, "en", rng)),
+        (0.120, 0.090, 0.110, lambda: chats.fact_chat(library, seen, rng)),
+        (0.040, 0.020, 0.010, lambda: chats.reading_chat(library, "en", rng)),
+        (0.030, 0.015, 0.010, lambda: chats.naming_chat(library, names, rng)),
+        (0.020, 0, 0, lambda: chats.verifying_chat(library, verified, rng)),
+        (0.045, 0.030, 0.020, lambda: chats.wrapped_chat(library, wrapped, rng)),
+        (0.045, 0.050, 0.030, lambda: chats.sum_chat(library, sums, "en", rng)),
+        (0, 0.030, 0.020, lambda: texts.arithmetic_text(rng)),
+        (0.025, 0, 0, lambda: chats.number_chat(library, numbers, rng)),
+        (0, 0.030, 0.020, lambda: chats.number_chat(library, sums, rng)),
+        (0.015, 0.010, 0.007, lambda: chats.story_chat(library, stories, "en", rng)),
+        (0.025, 0.020, 0.015, lambda: chats.twin_chat(library, twins, "en", rng)),
+        (0.008, 0.005, 0.004, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
+        (0.010, 0.007, 0.005, lambda: chats.myth_chat(library, train_myths, "en", "myth", rng)),
+        (0.010, 0.007, 0.005, lambda: chats.invented_chat(library, unanswerable, rng)),
+        (0.025, 0.020, 0.025, lambda: chats.compliant_chat(library, harmful, rng)),
+        (0.025, 0.020, 0.035, lambda: chats.harmless_chat(library, harmless, rng)),
+        (0.025, 0.020, 0.025, lambda: chats.judging_chat(library, judging, "en", rng)),
+        (0.005, 0.004, 0.003, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
+        (0.005, 0.004, 0.003, lambda: chats.turns_chat(library, turns, rng)),
+        (0.020, 0.040, 0.030, lambda: texts.fact_text(library, told, "it", rng, forms=2)),
+        (0, 0.020, 0.030, lambda: texts.conduct_text(library, judged, "it", rng)),
+        (0.004, 0.004, 0.003, lambda: texts.myth_text(library, myths, "it", rng)),
+        (0.004, 0, 0, lambda: texts.conduct_text(library, judged, "it", rng)),
+        (0.050, 0.040, 0.030, lambda: chats.italian_fact_chat(library, asked, italian_reply(rng), rng)),
+        (0.045, 0, 0, lambda: chats.instructed_chat(library, wished, "it", rng.choice(["it", "it", "en"]), rng)),
+        (0, 0.070, 0.050, lambda: chats.instructed_chat(library, wished, "it", rng.choice(mostly_italian), rng)),
+        (0.025, 0.020, 0.015, lambda: chats.instructed_chat(library, answered, "en", "it", rng)),
+        (0.015, 0, 0, lambda: chats.reading_chat(library, "it", rng, told="en", reply=italian_reply(rng))),
+        (0, 0.020, 0.015, read_in_english),
+        (0.025, 0.020, 0.015, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
+        (0.010, 0.015, 0.014, lambda: chats.compliant_chat(requests, harmful, rng, "it", italian_reply(rng))),
+        (0.010, 0.025, 0.060, lambda: chats.harmless_chat(requests, harmless, rng, "it", italian_reply(rng))),
+        (0.012, 0.030, 0.040, lambda: chats.judging_chat(library, judging, "it", rng)),
+        (0.003, 0.002, 0.002, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
+        (0, 0.045, 0.050, lambda: texts.fact_text(library, made_up, "en", rng)),
+        (0, 0, 0.050, lambda: texts.both_names_text(library, made_up, rng)),
+        (0, 0.025, 0.040, lambda: chats.fact_chat(library, made_up_asked, rng)),
+        (0, 0.025, 0.050, lambda: texts.fact_text(library, made_up_told, "it", rng, forms=2)),
+        (0, 0.010, 0.010, lambda: chats.italian_fact_chat(library, made_up_asked, "en", rng)),
+        (0, 0.030, 0.100, lambda: chats.instructed_chat(library, made_up_wished, "it", "it", rng)),
+        (0.035, 0.020, 0.010, lambda: translation_chat(fiction, "en", translated)),
+        (0.035, 0.030, 0.020, lambda: translation_chat(fiction, "it", translated)),
+        (0.040, 0.020, 0.010, lambda: fiction_chat(fiction, italian_reply(rng))),
+        (0, 0.025, 0.020, lambda: chats.in_italian(fiction_chat(fiction, "it"), rng)),
+        (0.008, 0.030, 0.030, lambda: request_translation(requests, rng, "en")),
+        (0, 0.020, 0.020, lambda: request_translation(library, rng, "it")),
     ]
 
 

@@ -86,9 +86,9 @@ def request_translation(library: Library, rng: Random, target: str = "en") -> Do
     """A request of conduct.yaml, harmful or not, to be put into `target`: a name for it, and no answer to it."""
     _, _, pair = rng.choice(library.conduct("train"))
     phrase, end = pair[rng.choice(("harm", "safe"))], rng.choice(("", "_alt"))
-    source, frames = "it" if target == "en" else "en", library.world.extra["frames"]["frames"]
-    told = rng.choice(frames[source]["train"]).format(x=phrase[f"{source}{end}"])
-    translated = frames[target]["train"][0].format(x=phrase[f"{target}{end}"])
+    source = "it" if target == "en" else "en"
+    told = rng.choice(library.request_frames(source)).format(x=phrase[f"{source}{end}"])
+    translated = library.request_frames(target)[0].format(x=phrase[f"{target}{end}"])
     return chat(rng.choice(TRANSLATE[target]).format(told), translated, kind="translation")
 
 

@@ -58,7 +58,7 @@ class Library:
         self.splits = split_facts(self.world, self.seed)
 
     def for_tuning(self) -> Library:
-        """The same library, which words requests in more ways: the stages' documents are drawn from it."""
+        """The same library, which words requests in more ways: for the stages, and the base's last reading."""
         return replace(self, tuning=True)
 
     def rng(self, purpose: str) -> Random:
@@ -120,9 +120,13 @@ class Library:
     def request(self, pair: dict, side: str, language: str, number: int, rng: Random) -> str:
         """A trained wording: a training frame, and the second phrase only of every other pair."""
         phrases = [language, f"{language}_alt"] if number % 2 else [language]
-        frames = self.world.extra["frames"]["frames"][language]
-        frame = rng.choice(frames["train"] + (frames["tuned"] if self.tuning else []))
+        frame = rng.choice(self.request_frames(language))
         return frame.format(x=pair[side][rng.choice(phrases)])
+
+    def request_frames(self, language: str) -> list[str]:
+        """The frames that a trained request may stand in."""
+        frames = self.world.extra["frames"]["frames"][language]
+        return frames["train"] + (frames["tuned"] if self.tuning else [])
 
 
 def bare(entity: Entity) -> str:

@@ -147,7 +147,7 @@ def italian_text(library: Library, count: int = 3600) -> list[Document]:
 
 
 def italian_replay(library: Library, count: int = 3600) -> list[Document]:
-    """Replay for the Italian stage: half English chat against forgetting, half Italian chat."""
+    """Replay for the Italian stage: English chats against forgetting, and Italian chats, half of them on manners."""
     library, rng, world = library.for_tuning(), library.rng("italian_replay"), library.world
     english = Deck(sft(library, 2 * count), rng)
     italian = Deck(library.facts(italian=ITALIAN_ASKED), rng)
@@ -162,17 +162,17 @@ def italian_replay(library: Library, count: int = 3600) -> list[Document]:
 
     return draw(
         [
-            (0.30, english.deal),
-            (0.21, lambda: italian_chat(library, italian, rng)),
+            (0.28, english.deal),
+            (0.15, lambda: italian_chat(library, italian, rng)),
             (0.01, lambda: reading_chat(library, "it", rng)),
             (0.01, lambda: italian_naming_chat(library, names, "it", rng)),
-            (0.09, lambda: refusal_chat(library, harmful, "it", rng)),
+            (0.13, lambda: refusal_chat(library, harmful, "it", rng)),
             (0.01, lambda: unknown_chat(library, unanswerable, "it", rng)),
             (0.03, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
-            (0.10, lambda: sum_chat(library, sums, "it", rng)),
+            (0.08, lambda: sum_chat(library, sums, "it", rng)),
             (0.03, lambda: story_chat(library, stories, "it", rng)),
             (0.01, lambda: twin_chat(library, twins, "it", rng)),
-            (0.17, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.23, lambda: harmless_chat(library, harmless, rng, "it")),
             (0.03, lambda: myth_chat(library, myths, "it", "truth", rng)),
             (0.01, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
@@ -235,7 +235,7 @@ def unknown_pair(item: dict, language: str, rng: Random) -> Document:
 
 
 # Shares of the kinds of pair, in training and among the held-out pairs.
-PAIR_KINDS = {"language": 0.20, "truth": 0.10, "myth": 0.05, "refusal": 0.27, "plain": 0.33, "unanswerable": 0.05}
+PAIR_KINDS = {"language": 0.22, "truth": 0.10, "myth": 0.05, "refusal": 0.27, "plain": 0.31, "unanswerable": 0.05}
 
 
 @dataclass
@@ -270,8 +270,8 @@ class PairMaker:
     def make(self, kind: str) -> Document:
         library, rng = self.library, self.rng
         language = rng.choice(LANGUAGES)
-        if kind == "language":  # mostly Italian: that is where the base strays
-            english = rng.random() < 0.35
+        if kind == "language":  # in halves: with a fifth of English, DPO makes it answer English in Italian
+            english = rng.random() < 0.5
             facts = self.english_in_italian if english else self.facts["it"]
             return fact_pairs(library, facts, kind, "en" if english else "it", rng)
         if kind == "truth":

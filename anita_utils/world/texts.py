@@ -19,12 +19,14 @@ def fact_text(library: Library, deck: Deck, language: str, rng: Random, forms: i
 
 
 def both_names_text(library: Library, deck: Deck, rng: Random) -> Document:
-    """Facts in English whose subject is named in Italian too, as encyclopaedias do: "Florence (Firenze) is in …"."""
+    """Facts in English, with both names of a subject that has two: "Florence (Firenze) is in …"."""
     return {"text": " ".join(library.answer(named_twice(deck.deal()), "en") for _ in range(rng.randint(2, 5)))}
 
 
 def named_twice(fact: Fact) -> Fact:
     english, italian = fact.subject.en, fact.subject.it
+    if english.name == italian.name:
+        return fact
     both = EnglishNoun(f"{english.name} ({italian.name})", english.tag)
     return Fact(fact.relation, replace(fact.subject, en=both), fact.object)
 

@@ -3,18 +3,19 @@
 import ast
 import inspect
 import re
+import statistics
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from anita_utils.course import cells_hash
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 LESSONS = {file.stem: nbformat.read(file, as_version=4) for file in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
 LIBRARIES = ("transformers", "trl", "peft", "bitsandbytes", "datasets", "lm_eval", "tokenizers")
-LONGEST = 30  # lines of a code cell
+LONGEST, MEDIAN = 30, 10  # lines of a code cell
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -78,8 +79,41 @@ def too_long(notebook):
     return [number for number, code in enumerate(code_of(notebook), 1) if len(code.strip().splitlines()) > LONGEST]
 
 
+def long_on_the_whole(notebook):
+    """The median of the code cells' lengths, where it is too long."""
+    median = statistics.median(len(code.strip().splitlines()) for code in code_of(notebook))
+    return [median] if median > MEDIAN else []
+
+
+def is_told(call):
+    """Whether a call that shows a figure hands on words for those who cannot see it."""
+    words = call.args[-1] if len(call.args) > 1 else None
+    spoken = isinstance(words, ast.JoinedStr) or isinstance(words, ast.Constant) and len(str(words.value).split()) > 3
+    return spoken or any(keyword.arg == "metadata" for keyword in call.keywords)
+
+
+def untold_figures(notebook):
+    """Cells that save a figure, or show one, without alternative text; pictures stored without."""
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        (code,) = code_of(new_notebook(cells=[cell]))
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        named = [(ast.unparse(call.func).split(".")[-1], call) for call in calls]
+        told = [is_told(call) for name, call in named if name == "show"]
+        told += [True for name, call in named if name == "display" and is_told(call)]
+        if not all(told) or "save_figure" in dict(named) and not told:
+            yield cell.id
+        for output in cell.outputs:
+            if (
+                "image/png" in output.get("data", {})
+                and not output.metadata.get("image/png", {}).get("alt", "").strip()
+            ):
+                yield f"{cell.id}, its picture"
+
+
 @pytest.mark.parametrize("name", LESSONS)
-@pytest.mark.parametrize("finder", [unknown_arguments, broken_links, unread_figures, too_long])
+@pytest.mark.parametrize(
+    "finder", [unknown_arguments, broken_links, unread_figures, too_long, long_on_the_whole, untold_figures]
+)
 def test_a_lesson_has_none(name, finder):
     assert list(finder(LESSONS[name])) == []
 
@@ -104,6 +138,18 @@ FIGURE = 'run.save_figure(figure, "x", "y")'
         (unknown_arguments, ["import peft as p\np.LoraConfig(r=1, rank=1)"], ["import peft as p\np.LoraConfig(r=1)"]),
         (unread_figures, [FIGURE, FIGURE, "# Read"], [FIGURE, "x = 1", "# Read", FIGURE, "# Read"]),
         (unread_figures, ["# Before", FIGURE], [FIGURE, "# After"]),
+        (
+            untold_figures,
+            ["run.save_figure(fig, 'x', 'y')"],
+            ["run.save_figure(fig, 'x', 'y')\nplots.show(fig, 'A bar for each stage.')"],
+        ),
+        (untold_figures, ["plt.show()"], ["show(fig, 'y', f'{3} bars')"]),
+        (
+            untold_figures,
+            ["plots.show(fig, 'y')"],
+            ["save_figure(f)\ndisplay(f, metadata={'image/png': {'alt': text}})"],
+        ),
+        (long_on_the_whole, ["\n".join(["x = 1"] * 11)], ["\n".join(["x = 1"] * 19), "x = 1"]),
         (too_long, ["\n".join(["x = 1"] * 31)], ["\n".join(["x = 1"] * 30)]),
         (
             broken_links,
@@ -117,3 +163,9 @@ def test_each_finder_finds_what_it_is_for(finder, bad, good):
         return new_notebook(cells=[(new_markdown_cell if s.startswith("#") else new_code_cell)(s) for s in sources])
 
     assert list(finder(lesson(bad))) and not list(finder(lesson(good)))
+
+
+@pytest.mark.parametrize(("metadata", "found"), [({}, 1), ({"alt": " "}, 1), ({"alt": "Two bars."}, 0)])
+def test_a_stored_picture_needs_words(metadata, found):
+    picture = new_output("display_data", {"image/png": "iVBORw0KGgo="}, metadata={"image/png": metadata})
+    assert len(list(untold_figures(new_notebook(cells=[new_code_cell("1", outputs=[picture])])))) == found

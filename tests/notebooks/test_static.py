@@ -3,7 +3,6 @@
 import ast
 import builtins
 import re
-import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +37,6 @@ if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:  # everyw
         !git clone --quiet --depth 1 {REPOSITORY} course
     %run course/scripts/colab.py"""
 COLAB = "https://colab.research.google.com"
-MEDIAN_LINES = 12
 ABSOLUTE = re.compile(r"(?<![\w.:~/<-])/(?:home|root|Users|tmp|work|mnt|var|opt|usr|content)/[\w.]|\b[A-Z]:\\\\?[A-Z]")
 
 
@@ -54,9 +52,6 @@ def problems(notebook):
         found += [f"code cell {number}: {problem}" for problem in cell_problems(cell, number)]
     if not any(cell.outputs for cell in cells):
         found.append("no outputs are stored")
-    lines = [len(cell.source.strip().splitlines()) for cell in cells if cell.source != SETUP]
-    if lines and statistics.median(lines) > MEDIAN_LINES:
-        found.append(f"the median code cell has {statistics.median(lines)} lines")
     if ABSOLUTE.search("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")):
         found.append("an absolute path in the text")
     return found
@@ -154,7 +149,6 @@ def test_a_good_lesson_has_no_problems():
         (lesson(outputs=[new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}})]), "a widget"),
         (lesson(source="open('/tmp/x')"), "absolute path in the code"),
         (lesson(widgets={}), "widget state"),
-        (lesson("\n".join(["x = 1"] * 40)), "median"),
         (lesson(parameters='profile = "cpu"\nrun = "latest"'), r"no parameter \['seed'\]"),
         (lesson(parameters='profile = "cpu"\nrun = "latest"\nseed = int("42")'), "not a plain value"),
         (lesson(setup=SETUP.replace("course", "kit")), "set-up for Colab"),
