@@ -10,7 +10,8 @@ from anita_utils import AnitaError
 from anita_utils.glossary import markdown, terms
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-FILES = {file.name[:2]: file for file in sorted(NOTEBOOKS.glob("*.ipynb"))}
+FILES = {file.name[:2]: file for file in sorted(NOTEBOOKS.rglob("[0-9]*.ipynb"))}
+COURSE = [number for number, file in FILES.items() if file.parent == NOTEBOOKS]  # the others are drafts, not run yet
 
 
 def words_of(lesson):
@@ -47,7 +48,7 @@ def test_the_table_holds_the_lessons_words(lesson):
     assert len(rows) == len(terms(lesson)) and all(row.count("|") == 5 for row in rows)
 
 
-@pytest.mark.parametrize("lesson", FILES)
+@pytest.mark.parametrize("lesson", COURSE)
 def test_a_lesson_shows_its_words(lesson):
     shown = markdown(None if lesson == "00" else lesson)
     stored = [
