@@ -54,6 +54,8 @@ chat_labels = Exercise(
         ((_CHAT, 9), [_X, _X, _X, _X, _X, _X, _X, 21, 22, 23, 9]),
         (([("assistant", [3], [21]), ("user", [1], [11]), ("assistant", [3], [22])], 9),
          [_X, 21, 9, _X, _X, _X, _X, 22, 9]),
+        (([("system", [3], [31]), ("user", [1], [11]), ("assistant", [3], [22])], 9),
+         [_X, _X, _X, _X, _X, _X, _X, 22, 9]),
     ],
     mistakes=[
         (lambda t, e: _labels(t, e, ending=False),
@@ -63,6 +65,8 @@ chat_labels = Exercise(
          "You score the assistant's header too: the template writes it, the model need not learn to."),
         (lambda t, e: _labels(t, e, roles=("assistant", "user")),
          "The user's words are scored as well: the model would learn to ask. Look at the role."),
+        (lambda t, e: _labels(t, e, roles=("assistant", "system")),
+         "A system message is scored as well: only the assistant's turns are for the model to write."),
         (lambda t, e: _labels(t, e, last_only=True), "Only the last answer is scored; every assistant turn counts."),
         (lambda t, e: _labels(t, e, ignored=0), "0 is a token like any other. PyTorch leaves out the label -100."),
         (lambda t, e: [*_labels(t, e)[1:], IGNORED],
