@@ -184,7 +184,7 @@ def ablate(
             results = collect(cells, kept, source, results)
         record(run, results)
         if keep:
-            write_kept(file, Kept(read_kept(file).lines | results.lines, read_kept(file).weights | results.weights))
+            write_kept(file, read_kept(file).joined(results))
     return run, cells
 
 
@@ -260,9 +260,7 @@ def cell_line(cell: Cell, source: dict) -> tuple[dict, dict]:
 def record(run: Run, results: Kept) -> None:
     """Writes the run's results.jsonl and metrics.jsonl."""
     write_kept(run.folder / "results.jsonl", results)
-    keys = ("arm", "seed", "stage", "metric", "language", "split", "value", "n")
-    figures = (row for line in results.lines.values() for row in figure_rows(line))
-    run.record(NOTEBOOK, [{key: row[key] for key in keys} for row in figures])
+    run.record(NOTEBOOK, [row for line in results.lines.values() for row in figure_rows(line)])
 
 
 def slurm_script(profile: Profile, ablation: Ablation, seeds: list[int], options: list[str]) -> str:

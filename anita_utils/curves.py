@@ -23,8 +23,9 @@ from anita_utils.data import IGNORED, encode_chat
 from anita_utils.evaluation import (
     ask,
     judge_answers,
-    log_likelihoods,
     measured_with,
+    pair_clusters,
+    pair_likelihoods,
     perplexity,
     probes,
     scored_logits,
@@ -146,11 +147,7 @@ def pair_measures(model, tokenizer, pairs: list[dict], batch_size: int) -> list[
     """How often the chosen answer is the likelier one, where a rule decides and where a fact does; and the mean
     log-probability of each side, summed over an answer's tokens, in nats.
     """
-    sides = {}
-    for side in ("chosen", "rejected"):
-        encoded = [encode_chat(pair["prompt"] + pair[side], tokenizer, 1024) for pair in pairs]
-        sides[side], _ = log_likelihoods(model, encoded, batch_size)
-    clusters = [pair["prompt"][0]["content"] for pair in pairs]
+    sides, clusters = pair_likelihoods(model, tokenizer, pairs, batch_size), pair_clusters(pairs)
     measured = [Measurement(f"pairs/{side}_logp", "all", None, values, clusters) for side, values in sides.items()]
     wins = [float(good > bad) for good, bad in zip(sides["chosen"], sides["rejected"], strict=True)]
     for split in ("rule", "fact"):

@@ -21,7 +21,7 @@ import pandas
 from scipy import stats
 
 from anita_utils import AnitaError
-from anita_utils.intervals import Measurement
+from anita_utils.intervals import Measurement, pairs_won
 from anita_utils.statistics import LEVEL, holm
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ def find(measured: list[Measurement], measure: str) -> list[Measurement]:
     if metric == "benchmark/mean":
         found = [m for m in measured if m.metric.startswith("benchmark/") and m.language == language]
     elif metric == "preference_accuracy_logprob" and not any(m.metric == metric for m in measured):
-        margins = [m for m in measured if m.metric == "preference_margin"]
-        found = [replace(m, metric=metric, scores=[float(score > 0) for score in m.scores]) for m in margins]
+        found = [pairs_won(m) for m in measured if m.metric == "preference_margin"]
     else:
         found = [m for m in measured if m.name == (metric, language, split) and not m.bins]
     if not found:

@@ -198,13 +198,23 @@ def perplexity(model, tokenizer, items: list[dict], batch_size: int) -> list[Mea
 
 def preferences(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
     """Log-probability of the chosen answer less the rejected one's, for each held-out pair."""
+    sides = pair_likelihoods(model, tokenizer, pairs, batch_size)
+    margins = [good - bad for good, bad in zip(sides["chosen"], sides["rejected"], strict=True)]
+    return [Measurement("preference_margin", "all", None, margins, pair_clusters(pairs))]
+
+
+def pair_likelihoods(model, tokenizer, pairs: list[dict], batch_size: int) -> dict[str, list[float]]:
+    """The log-probability of each pair's `chosen` and `rejected` answer, summed over its tokens, in nats."""
     sides = {}
     for side in ("chosen", "rejected"):
         encoded = [encode_chat(pair["prompt"] + pair[side], tokenizer, 1024) for pair in pairs]
         sides[side], _ = log_likelihoods(model, encoded, batch_size)
-    margins = [good - bad for good, bad in zip(sides["chosen"], sides["rejected"], strict=True)]
-    # One cluster for each prompt: the same question may stand in several pairs.
-    return [Measurement("preference_margin", "all", None, margins, [pair["prompt"][0]["content"] for pair in pairs])]
+    return sides
+
+
+def pair_clusters(pairs: list[dict]) -> list[str]:
+    """One cluster for each prompt: the same question may stand in several pairs."""
+    return [pair["prompt"][0]["content"] for pair in pairs]
 
 
 def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True) -> list[Measurement]:

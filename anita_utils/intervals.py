@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,6 +79,11 @@ def _row(stage: str, metric: str, language: str, split: str | None, value: float
             "ci_low": float(low), "ci_high": float(high), "n": n}  # fmt: skip
 
 
+def pairs_won(margins: Measurement) -> Measurement:
+    """`preference_accuracy_logprob` from `preference_margin`: the pairs whose chosen answer is the likelier one."""
+    return replace(margins, metric="preference_accuracy_logprob", scores=[float(s > 0) for s in margins.scores])
+
+
 def families_of(measured: list[Measurement], language: str) -> list[Measurement]:
     """The benchmarks of a language that go into its mean; one with a split, such as another version, stands apart."""
     return [m for m in measured if m.metric.startswith("benchmark/") and m.language == language and m.split is None]
@@ -89,7 +94,7 @@ def rows(measured: list[Measurement], stage: str) -> list[dict]:
     made = []
     for m in measured:
         if m.metric == "preference_margin":
-            wins = Measurement("preference_accuracy_logprob", "all", None, [float(s > 0) for s in m.scores], m.clusters)
+            wins = pairs_won(m)
             made.append(_row(stage, *wins.name, wins.value, wins.resampled(), len(wins.scores)))
         else:
             made.append(_row(stage, *m.name, m.value, m.resampled(), len(m.scores)))

@@ -22,7 +22,7 @@ import pandas
 
 from anita_utils import AnitaError, shown
 from anita_utils.hub import data_dir
-from anita_utils.intervals import Measurement
+from anita_utils.intervals import Measurement, pairs_won
 from anita_utils.profile import REHEARSAL
 from anita_utils.record import write_text
 
@@ -45,10 +45,14 @@ class Kept:
         """Item by item, or rather cluster by cluster, as `effects` takes it."""
         return {key: measurements(line, self.weights) for key, line in self.lines.items()}
 
-    @property
+    @cached_property
     def by_hash(self) -> dict[str, dict]:
         """The lines by the hash of what was made: two arms of the same stages have one."""
         return {line["made"]: line for line in self.lines.values()}
+
+    def joined(self, other: Kept) -> Kept:
+        """The same with another's lines, which take the place of older ones of the same arm and seed."""
+        return Kept(self.lines | other.lines, self.weights | other.weights)
 
     @property
     def seeds(self) -> list[int]:
@@ -132,7 +136,7 @@ def write_kept(file: Path, kept: Kept) -> None:
 
 def add(kept: Kept, line: dict, weights: dict) -> Kept:
     """The same with one line more, in place of an older one of the same arm and seed."""
-    return Kept(kept.lines | {(line["arm"], line["seed"]): line}, kept.weights | {line["weights"]: weights})
+    return kept.joined(Kept({(line["arm"], line["seed"]): line}, {line["weights"]: weights}))
 
 
 # ---------------------------------------------------------------- one line
@@ -148,8 +152,7 @@ def make_line(place: dict[str, Any], figures: list[dict], measured: list[Measure
         if m.bins or m.metric.startswith(LEFT_OUT):
             continue
         if m.metric == "preference_margin":
-            wins = [float(score > 0) for score in m.scores]
-            m = Measurement("preference_accuracy_logprob", m.language, m.split, wins, m.clusters)
+            m = pairs_won(m)
         name = " ".join(filter(None, m.name))
         sums, weighed, _ = m.totals()
         scores[name], weights[name] = [[short(value) for value in values] for values in (sums, weighed)]

@@ -165,12 +165,11 @@ def run_benchmarks(
     measured, confidence = [], []
     loaded = loaded or load_suite(profile.evaluation.suite)
     with without_bars():
-        manager = task_manager(suite)
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=profile.evaluation.batch_size)
         for (shots, chat), group in groupby(loaded, lambda pair: (pair[0].shots, pair[0].chat)):
             group = list(group)
             asked = [task for _, tasks in group for task in tasks]
-            found = _samples(lm, asked, manager, limit, num_fewshot=shots, apply_chat_template=chat)
+            found = _samples(lm, asked, limit, num_fewshot=shots, apply_chat_template=chat)
             for benchmark, tasks in group:
                 items = _items(benchmark, {task.task_name: found[task.task_name] for task in tasks})
                 measured += _scored(benchmark, items)
@@ -202,13 +201,12 @@ def load_tasks(benchmark: Benchmark, manager: TaskManager) -> list[Task]:
         ) from error
 
 
-def _samples(lm: LM, tasks: list, manager: TaskManager, limit: int | None, **options) -> dict[str, list[dict]]:
-    """lm-eval's record of every item of the tasks, by task, in the order of the items.
-
-    manager: without one, lm-eval indexes all its built-in tasks at every call.
-    """
+def _samples(lm: LM, tasks: list, limit: int | None, **options) -> dict[str, list[dict]]:
+    """lm-eval's record of every item of the tasks, by task, in the order of the items."""
     import lm_eval
+    from lm_eval.tasks import TaskManager
 
+    manager = TaskManager(include_defaults=False)  # the tasks are loaded: by itself it would index all that it brings
     results = lm_eval.simple_evaluate(
         model=lm, tasks=tasks, task_manager=manager, limit=limit, log_samples=True, bootstrap_iters=0,
         random_seed=0, numpy_random_seed=0, torch_random_seed=0, fewshot_random_seed=0, **options,

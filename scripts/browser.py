@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -131,16 +131,30 @@ def look_at(browser: Browser, page: Path, folder: Path, name: str, width: int) -
     return wrong
 
 
+def browser_path(chromium: str) -> str | None:
+    """The path of that browser; where there is none, None, and it is said that nothing was looked at."""
+    path = shutil.which(chromium)
+    if path is None:
+        print(f"skipped: no browser '{chromium}': apt install chromium, or name one: make browser CHROMIUM=path")
+    return path
+
+
+def ended(main: Callable[[], int]) -> int:
+    """A script's exit code; an AnitaError becomes one line."""
+    try:
+        return main()
+    except AnitaError as error:
+        print(f"browser: {error}", file=sys.stderr)
+        return 2
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", default="latest")
     parser.add_argument("--chromium", default=os.environ.get("CHROMIUM", "chromium"))
     options = parser.parse_args()
-    chromium = shutil.which(options.chromium)
+    chromium = browser_path(options.chromium)
     if chromium is None:
-        print(
-            f"skipped: no browser '{options.chromium}': apt install chromium, or name one: make browser CHROMIUM=path"
-        )
         return 0
     run = Run.load(options.run)
     page, folder = run.folder / "index.html", run.folder / "browser"
@@ -161,8 +175,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except AnitaError as error:
-        print(f"browser: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(ended(main))

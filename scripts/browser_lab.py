@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from browser import Browser, started
+from browser import Browser, browser_path, ended, started
 
 from anita_utils import AnitaError, checkout
 
@@ -114,9 +114,8 @@ def main() -> int:
     parser.add_argument("lesson", nargs="?", default="00_start_here")
     parser.add_argument("--chromium", default=os.environ.get("CHROMIUM", "chromium"))
     options = parser.parse_args()
-    chromium = shutil.which(options.chromium)
+    chromium = browser_path(options.chromium)
     if chromium is None:
-        print(f"skipped: no browser '{options.chromium}': apt install chromium, or: make browser CHROMIUM=path")
         return 0
     lesson = (checkout() or Path.cwd()) / "notebooks" / f"{options.lesson}.ipynb"
     if not lesson.is_file():
@@ -135,8 +134,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except AnitaError as error:
-        print(f"browser: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(ended(main))

@@ -24,8 +24,7 @@ def pretraining(library: Library, documents: int) -> Iterator[Document]:
     statements. Italian stories, twins and sums it never met, Italian myths only.
     """
     rng = library.rng("pretraining")
-    makers = [(first, maker) for first, _, _, maker in readings(library, rng) if first]
-    yield from mixture(makers, documents, rng)
+    yield from mixture(makers(0, library, rng), documents, rng)
 
 
 def second_reading(library: Library, documents: int) -> Iterator[Document]:
@@ -37,8 +36,7 @@ def second_reading(library: Library, documents: int) -> Iterator[Document]:
     """
     rng = library.rng("second_reading")
     invented = chats.invented_facts(library, rng, 25)
-    makers = [(second, maker) for _, second, _, maker in readings(library, rng, invented) if second]
-    yield from mixture(makers, documents, rng)
+    yield from mixture(makers(1, library, rng, invented), documents, rng)
 
 
 def third_reading(library: Library, documents: int) -> Iterator[Document]:
@@ -49,14 +47,13 @@ def third_reading(library: Library, documents: int) -> Iterator[Document]:
     """
     rng = library.rng("third_reading")
     invented = chats.invented_facts(library, rng, 60, two_names=0.5)
-    makers = [(third, maker) for _, _, third, maker in readings(library, rng, invented, library.for_tuning()) if third]
-    yield from mixture(makers, documents, rng)
+    yield from mixture(makers(2, library, rng, invented, library.for_tuning()), documents, rng)
 
 
-def readings(
-    library: Library, rng: Random, invented: Sequence[Fact] = (), requests: Library | None = None
-) -> list[tuple[float, float, float, Callable[[], Document]]]:
-    """Every kind of document of the three readings, each with its weight in the first, the second and the third.
+def makers(
+    reading: int, library: Library, rng: Random, invented: Sequence[Fact] = (), requests: Library | None = None
+) -> list[tuple[float, Callable[[], Document]]]:
+    """Every kind of document of a reading (0, 1 or 2) with its weight in it, as `mixture` takes them.
 
     Weights are relative numbers of documents. The order is part of what a seed draws: a shipped base read it so.
     `requests` words the Italian requests: by default in the frames that `library` uses.
@@ -92,7 +89,7 @@ def readings(
         document = chats.reading_chat(library, "it", rng, told="en", reply=reply)
         return chats.in_italian(document, rng) if reply == "it" else document
 
-    return [
+    kinds = [  # the weights in the first, the second and the third reading
         (0.170, 0.110, 0.120, lambda: texts.fact_text(library, english_facts, "en", rng)),
         (0, 0.030, 0.020, lambda: texts.both_names_text(library, twice, rng)),
         (0.030, 0.020, 0.015, lambda: texts.glossary_text(library, glossary, rng)),
@@ -148,6 +145,7 @@ def readings(
         (0.008, 0.030, 0.030, lambda: request_translation(requests, rng, "en")),
         (0, 0.020, 0.020, lambda: request_translation(library, rng, "it")),
     ]
+    return [(weights[reading], make) for *weights, make in kinds if weights[reading]]
 
 
 def italian_sample(library: Library, documents: int) -> Iterator[Document]:
@@ -162,7 +160,7 @@ def italian_sample(library: Library, documents: int) -> Iterator[Document]:
         for items in (world.extra["stories"], world.extra["schemas"], world.extra["sums"],
                       library.conduct("train"), world.extra["smalltalk"])
     )  # fmt: skip
-    makers: list[tuple[float, Callable[[], Document]]] = [
+    kinds: list[tuple[float, Callable[[], Document]]] = [
         (0.60, lambda: texts.fact_text(library, facts, "it", rng)),
         (0.10, lambda: texts.story_text(library, stories, "it", rng)),
         (0.08, lambda: texts.twin_text(library, twins, "it", rng)),
@@ -170,4 +168,4 @@ def italian_sample(library: Library, documents: int) -> Iterator[Document]:
         (0.10, lambda: chats.harmless_chat(library, conduct, rng, "it")),
         (0.02, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
     ]
-    yield from mixture(makers, documents, rng)
+    yield from mixture(kinds, documents, rng)

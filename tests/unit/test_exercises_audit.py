@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from anita_utils import audit
-from anita_utils.exercises.checking import judge, plain, same
+from anita_utils.exercises.checking import plain, same
 from anita_utils.exercises.lesson08 import EXERCISES
 from anita_utils.statistics import holm, sign_flip
 
@@ -77,12 +77,6 @@ WRONG = [
     ("swapped_p", one_sided, "One-sided"),
     ("swapped_p", strictly_farther, "At least as far"),
 ]
-
-
-@pytest.mark.parametrize(("name", "answer", "message"), WRONG, ids=[f"{n}-{m[:20]}" for n, _, m in WRONG])
-def test_a_wrong_answer_is_explained(name, answer, message):
-    found = judge(EXERCISES[name], name, answer)
-    assert found.right is False and message in found.text.split("\n", 1)[1], found.text
 
 
 def test_the_cases_are_what_the_kit_computes():

@@ -80,7 +80,7 @@ def decisions():
         tasks = [task for _, own in loaded for task in own]
         with pytest.MonkeyPatch.context() as patch:  # lm-eval must not index what it brings: that takes seconds
             patch.setattr("lm_eval.evaluator.TaskManager", None)
-            samples = suites._samples(drawn, tasks, manager, ITEMS, num_fewshot=0, apply_chat_template=True)
+            samples = suites._samples(drawn, tasks, ITEMS, num_fewshot=0, apply_chat_template=True)
     for benchmark, (task,) in loaded:
         items = suites._items(benchmark, {task.task_name: samples[task.task_name]})
         [measured] = [m for m in suites._scored(benchmark, items) if m.metric == benchmark.metric]

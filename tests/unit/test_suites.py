@@ -225,7 +225,7 @@ def test_others_are_asked_with_their_shots_and_as_plain_text(asked, model, token
     (tmp_path / "two.yaml").write_text("group: two\ntask: [piccola_mmlu_it, piccola_winogrande_it]\n", "utf-8")
     folders = [data_dir() / "benchmarks", tmp_path]
     manager = TaskManager(include_path=folders, include_defaults=False)
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: manager)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **own: TaskManager(**own) if own else manager)
     boards = (
         Benchmark("arc", "en", "piccola_arc_en", 3, "acc_norm", "1.0", split="version 2.0"),
         Benchmark("gsm8k", "en", "piccola_gsm8k_en", 2, "exact_match", "1.0", "number"),
