@@ -142,7 +142,7 @@ def base_bytes(job: Job) -> tuple[int, int]:
 def bytes_by_part(job: Job, on_gpu: bool = True) -> dict[str, int]:
     """Bytes at the peak of a step, by part, and their total.
 
-    on_gpu: without a GPU there is no CUDA context, and TRL's head works through PyTorch, with more copies.
+    on_gpu: without a GPU there is no CUDA context, and the head is that of `head.py`.
 
     adapter and gradients: fp32, as `training.adapters_in_fp32` leaves them. Gradients are counted as held all the
     time, which is so with gradient accumulation. The optimiser's short-lived copies come when activations are gone.
@@ -219,15 +219,16 @@ def working_memory(job: Job, on_gpu: bool = True) -> tuple[int, int]:
 
 
 def head_memory(shape: Architecture, tokens: int, width: int, on_gpu: bool) -> int:
-    """Bytes of TRL 1.16's fused LM head in its backward pass, for SFT and DPO alike (`trl/kernels/chunked_logprob.py`).
+    """Bytes of the LM head in its backward pass, for SFT and DPO alike.
 
-    The logits never stand in memory as a whole: 8 x 2048 tokens of Llama 3's 128,256 words would take 3.9 GiB in bf16
-    and some 20 GiB at the peak of a plain cross-entropy. One tile of them is worked out at a time, twice.
+    On a GPU it is TRL 1.16's fused head (`trl/kernels/chunked_logprob.py`): the logits never stand in memory as a whole
+    (8 x 2048 tokens of Llama 3's 128,256 words would take 3.9 GiB in bf16 and some 20 GiB at the peak of a plain
+    cross-entropy), but one tile of them is worked out at a time, twice. Elsewhere it is `head.py`: the logits of all
+    scored tokens, here taken to be all tokens, as log-probabilities and two gradients of them in fp32.
     """
-    tile_tokens = min(tokens, TILE[0])
-    tile = tile_tokens * TILE[1] * width  # as wide whatever the vocabulary
-    if not on_gpu:  # without the Triton kernel: seven copies in fp32 and one in booleans
-        tile += tile_tokens * min(TILE[1], shape.vocabulary) * 29
+    if not on_gpu:
+        return tokens * (shape.vocabulary * 12 + shape.hidden * (4 + 2 * width))
+    tile = min(tokens, TILE[0]) * TILE[1] * width  # as wide whatever the vocabulary
     # The last norm's input in fp32 and its output; the output's gradient, added up in fp32, then cast.
     return tile + tokens * shape.hidden * (4 + width + 4 + width)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from anita_utils import AnitaError
 from anita_utils.data import PackedCollator, count_tokens, like_lengths, packed_rows, render
 from anita_utils.failures import explained
+from anita_utils.head import score_labels_only
 from anita_utils.hub import resolve_model
 from anita_utils.model import keep_freed_memory, load_model, load_tokenizer
 from anita_utils.record import Run
@@ -194,6 +195,7 @@ def build_trainer(stage: Stage):
         collator = PackedCollator(tokenizer.pad_token_id)
         trainer = SFTTrainer(args=SFTConfig(**arguments, **PREPACKED), data_collator=collator, **common)
     adapters_in_fp32(trainer.model)
+    score_labels_only(trainer.model)
     trainer.remove_callback(PrinterCallback)  # the history keeps what it would print
     return trainer
 

@@ -24,7 +24,7 @@ CONFIG = {
 }  # fmt: skip
 CASES = [
     {"batch": 4, "length": 1024, "checkpointing": False},
-    {"batch": 4, "length": 1024, "checkpointing": True},
+    {"batch": 8, "length": 1024, "checkpointing": True},
     {"batch": 2, "length": 1024, "checkpointing": False, "r": 64},
     {"batch": 16, "length": 1024, "trained": False},
 ]
@@ -57,6 +57,7 @@ def make_trainer(folder: Path, job):
     from trl import SFTConfig, SFTTrainer
 
     from anita_utils.data import PackedCollator
+    from anita_utils.head import score_labels_only
     from anita_utils.hub import SHIPPED_BASE, data_dir
     from anita_utils.model import load_model
     from anita_utils.training import PREPACKED, adapters_in_fp32
@@ -76,6 +77,7 @@ def make_trainer(folder: Path, job):
         peft_config=LoraConfig(r=job.r, target_modules=list(job.targets), task_type="CAUSAL_LM"),
     )  # fmt: skip
     adapters_in_fp32(trainer.model)
+    score_labels_only(trainer.model)
     return trainer
 
 
