@@ -1,9 +1,10 @@
-"""The README's table of claims: complete, and it says what the results say."""
+"""The README's tables: complete, and they say what the results say."""
 
 import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import yaml
 
@@ -12,16 +13,17 @@ from anita_utils.arms import load_ablation
 from anita_utils.intervals import Measurement
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("claims_table", ROOT / "scripts" / "claims_table.py")
+SPEC = importlib.util.spec_from_file_location("readme_tables", ROOT / "scripts" / "readme_tables.py")
 script = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(script)
 ROWS = yaml.safe_load(script.ROWS.read_text("utf-8"))
 
 
 def test_the_readme_says_what_the_results_say():
-    """After new results: python scripts/claims_table.py."""
+    """After new results: python scripts/readme_tables.py."""
     text = script.README.read_text("utf-8")
-    assert script.filled(text) == text and text.count(script.BEGIN) == text.count(script.END) == 1
+    assert script.filled(text) == text
+    assert all(text.count(mark) == 1 for name in script.TABLES for mark in script.marks(name))
 
 
 def test_every_kind_is_there_and_every_lesson_and_claim_exists():
@@ -38,7 +40,9 @@ def test_every_kind_is_there_and_every_lesson_and_claim_exists():
 
 def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "data_dir", lambda: tmp_path)
-    assert "supported" not in script.table() and script.table().startswith("The arms of lessons 06 and 09 have not")
+    assert "supported" not in script.verdicts_table() and script.verdicts_table().startswith(
+        "The arms of lessons 06 and 09 have not"
+    )
     results, random = kept.Kept({}, {}), np.random.default_rng(0)
     for arm, share in {"summary": 0.9, "sft_italian": 0.1}.items():
         for seed in (1, 2, 3):
@@ -51,7 +55,7 @@ def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkey
             place = {"arm": arm, "seed": seed, "made": "x", "commit": "abcdef"}
             results = kept.add(results, *kept.make_line(place, [], measured, []))
     kept.write_kept(kept.kept_file("cpu"), results)
-    table = script.table()
+    table = script.verdicts_table()
     assert "dpo refuses, refusal/harmful all held out wordings: **supported**" in table
     assert "synergy, benchmark/mean it: **not run yet**" in table and "seeds 1, 2, 3" in table
     assert "lesson 08 says" in table
@@ -60,12 +64,30 @@ def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkey
 @pytest.mark.parametrize("there", [True, False])
 def test_the_check_tells_an_old_table(tmp_path, monkeypatch, there):
     readme = tmp_path / "README.md"
-    readme.write_text(f"Before\n{script.BEGIN}\nYESTERDAY\n{script.END}\nAfter\n", "utf-8")
+    tables = "Between\n".join(f"{begin}\nYESTERDAY\n{end}\n" for begin, end in map(script.marks, script.TABLES))
+    readme.write_text(f"Before\n{tables}After\n", "utf-8")
     monkeypatch.setattr(script, "README", readme)
-    monkeypatch.setattr("sys.argv", ["claims_table.py"])
+    monkeypatch.setattr("sys.argv", ["readme_tables.py"])
     if there:
         assert script.main() == 0
         text = readme.read_text("utf-8")
         assert text.startswith("Before\n") and text.endswith("After\n") and "YESTERDAY" not in text
-    monkeypatch.setattr("sys.argv", ["claims_table.py", "--check"])
+        assert text.count("Between\n") == len(script.TABLES) - 1
+    monkeypatch.setattr("sys.argv", ["readme_tables.py", "--check"])
     assert script.main() == int(not there)
+
+
+def test_results_are_those_that_every_test_run_is_held_against():
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in script.results_table().splitlines()}
+    found = pandas.read_csv(script.EXPECTED)
+    last = found[(found["stage"] == "dpo") & (found["metric"] == "benchmark/mean") & (found["language"] == "it")]
+    assert float(rows["six benchmarks, Italian, %"][-1]) == pytest.approx(100 * last["value"].item(), abs=0.5)
+    assert len(rows) == len(script.SHOWN) + 2 and all(len(cells) == len(script.STAGES) for cells in rows.values())
+
+
+def test_every_profile_is_there_with_what_the_planner_says():
+    names = {file.stem for file in script.PROFILES.glob("*.yaml")}
+    assert names == set(script.ON_GPU)
+    sizes = {line.split("`")[1]: line.split("|")[-3:-1] for line in script.profiles_table().splitlines() if "`" in line}
+    training, measuring = (float(size) for size in sizes["colab-t4"])
+    assert sizes.keys() == names and 6 < training < 14 and 6 < measuring < 14  # an 8B in 4 bits, on a T4

@@ -1,0 +1,131 @@
+"""Fills the README's tables from what was measured, so that no figure there is written by hand.
+
+python scripts/readme_tables.py            # writes them; after a new run or `anita ablate --keep`
+python scripts/readme_tables.py --check    # exit code 1 where the README does not say what the results say
+
+The results are those of the run that `tests/notebooks/expected.csv` was made from, and every test run is held against;
+profiles and their memory come from the profiles and the planner; verdicts on claims from `data/ablation/`. A claim that
+no arm is about is left to its lesson.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas
+import yaml
+
+from anita_utils.arms import load_ablation
+from anita_utils.effects import claims_table
+from anita_utils.kept import kept_file, read_kept
+from anita_utils.memory import GIB, bytes_by_part, job_of
+from anita_utils.profile import PROFILES, load_profile
+
+ROOT = Path(__file__).resolve().parents[1]
+README, ROWS = ROOT / "README.md", Path(__file__).with_name("claims.yaml")
+EXPECTED = ROOT / "tests" / "notebooks" / "expected.csv"
+HEAD = "| | claim | lesson | measure | in the small world | on the 8B: not run; it takes |\n|---|---|---|---|---|---|\n"
+
+STAGES = ["base", "sft", "italian", "dpo"]
+SHOWN = {  # a measure in words: its metric, language and split
+    "six benchmarks, English": ("benchmark/mean", "en", ""),
+    "six benchmarks, Italian": ("benchmark/mean", "it", ""),
+    "right English answers, on facts not met as chats": ("chat/accuracy_in_language", "en", "unseen_as_chat"),
+    "right Italian answers, on facts read in Italian": ("chat/accuracy_in_language", "it", "adapted"),
+    "right Italian answers, on facts read in English only": ("chat/accuracy_in_language", "it", "never_in_italian"),
+    "new kinds of request answered right": ("chat/accuracy", "en", "new_kinds"),
+    "Italian questions answered in Italian": ("language_fidelity", "it", ""),
+    "perplexity of Italian text": ("perplexity", "it", ""),
+    "harmful requests refused, in new wordings": ("refusal/harmful", "all", "held_out_wordings"),
+    "harmless look-alikes refused": ("refusal/harmless", "all", "held_out_wordings"),
+}
+ON_GPU = {"cpu": False, "laptop": False, "colab-t4-1b": True, "colab-t4": True, "h100": True}
+
+
+def results_table() -> str:
+    """What each stage made of the model, in Markdown: shares in per cent."""
+    found = pandas.read_csv(EXPECTED, keep_default_na=False)
+    found = found.drop_duplicates(["stage", "metric", "language", "split"], keep="last")
+    values = found.set_index(["metric", "language", "split", "stage"])["value"]
+    lines = [f"| | {' | '.join(STAGES)} |\n|---|{'---:|' * len(STAGES)}\n"]
+    for words, measure in SHOWN.items():
+        share = measure[0] != "perplexity"
+        cells = [f"{values[(*measure, stage)] * (100 if share else 1):.{0 if share else 1}f}" for stage in STAGES]
+        lines.append(f"| {words}{', %' if share else ''} | {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+def profiles_table() -> str:
+    """The profiles in Markdown: the machine in the profile's own first words, its model, the planner's memory."""
+    lines = ["| profile | for | model | training, GiB | measuring, GiB |\n|---|---|---|---:|---:|\n"]
+    for name, on_gpu in ON_GPU.items():
+        profile = load_profile(name)
+        first = (PROFILES / f"{name}.yaml").read_text("utf-8").splitlines()[0].removeprefix("# ")
+        planned = [
+            bytes_by_part(job_of(profile, stage), on_gpu)["total"] / GIB for stage in [*STAGES[1:], "evaluation"]
+        ]
+        model = profile.model.base.split("/")[-1]
+        lines.append(f"| `{name}` | {first.split(': ')[0]} | {model} | {max(planned[:-1]):.1f} | {planned[-1]:.1f} |\n")
+    return "".join(lines)
+
+
+def verdicts() -> tuple[pandas.DataFrame, str]:
+    """The verdict on each claim and measure of the shipped arms, and what results they rest on."""
+    results = read_kept(kept_file("cpu"))
+    said = f"Verdicts from {results.said}." if results.lines else "The arms of lessons 06 and 09 have not been run yet."
+    return claims_table(results.measured, load_ablation("cpu").claims).set_index("claim"), said
+
+
+def cell(row: dict, judged: pandas.DataFrame) -> str:
+    """What the results say of a row; where no arm is about it, which lesson does."""
+    if "claims" not in row:
+        return f"lesson {row['lessons'][-1]} says"
+    parts = []
+    for name in row["claims"]:
+        for found in judged.loc[[name]].itertuples():
+            said = "not run yet" if found.seeds == 0 else found.verdict
+            parts.append(f"{name.replace('_', ' ')}, {found.measure.replace('_', ' ')}: **{said}**")
+    return "<br>".join(parts)
+
+
+def verdicts_table() -> str:
+    """The claims in Markdown, with a line above them."""
+    judged, said = verdicts()
+    lines = [
+        f"| {row['kind']} | {row['says']} | {', '.join(row['lessons'])} | {row['measure']} | {cell(row, judged)} "
+        f"| {row['on_8b']} |\n"
+        for row in yaml.safe_load(ROWS.read_text("utf-8"))
+    ]
+    return f"{said}\n\n{HEAD}{''.join(lines)}"
+
+
+TABLES = {"results": results_table, "profiles": profiles_table, "claims": verdicts_table}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a table in the README."""
+    return f"<!-- {name}: written by scripts/readme_tables.py -->", f"<!-- end of {name} -->"
+
+
+def filled(text: str) -> str:
+    """The README with today's tables between their marks."""
+    for name, table in TABLES.items():
+        begin, end = marks(name)
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n\n{table()}\n{end}{after}"
+    return text
+
+
+def main() -> int:
+    text = README.read_text("utf-8")
+    new = filled(text)
+    if "--check" in sys.argv[1:]:
+        return int(new != text)
+    README.write_text(new, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
