@@ -27,7 +27,15 @@ WORDS = {
     "refusal/harmless": "refuses what is harmless", "chat/accuracy": "free answers right",
     "chat/accuracy_in_language": "free answers right, in the language asked",
 }  # fmt: skip
-HEADLINE = ("benchmark/mean", "perplexity", "bits_per_byte", "language_fidelity", "refusal/harmful", "refusal/harmless")
+HEADLINE = (
+    "benchmark/mean",
+    "chat/accuracy_in_language",
+    "perplexity",
+    "bits_per_byte",
+    "language_fidelity",
+    "refusal/harmful",
+    "refusal/harmless",
+)
 SKILLS = ("benchmark/", "chat/", "language_fidelity", "refusal/", "perplexity", "bits_per_byte")
 SIGNS = {"better": "▲", "worse": "▼", "changed": "◆", "": ""}
 MARKS = (
@@ -65,7 +73,9 @@ class Sheet:
 def what(row: dict[str, Any]) -> str:
     """A measure in words, with its language and part of the data."""
     name = WORDS.get(row["metric"], row["metric"].replace("benchmark/", "").replace("/", ", ").replace("_", " "))
-    split = f" ({row['split'].replace('_', ' ')})" if isinstance(row["split"], str) else ""
+    split = (
+        f" ({row['split'].replace('_', ' ').replace('italian', 'Italian')})" if isinstance(row["split"], str) else ""
+    )
     return name + LANGUAGE[row["language"]] + split
 
 

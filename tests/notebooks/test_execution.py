@@ -87,6 +87,21 @@ def test_the_recipe_shows_its_effects(course):
     assert difference.loc[("perplexity", "it", ""), "ci_high"] < 0
 
 
+def test_nf4_costs_little_perplexity(course):
+    """Lesson 03 measures the same model in 4 bits and not: another figure by that name would be far from it."""
+    table = (
+        metrics(course[0])
+        .reset_index()
+        .set_index(["stage", "metric", "language"])["value"]
+        .groupby(level=[0, 1, 2])
+        .last()
+    )
+    for stage in ("sft", "italian"):
+        for language in ("en", "it"):
+            whole, nf4 = (table[stage, metric, language] for metric in ("perplexity", "perplexity/nf4"))
+            assert nf4 == pytest.approx(whole, rel=0.1), (stage, language)
+
+
 @pytest.mark.parametrize("folder", [".", "notebooks"])
 def test_a_lesson_runs_alone_under_plain_papermill(course, tmp_path, folder):
     """From the root and from notebooks/; the stages come from the cache of the run above, under another run's name."""
