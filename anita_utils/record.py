@@ -13,7 +13,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -283,6 +283,12 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if changes.strip() else "")
+
+
+def where_and_when() -> dict[str, Any]:
+    """What a benchmark's figures hold for, to be kept with them: machine and libraries, commit, day."""
+    machine = detect_machine().model_dump(mode="json")
+    return {"machine": machine, "commit": git_commit(), "when": date.today().isoformat()}
 
 
 def last_model() -> str:

@@ -17,8 +17,7 @@ from pathlib import Path
 from random import Random
 
 from anita_utils.contamination import Item, find_leaks
-from anita_utils.machine import detect_machine
-from anita_utils.record import git_commit, write_text
+from anita_utils.record import where_and_when, write_text
 
 RESULTS = Path(__file__).parent / "results"
 SYLLABLES = [c + v for c in ("b", "c", "d", "f", "g", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr")
@@ -118,7 +117,7 @@ def measure(documents: int, items: int, seed: int = 0) -> dict:
     return {"documents": documents, "words": sum(len(text.split()) for text in texts), "items": items,
             "seconds": round(seconds, 2), "processor_seconds": round(cpu, 2), "kinds": by_kind,
             "found_but_not_planted": len(found - wanted), "cores": os.cpu_count(),
-            "machine": detect_machine().model_dump(mode="json"), "commit": git_commit()}  # fmt: skip
+            **where_and_when()}  # fmt: skip
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -31,10 +30,9 @@ from speed_report import figure, markdown, verdicts
 from anita_utils import training
 from anita_utils.headless import quieten
 from anita_utils.hub import SHIPPED_BASE
-from anita_utils.machine import detect_machine
 from anita_utils.memory import bytes_by_part, job_of
 from anita_utils.profile import Profile, load_profile
-from anita_utils.record import environment, git_commit, write_text
+from anita_utils.record import environment, where_and_when, write_text
 from anita_utils.watching import Watch
 
 LENGTHS = (128, 256, 512, 1024)
@@ -123,9 +121,7 @@ def main() -> None:
     assert profile.model.base == SHIPPED_BASE
     with tempfile.TemporaryDirectory() as folder, environment(ANITA_RUNS=folder, ANITA_CACHE=f"{folder}/cache"):
         found = {
-            "machine": detect_machine().model_dump(mode="json"),
-            "commit": git_commit(),
-            "when": date.today().isoformat(),
+            **where_and_when(),
             "threads": torch.get_num_threads(),
             "load": [round(load, 2) for load in os.getloadavg()],  # before: what else the machine was doing
             "rounds": options.rounds,

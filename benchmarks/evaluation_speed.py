@@ -17,14 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 from anita_utils import AnitaError, shown
 from anita_utils.hub import data_dir
-from anita_utils.machine import detect_machine
-from anita_utils.record import git_commit, write_text
+from anita_utils.record import where_and_when, write_text
 
 RESULTS = Path(__file__).parent / "results"
 GOALS = {"piccola_seconds": 60, "ratio": 5, "quick_seconds": 20}  # at most, at least, at most
@@ -61,17 +59,17 @@ def measure(rounds: int, limit: int | None, model: Path) -> dict:
                 # A cache of its own: what one command measured must not spare the next one the work
                 seconds.setdefault(name, []).append(round(timed(command, Path(folder) / name), 2))
     ratios = [theirs / ours for theirs, ours in zip(seconds["lm_eval"], seconds["piccola"], strict=True)]
-    return {
+    result = {
         "seconds": seconds,
         "ratios": [round(ratio, 2) for ratio in ratios],
         "median": {"piccola_seconds": median(seconds["piccola"]), "ratio": round(median(ratios), 2),
                    "quick_seconds": median(seconds["quick"])},
         "limit": limit,
         "model": shown(model),
-        "versions": {name: version(name) for name in ("lm_eval", "torch", "transformers")},
-        "machine": detect_machine().model_dump(mode="json", exclude={"versions"}),
-        "commit": git_commit(),
+        **where_and_when(),
     }  # fmt: skip
+    result["versions"] = result["machine"].pop("versions")  # apart, as in results that are there already
+    return result
 
 
 def as_markdown(result: dict) -> str:

@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from unittest.mock import patch
 
@@ -40,7 +39,7 @@ from anita_utils.headless import quieten
 from anita_utils.machine import detect_machine
 from anita_utils.memory import GIB, bytes_by_part, job_of
 from anita_utils.profile import Profile
-from anita_utils.record import environment, git_commit, write_text
+from anita_utils.record import environment, where_and_when, write_text
 from anita_utils.stages import Stage, peak_memory
 from anita_utils.watching import Watch
 
@@ -213,10 +212,8 @@ def main() -> None:
     machine = detect_machine()
     if machine.gpu is None and not options.tiny:
         sys.exit("gpu_8b: no GPU here: use --tiny to try whether it runs")
-    result = {
-        "machine": machine.model_dump(mode="json"), "commit": git_commit(), "when": date.today().isoformat(),
-        "tiny": options.tiny, "seconds": options.seconds, "warmup": options.warmup, "cases": {},
-    }  # fmt: skip
+    result = where_and_when() | {"tiny": options.tiny, "seconds": options.seconds, "warmup": options.warmup}
+    result["cases"] = {}
     with tempfile.TemporaryDirectory() as folder, environment(ANITA_RUNS=folder, ANITA_CACHE=f"{folder}/cache"):
         base = shape_folder(Path(folder) / "shape", options.tiny)
         for name in options.cases:

@@ -15,7 +15,6 @@ import json
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 CONFIG = {
@@ -148,20 +147,12 @@ def main() -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from anita_utils.machine import detect_machine
     from anita_utils.memory import GIB
-    from anita_utils.record import git_commit, write_text
+    from anita_utils.record import where_and_when, write_text
 
     torch.manual_seed(0)
-    machine = detect_machine()
-    result = {
-        "machine": machine.model_dump(mode="json", exclude={"versions"}),
-        "versions": machine.versions,
-        "commit": git_commit(),
-        "when": date.today().isoformat(),
-        "tolerance": TOLERANCE,
-        "cases": [],
-    }
+    result = where_and_when() | {"tolerance": TOLERANCE, "cases": []}
+    result["versions"] = result["machine"].pop("versions")  # apart, as in results that are there already
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(LlamaConfig(**CONFIG)).save_pretrained(folder)
         for case in CASES:

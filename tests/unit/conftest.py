@@ -1,8 +1,11 @@
-"""The shipped small model and its tokenizer, loaded once."""
+"""What unit tests share: the shipped small model, loaded once; random ones that train in no time; arms to try."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
+import yaml
+from few_arms import ARMS
 
 from anita_utils.hub import data_dir
 
@@ -87,3 +90,87 @@ def tiny_profile(small_profile, tiny_path):
         stage.row_length = stage.row_length and 128
         stage.lora.r = 4
     return small_profile
+
+
+@pytest.fixture(scope="session")
+def random_model(base_path, tmp_path_factory):
+    """A model of one layer with random weights, and the course's tokenizer: nothing to learn from, but quick."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from anita_utils.model import load_tokenizer
+
+    folder, tokenizer = tmp_path_factory.mktemp("random"), load_tokenizer(base_path)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(random_model):
+    """The cpu profile with that model and a handful of examples: a stage takes a second."""
+    from anita_utils.profile import load_profile
+
+    profile = load_profile("cpu")
+    profile.model.base = str(random_model)
+    for stage in profile.stages.values():
+        stage.examples, stage.batch_size, stage.warmup = 8, 4, 0  # so few updates are all warm-up otherwise
+    profile.evaluation.limit, profile.evaluation.max_new_tokens = 1, 4
+    return profile
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """Counts what is trained and measured; measuring is replaced by figures drawn from the model's own hash."""
+    import numpy as np
+
+    from anita_utils import evaluation, training
+    from anita_utils.hub import model_key
+    from anita_utils.intervals import Measurement
+
+    counts = SimpleNamespace(trained=[], measured=[])
+    build = training.build_trainer
+
+    def building(stage):
+        counts.trained.append(f"{stage.name} {stage.run.seed}")
+        return build(stage)
+
+    def measuring(path, profile, part):
+        random = np.random.default_rng(int(model_key(path), 16))
+        clusters = [str(n) for n in range(20)]
+        made = [Measurement(f"benchmark/{family}", code, None, list(random.random(20)), clusters)
+                for code in ("en", "it") for family in ("arc", "mmlu")]  # fmt: skip
+        if part == "benchmarks":
+            return {}, made
+        counts.measured.append(model_key(path))
+        perplexity = Measurement("perplexity", "it", None, list(random.random(20)), clusters, [1.0] * 20)
+        margins = Measurement("preference_margin", "all", None, list(random.normal(size=20)), clusters)
+        return {}, [perplexity, margins]
+
+    monkeypatch.setattr(training, "build_trainer", building)
+    monkeypatch.setattr(evaluation, "_measure", measuring)
+    return counts
+
+
+@pytest.fixture
+def arms(tmp_path):
+    """Writes arms to a file; returns its path."""
+
+    def write(values=ARMS):
+        file = tmp_path / "arms.yaml"
+        file.write_text(values if isinstance(values, str) else yaml.safe_dump(values, sort_keys=False), "utf-8")
+        return file
+
+    return write
+
+
+@pytest.fixture
+def kept_results(tmp_path, monkeypatch):
+    """The file of committed results, in a folder of its own."""
+    from anita_utils import kept
+
+    file = tmp_path / "data" / "ablation" / "cpu.jsonl"
+    monkeypatch.setattr(kept, "data_dir", lambda: tmp_path / "data")
+    return file

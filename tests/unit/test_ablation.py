@@ -1,110 +1,22 @@
-"""The runner of ablations on a tiny random model: resumed, nothing twice, broken arms told in one line."""
+"""The runner of ablations on a tiny random model: resumed, nothing twice, kept from day to day, planned."""
 
 import json
 import re
 import shlex
 import subprocess
-import types
 from itertools import combinations
 
 import numpy as np
 import pandas
 import pytest
-import yaml
+from few_arms import ARMS, quiet
 
-from anita_utils import AnitaError, ablation, curves, evaluation, kept, training
+from anita_utils import AnitaError, ablation, evaluation, kept
 from anita_utils.ablation_report import results_table, write_results
-from anita_utils.arms import ABLATIONS, arm_profile, load_ablation
+from anita_utils.arms import ABLATIONS, load_ablation
 from anita_utils.effects import FACTORS, claims_table, find
-from anita_utils.hub import model_key
 from anita_utils.intervals import Measurement
-from anita_utils.profile import load_profile
 from anita_utils.record import Run
-
-ARMS = {
-    "measures": ["benchmark/mean it", "perplexity it", "preference_accuracy_logprob"],
-    "arms": {
-        "base": {"asks": "What is there?", "set": {"order": []}},
-        "sft": {"asks": "What does SFT do?", "set": {"order": ["sft"]}},
-        "sft_dpo": {"asks": "And then DPO?", "set": {"order": ["sft", "dpo"]}},
-        "rank_2": {"asks": "And with a smaller rank?", "set": {"order": ["sft", "dpo"], "stages.dpo.lora.r": 2}},
-    },
-    "claims": {
-        "gain": {"says": "DPO gains.", "contrast": {"sft_dpo": 1, "sft": -1}, "worth": 0.01,
-                 "measures": ["benchmark/mean it"]},
-    },
-}  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def random_model(base_path, tmp_path_factory):
-    """A model of one layer with random weights, and the course's tokenizer: nothing to learn from, but quick."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from anita_utils.model import load_tokenizer
-
-    folder, tokenizer = tmp_path_factory.mktemp("random"), load_tokenizer(base_path)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def tiny(random_model):
-    """The cpu profile with that model and a handful of examples: a stage takes a second."""
-    profile = load_profile("cpu")
-    profile.model.base = str(random_model)
-    for stage in profile.stages.values():
-        stage.examples, stage.batch_size, stage.warmup = 8, 4, 0  # so few updates are all warm-up otherwise
-    profile.evaluation.limit, profile.evaluation.max_new_tokens = 1, 4
-    return profile
-
-
-@pytest.fixture
-def done(monkeypatch):
-    """Counts what is trained and measured; measuring is replaced by figures drawn from the model's own hash."""
-    counts = types.SimpleNamespace(trained=[], measured=[])
-    build = training.build_trainer
-
-    def building(stage):
-        counts.trained.append(f"{stage.name} {stage.run.seed}")
-        return build(stage)
-
-    def measuring(path, profile, part):
-        random = np.random.default_rng(int(model_key(path), 16))
-        clusters = [str(n) for n in range(20)]
-        made = [Measurement(f"benchmark/{family}", code, None, list(random.random(20)), clusters)
-                for code in ("en", "it") for family in ("arc", "mmlu")]  # fmt: skip
-        if part == "benchmarks":
-            return {}, made
-        counts.measured.append(model_key(path))
-        perplexity = Measurement("perplexity", "it", None, list(random.random(20)), clusters, [1.0] * 20)
-        margins = Measurement("preference_margin", "all", None, list(random.normal(size=20)), clusters)
-        return {}, [perplexity, margins]
-
-    monkeypatch.setattr(training, "build_trainer", building)
-    monkeypatch.setattr(evaluation, "_measure", measuring)
-    return counts
-
-
-@pytest.fixture
-def arms(tmp_path):
-    """Writes arms to a file; returns its path."""
-
-    def write(values=ARMS):
-        file = tmp_path / "arms.yaml"
-        file.write_text(values if isinstance(values, str) else yaml.safe_dump(values, sort_keys=False), "utf-8")
-        return file
-
-    return write
-
-
-def quiet(line):
-    pass
-
 
 # ---------------------------------------------------------------- running
 
@@ -218,23 +130,13 @@ def test_a_table_of_one_seed_has_no_intervals():
     assert list(table["mean"]) == [3.5] and table[["low", "new_high"]].isna().all(axis=None)
 
 
-def test_the_eight_arms_of_the_factorial_are_found_by_their_orders():
-    found = load_ablation("cpu")
-    assert found.factorial()[frozenset({"sft", "dpo"})] == "sft_dpo"
-    assert found.factorial()[frozenset({"sft", "italian", "dpo"})] == "summary"
-    found.arms = {name: arm for name, arm in found.arms.items() if name != "dpo"}
-    assert found.factorial() == {}
+def test_a_wrong_measure_is_told_after_the_first_arm(runs, tiny, done, arms):
+    with pytest.raises(AnitaError, match="no measure 'perplexity fr' was taken: choose benchmark/mean en"):
+        ablation.ablate(tiny, load_ablation(arms(ARMS | {"measures": ["perplexity fr"]})), [1], say=quiet)
+    assert len(done.measured) == 1 and done.trained == []
 
 
 # ---------------------------------------------------------------- over several days
-
-
-@pytest.fixture
-def kept_results(tmp_path, monkeypatch):
-    """The file of committed results, in a folder of its own."""
-    file = tmp_path / "data" / "ablation" / "cpu.jsonl"
-    monkeypatch.setattr(kept, "data_dir", lambda: tmp_path / "data")
-    return file
 
 
 def test_what_was_kept_is_never_made_again_even_where_the_cache_is_gone(
@@ -321,122 +223,6 @@ def test_a_line_gives_back_what_was_measured():
             assert ours == pytest.approx(theirs, rel=1e-5)  # cluster by cluster, in the same order
 
 
-# ---------------------------------------------------------------- measured on the way
-
-
-def on_the_way(model, tokenizer, profile):
-    """Something of the model that any update moves, and whether it was told to be still."""
-    weights = sum(float(weight.detach().abs().sum()) for name, weight in model.named_parameters() if "lora_B" in name)
-    return [{"metric": "moved", "language": "all", "split": None, "value": weights, "n": int(model.training)}]
-
-
-def test_a_watched_arm_is_measured_on_its_way_and_comes_out_the_same(runs, tiny, done, arms, kept_results, monkeypatch):
-    monkeypatch.setattr(curves, "held_out", on_the_way)
-    values = ARMS | {"arms": ARMS["arms"] | {"long": {"asks": "And longer?", "points": 4,
-                                                      "set": {"order": ["sft"], "stages.sft.epochs": 12}}}}  # fmt: skip
-    found = load_ablation(arms(values))
-    run, cells = ablation.ablate(tiny, found, [1], ["long"], keep=True, say=quiet)
-    curve = kept.load_kept("cpu").curve("long")
-    moved = curve[curve["metric"] == "moved"]
-    cell = next(cell for cell in cells if cell.arm == "long")
-    steps = cell.stages[0].info["steps"]
-    assert list(moved["update"]) == [round(n * steps / 4) for n in range(5)] and set(moved["n"]) == {0}
-    assert moved["value"].iloc[0] == 0 and (moved["value"].iloc[1:] > 0).all()
-    assert "train/loss" in set(curve["metric"])
-    watched_model = model_key(cell.model)
-
-    # unwatched it comes to the very same model; then to watch it takes another training, for nobody can look back
-    monkeypatch.setenv("ANITA_RUNS", str(runs.with_name("unwatched")))
-    values["arms"]["long"]["points"] = 0
-    _, cells = ablation.ablate(tiny, load_ablation(arms(values)), [1], ["long"], say=quiet)
-    unwatched = next(cell for cell in cells if cell.arm == "long")
-    assert model_key(unwatched.model) == watched_model
-    assert not curves.complete(curves.curve_file(unwatched.stages[-1], 4))
-    count = len(done.trained)
-    curves.watched(unwatched.stages[-1], 4)
-    assert len(done.trained) == count + 1 and curves.complete(curves.curve_file(unwatched.stages[-1], 4))
-    curves.watched(unwatched.stages[-1], 4)
-    assert len(done.trained) == count + 1  # from the cache
-
-
-def test_a_killed_watched_training_keeps_its_points(runs, tiny, monkeypatch):
-    """Points up to the checkpoint stay, later ones are measured again: the curve is that of an unbroken training."""
-    monkeypatch.setattr(training, "SAVE_EVERY", 10)
-    monkeypatch.setattr(training, "LOG_EVERY", 5)
-    tiny.order, tiny.stages["sft"].epochs = ["sft"], 20
-    stage = training.find_stage(Run.open("whole", tiny, 1), "sft")
-    whole = curves.watched(stage, 8, on_the_way)
-    calls = []
-
-    def dies(model, tokenizer, profile):
-        calls.append(1)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return on_the_way(model, tokenizer, profile)
-
-    monkeypatch.setenv("ANITA_RUNS", str(runs.with_name("killed")))
-    stage = training.find_stage(Run.open("killed", tiny, 1), "sft")
-    with pytest.raises(KeyboardInterrupt):
-        curves.watched(stage, 8, dies)
-    before = curves.read_points(curves.curve_file(stage, 8))
-    assert len(before) == 6 and not curves.complete(curves.curve_file(stage, 8))
-    again = []
-    rows = curves.watched(stage, 8, lambda *args: again.append(1) or on_the_way(*args))
-    assert rows == whole and 0 < len(again) < 9
-
-
-def test_what_is_measured_on_the_way(tiny, random_model):
-    """On a model of random weights: pairs by kind, and an entropy near the logarithm of the vocabulary."""
-    from anita_utils.model import load_model, load_tokenizer
-
-    model, tokenizer = load_model(random_model).eval(), load_tokenizer(random_model)
-    rows = {(row["metric"], row["language"], row["split"]): row for row in curves.held_out(model, tokenizer, tiny)}
-    assert {("pairs/accuracy", "all", split) for split in ("rule", "fact")} < set(rows)
-    assert ("chat/accuracy_in_language", "en", "seen") in rows and (
-        "refusal/harmless",
-        "all",
-        "held_out_wordings",
-    ) in rows
-    assert 0.9 * np.log(len(tokenizer)) < rows["entropy", "all", None]["value"] <= np.log(len(tokenizer))
-    pairs = evaluation.probes("preferences")
-    facts = [pair for pair in pairs if pair["kind"] in curves.FACTS]
-    assert rows["pairs/accuracy", "all", "fact"]["n"] == len(facts)
-    measured = evaluation.preferences(model, tokenizer, facts, 64)[0].scores
-    assert rows["pairs/accuracy", "all", "fact"]["value"] == pytest.approx(np.mean(np.array(measured) > 0))
-
-
-def test_entropy_is_that_of_the_answers_own_tokens(random_model):
-    """Against torch's, token by token, on answers of different lengths in one batch."""
-    import torch
-
-    from anita_utils.data import encode_chat
-    from anita_utils.model import load_model, load_tokenizer
-
-    model, tokenizer = load_model(random_model).eval(), load_tokenizer(random_model)
-    answered = [
-        {"prompt": "Where is Rome?", "answer": answer, "cluster": answer} for answer in ("Rome.", "In Italy, I say.")
-    ]
-    by_hand = []
-    for item in answered:
-        turns = [{"role": "user", "content": item["prompt"]}, {"role": "assistant", "content": item["answer"]}]
-        encoded = encode_chat(turns, tokenizer, 1024)
-        with torch.no_grad():
-            logits = model(torch.tensor([encoded["input_ids"]])).logits[0, :-1]
-        scored = torch.tensor(encoded["labels"][1:]) != -100
-        by_hand += torch.distributions.Categorical(logits=logits[scored]).entropy().tolist()
-    assert curves.entropy(model, tokenizer, answered, 2).value == pytest.approx(np.mean(by_hand), rel=1e-5)
-
-
-def test_what_was_logged_between_two_points():
-    history = [
-        {"step": step, "loss": loss, "rewards/accuracies": 0.5} for step, loss in ((5, 1.0), (10, 0.6), (15, 0.2))
-    ]
-    rows = {(row["update"], row["metric"]): row["value"] for row in curves.logged(history, [0, 10, 20])}
-    assert rows == pytest.approx({(10, "train/loss"): 0.8, (10, "train/pairs_accuracy"): 0.5,
-                                  (20, "train/loss"): 0.2, (20, "train/pairs_accuracy"): 0.5})  # fmt: skip
-    assert curves.logged([], [0, 10]) == []
-
-
 # ---------------------------------------------------------------- planning
 
 
@@ -479,51 +265,6 @@ def test_the_slurm_array_has_a_task_for_each_seed(runs, anita, tmp_path):
     assert (code, err) == (0, "") and "evaluations that remain: 1 of 1" in out and not runs.exists()
 
 
-# ---------------------------------------------------------------- broken files
-
-
-def changed(**arm):
-    return ARMS | {"arms": ARMS["arms"] | {"new": {"asks": "What?"} | arm}}
-
-
-def claiming(**changes):
-    return ARMS | {"claims": {"gain": ARMS["claims"]["gain"] | changes}}
-
-
-@pytest.mark.parametrize(
-    ("values", "complaint"),
-    [
-        ("arms: [", "arms.yaml is not YAML"),
-        ("just words", "arms.yaml holds no keys: start from"),
-        ({"claims": {}}, "arms.yaml: arms: missing: add it"),
-        (ARMS | {"amrs": {}}, "arms.yaml: amrs: unknown key: known here: arms, measures, claims"),
-        (ARMS | {"arms": {"a/b": {"asks": "What?"}}}, "arms.yaml: arms.a/b: String should match pattern"),
-        ({"arms": {"sft": {"set": {}}}}, "arms.yaml: arms.sft.asks: missing: add it"),
-        (
-            changed(set={"stages.italian.lora.rank": 8}),
-            "arm 'new': stages.italian.lora.rank: unknown key: remove it; known here: r, alpha",
-        ),
-        (changed(set={"stages.italain.epochs": 2}), "arm 'new': stages.italain: unknown key: did you mean 'italian'?"),
-        (changed(set={"stages.sft.lora.r": -1}), "arm 'new': stages.sft.lora.r: -1 will not do"),
-        (changed(set={"order": ["sft", "rlhf"]}), "arm 'new': order: 'rlhf' has no settings"),
-        (changed(set={"order": "paper"}), "arm 'new': order: paper has SFT on English and Italian"),
-        (changed(set={"order": ["sft"], "stages.dpo.beta": 1}), "changes nothing, as the arm runs sft"),
-        (changed(set={"evaluation.limit": 3}), "arm 'new': evaluation.limit: must be the same in all arms"),
-        (changed(set={"seed": 3}), "arm 'new': seed: must be the same in all arms"),
-        (changed(set={"precision": "fp16", "model.dtype": "float16"}), "arm 'new': precision: fp16 on a CPU"),
-        (changed(set={"stages.sft.data": "nowhere"}), "stage 'sft': no data at"),
-        (claiming(contrast={"sft_dpo": 1, "stf": -1}), "claims.gain.contrast: no arm 'stf': choose base, sft"),
-        (claiming(contrast={"sft_dpo": 1, "sft": 1}), "claims.gain.contrast: the weights must add up to 0"),
-        (claiming(kind="lower"), "claims.gain.kind: Input should be 'higher', 'kept' or 'differs'"),
-    ],
-)
-def test_broken_arms_are_one_line_and_leave_nothing(runs, anita, arms, values, complaint):
-    code, out, err = anita("ablate", "--arms", arms(values))
-    assert (code, out) == (2, "")
-    assert complaint in err and err.startswith("anita: ") and err.count("\n") == 1
-    assert not runs.exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -541,48 +282,3 @@ def test_broken_arms_are_one_line_and_leave_nothing(runs, anita, arms, values, c
 def test_wrong_arguments_are_one_line(runs, anita, arguments, complaint):
     code, out, err = anita("ablate", *arguments)
     assert (code, out) == (2, "") and complaint in err and err.count("\n") == 1 and not runs.exists()
-
-
-def test_a_wrong_measure_is_told_after_the_first_arm(runs, tiny, done, arms):
-    with pytest.raises(AnitaError, match="no measure 'perplexity fr' was taken: choose benchmark/mean en"):
-        ablation.ablate(tiny, load_ablation(arms(ARMS | {"measures": ["perplexity fr"]})), [1], say=quiet)
-    assert len(done.measured) == 1 and done.trained == []
-
-
-def test_a_file_can_start_from_another(arms):
-    cpu, own = load_ablation("cpu"), ARMS["arms"]["sft"] | {"asks": "Other?"}
-    dropped = {"replay": None, "no_replay": None}
-    found = load_ablation(
-        arms({"like": "cpu", "arms": {"sft": own} | dropped, "claims": dropped | {"no_replay": None}})
-    )
-    assert found.arms["sft"].asks == "Other?" and found.arms["dpo"] == cpu.arms["dpo"]
-    assert set(cpu.arms) - set(found.arms) == {"no_replay"} and set(cpu.claims) - set(found.claims) == {"replay"}
-    assert found.measures == cpu.measures and found.digest != cpu.digest
-    with pytest.raises(AnitaError, match="no arms for 'nowhere'"):
-        load_ablation(arms({"like": "nowhere"}))
-
-
-@pytest.mark.parametrize("name", ["cpu", "h100"])
-def test_every_arm_that_is_shipped_can_be(name):
-    found, profile = load_ablation(name), load_profile(name)
-    orders = {arm: arm_profile(profile, arm, settings)[1] for arm, settings in found.arms.items()}
-    assert (
-        len(orders) == {"cpu": 17, "h100": 18}[name]
-        and orders["journal"] == ["sft", "dpo", "italian"]
-        and orders["base"] == []
-    )
-
-
-def test_an_arm_is_the_profile_but_for_what_it_sets(tiny):
-    found = load_ablation("cpu")
-    for name, arm in found.arms.items():
-        profile, order = arm_profile(tiny, name, arm)
-        assert order == ([] if name == "base" else profile.order)
-        before, after = tiny.model_dump(), profile.model_dump()
-        for key in arm.set:
-            *path, last = key.split(".")
-            for values in (before, after):
-                for part in path:
-                    values = values[part]
-                values.pop(last)
-        assert before == after

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from anita_utils import AnitaError
 from anita_utils.profile import load_profile
-from anita_utils.record import Metric, Run, cache_dir, runs_dir, write_text
+from anita_utils.record import Metric, Run, cache_dir, runs_dir, where_and_when, write_text
 
 KEYS = ["notebook", "arm", "stage", "metric", "value", "ci_low", "ci_high", "n", "language", "split", "seed", "profile"]
 ROW = {"stage": "sft", "metric": "perplexity", "value": 2.5, "language": "en"}
@@ -35,6 +35,12 @@ def test_open_writes_what_the_run_is(runs):
     assert "torch" in info["versions"]
     assert info["lessons"] == {}
     assert "commit" in info
+
+
+def test_what_figures_hold_for_is_told_in_json():
+    found = where_and_when()
+    assert set(found) == {"machine", "commit", "when"} and "torch" in found["machine"]["versions"]
+    assert json.loads(json.dumps(found))["machine"]["cores"] >= 1
 
 
 def test_latest_is_reused_for_the_same_profile_and_else_made(runs):

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from anita_utils import AnitaError, checkout, training
-from anita_utils.machine import detect_machine
-from anita_utils.record import Run, git_commit, write_text
+from anita_utils.record import Run, where_and_when, write_text
 from anita_utils.resuming import damage, give_lock, last_good, trained_seconds, write_manifest
 
 LIVES = Path(__file__).with_name("lives.py")
@@ -125,8 +123,7 @@ def in_lives(tmp_path, profile, *arguments):
 
 def keep(found):
     """Writes what the soak test found, good or not, into the benchmarks' results."""
-    result = {"commit": git_commit(), "when": date.today().isoformat(), "stages": found}
-    result["machine"] = detect_machine().model_dump(mode="json")
+    result = where_and_when() | {"stages": found}
     write_text(checkout() / "benchmarks" / "results" / "kills.json", json.dumps(result, indent=1) + "\n")
 
 

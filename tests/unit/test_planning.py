@@ -1,0 +1,214 @@
+"""The planner: what fits on which GPU, profiles as jobs, and what `anita plan` says."""
+
+import copy
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from anita_utils.memory import GIB, GPUS, Job, bytes_by_part, job_of, longest, plan, room
+from anita_utils.planning import measured_speed, time_and_cost
+from anita_utils.profile import PROFILES, Profile, Quantisation, load_profile
+
+LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
+LARGE = "meta-llama/Meta-Llama-3-70B-Instruct"
+T4 = Job(LLAMA, dtype="float16", precision="fp16")  # 1 x 1024, r = 16, NF4, AdamW, checkpointing
+CPU = yaml.safe_load((PROFILES / "cpu.yaml").read_text("utf-8"))
+KEYS = ["parameters", "quantized_parameters", "trainable_parameters", "bytes", "fits", "advice"]
+PARTS = ["base", "adapter", "gradients", "optimizer", "activations", "logits", "overhead", "total"]
+
+
+@pytest.fixture
+def plan_command(anita, monkeypatch):
+    """Calls `anita plan` on a wide terminal; returns exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: anita("plan", *arguments)
+
+
+@pytest.fixture
+def large_profile(tmp_path):
+    """A profile for the 8B model on a large GPU, made from the cpu profile. Returns its file."""
+    values = copy.deepcopy(CPU)
+    values.update(name="large", precision="bf16", model={"base": LLAMA, "dtype": "bfloat16"})
+    for stage in values["stages"].values():
+        stage.update(batch_size=4, max_length=2048, row_length=None, gradient_checkpointing=True)
+    values["stages"]["sft"]["optimizer"] = "paged_adamw_8bit"
+    file = tmp_path / "large.yaml"
+    file.write_text(yaml.safe_dump(values), "utf-8")
+    return file
+
+
+def test_a_t4_fits_a_short_row_and_is_refused_a_large_batch():
+    small, large = plan(T4), plan(replace(T4, batch=8, length=2048))
+    assert all(small["fits"].values())
+    assert large["fits"] == {name: name != "T4" for name in GPUS}
+    refusal = large["advice"][0]
+    assert refusal.startswith("T4 refused: 8 x 2,048 needs 14.")
+    assert "activations" in refusal
+    assert any("half the batch" in line for line in large["advice"])
+
+
+def test_no_single_card_fits_the_70b_unquantised_and_the_advice_is_to_quantise():
+    outcome = plan(Job(LARGE, quantisation=Quantisation(bits=None)))
+    assert not any(outcome["fits"].values())
+    assert outcome["quantized_parameters"] == 0
+    assert "a shorter row or a smaller batch alone is not enough" in outcome["advice"][0]
+    assert any(line.startswith("quant nf4 would save 9") for line in outcome["advice"])
+    assert plan(Job(LARGE))["fits"]["H100-80"]
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_the_longest_row_and_the_largest_batch_fit_and_the_next_do_not(gpu):
+    job = replace(T4, batch=8, length=2048, checkpointing=False)
+    length, batch = longest(job, gpu)
+
+    def fits(**change):
+        return bytes_by_part(replace(job, **change))["total"] <= room(gpu)
+
+    assert not length or fits(length=length)
+    assert not batch or fits(batch=batch)
+    assert not fits(length=length + 64)
+    assert not fits(batch=batch + 1)
+
+
+def test_a_profiles_stage_becomes_a_job(large_profile):
+    profile = load_profile(large_profile)
+    job = job_of(profile, "sft")
+    assert (job.model, job.batch, job.length, job.dtype, job.pairs) == (LLAMA, 4, 2048, "bfloat16", False)
+    assert job_of(profile, "dpo").pairs
+    assert job_of(load_profile("cpu")).length == CPU["stages"]["sft"]["row_length"]
+
+
+def test_json_has_the_keys_that_programs_rely_on(plan_command, large_profile):
+    code, out, err = plan_command("--profile", large_profile, "--stage", "sft", "--json")
+    assert (code, err) == (0, "")
+    outcome = json.loads(out)
+    assert list(outcome) == KEYS
+    assert list(outcome["bytes"]) == PARTS
+    assert list(outcome["fits"]) == list(GPUS)
+    assert (outcome["parameters"], outcome["quantized_parameters"]) == (8_030_261_248, 6_979_321_856)
+    assert outcome["trainable_parameters"] == 41_943_040
+    assert round(outcome["bytes"]["base"] / GIB, 2) == 5.31
+    assert any("paged_adamw_8bit" in line and "main memory" in line for line in outcome["advice"])
+    assert "validated on:" in outcome["advice"][-1]
+
+
+def test_options_change_the_profiles_values(plan_command, large_profile):
+    def total(*options):
+        return json.loads(plan_command("--profile", large_profile, *options, "--json")[1])["bytes"]["total"]
+
+    assert total("--batch", 8) > total() > total("--length", 512)
+    assert total("--no-checkpointing") > total()
+    assert total("--quant", "none") - total() > 9 * GIB
+    assert (
+        json.loads(plan_command("--profile", large_profile, "--r", 64, "--json")[1])["trainable_parameters"]
+        == 167_772_160
+    )
+
+
+def test_the_table_shows_parts_headroom_and_what_is_not_measured(plan_command):
+    code, out, _ = plan_command("--model", LLAMA, "--price", 2)
+    assert code == 0
+    for text in ("in 4 bits", "3.35", "41,943,040", "headroom", "A100-40", "validated on:", "time: not measured"):
+        assert text in out
+    assert "EUR at" not in out
+
+
+def test_time_and_cost_come_from_what_is_given():
+    assert time_and_cost(7_200_000, 1000, 2.5) == [
+        "time: 2.00 h for 7,200,000 tokens at 1,000 a second, as given",
+        "cost: 5.00 EUR at 2.50 EUR an hour",
+    ]
+    measured = (3_600_000, 500, "measured in run 'x' on y")
+    assert time_and_cost(None, None, None, measured)[0].endswith("at 500 a second, measured in run 'x' on y")
+    assert time_and_cost(None, 1000, None, measured)[0].startswith("time: 1.00 h for 3,600,000 tokens at 1,000")
+    assert time_and_cost(7_200_000, None, 1.0) == time_and_cost(None, None, None)
+
+
+def test_each_profile_can_measure_its_model_on_its_gpu():
+    for name, gpu in {"colab-t4-1b": "T4", "colab-t4": "T4", "h100": "H100-80"}.items():
+        assert plan(job_of(load_profile(name), "evaluation"))["fits"][gpu], name
+    in_16_bits = load_profile("colab-t4")
+    in_16_bits.evaluation.bits, in_16_bits.evaluation.batch_size = None, 1
+    found = plan(job_of(in_16_bits, "evaluation"))
+    assert found["bytes"]["base"] == 2 * 8_030_261_248 > GPUS["T4"] * GIB and not found["fits"]["T4"]
+
+
+def test_the_evaluation_is_planned_like_a_stage(plan_command):
+    code, out, _ = plan_command("--profile", "colab-t4", "--stage", "evaluation")
+    assert code == 0 and "measured, not trained" in out and "keys and values of every token" in out
+    found = json.loads(plan_command("--profile", "colab-t4", "--stage", "evaluation", "--json")[1])
+    assert list(found) == KEYS and list(found["bytes"]) == PARTS
+    assert found["trainable_parameters"] == 0 and found["fits"]["T4"]
+    own = json.loads(plan_command("--model", LLAMA, "--stage", "evaluation", "--quant", "none", "--json")[1])
+    assert not own["fits"]["T4"] and not any("accumulation" in line for line in own["advice"])
+
+
+def test_a_trained_stage_of_the_same_profile_gives_its_speed(runs):
+    from anita_utils.record import Run
+
+    profile = load_profile("cpu")
+    job = job_of(profile, "dpo")
+    assert measured_speed(profile, "dpo", job) is None
+    run = Run.open("trial", "cpu")
+    file = run.model_dir("dpo") / "stage.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"tokens": 1000, "tokens_per_second": 50.0}), "utf-8")
+    tokens, speed, where = measured_speed(profile, "dpo", job)
+    assert (tokens, speed) == (1000 * profile.stages["dpo"].epochs, 50.0)
+    assert where.startswith("measured in run 'trial' on ")
+    assert measured_speed(profile, "dpo", replace(job, batch=job.batch + 1)) is None
+    assert measured_speed(profile, "sft", job_of(profile, "sft")) is None
+    assert measured_speed(None, "dpo", job) is None
+    other = Profile.model_validate(CPU | {"seed": 7})
+    assert measured_speed(other, "dpo", job_of(other, "dpo")) is None
+
+
+def test_the_figure_stacks_the_parts(plan_command, tmp_path):
+    from matplotlib.figure import Figure
+
+    from anita_utils.plots import memory_bars
+
+    assert plan_command("--model", LLAMA, "--figure", tmp_path / "plan.png", "--json")[0] == 0
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    parts = bytes_by_part(T4)
+    axes = memory_bars(Figure().subplots(), {"one": parts, "two": parts}, {"T4": 14.74})
+    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    assert max(ends) == pytest.approx(parts["total"] / GIB)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == PARTS[:-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to plan: give --profile"),
+        (("--model", "nobody/nothing"), "no architecture is known for model 'nobody/nothing': choose meta-llama/"),
+        (("--model", "~nobody/" + "x" * 300), "no architecture is known"),
+        (("--profile", "nonsense"), "no profile 'nonsense'"),
+        (("--profile", "cpu", "--stage", "rlhf"), "profile 'cpu' has no stage 'rlhf': choose sft, italian, dpo, ev"),
+        (("--model", LLAMA, "--stage", "rlhf"), "no stage 'rlhf': choose sft, italian, dpo or"),
+        (("--model", LLAMA, "--r", 0), "r is 0: give a whole number"),
+        (("--model", LLAMA, "--batch", -1), "batch is -1: give a whole number"),
+        (("--model", LLAMA, "--length", 9000), "length is 9,000: " + LLAMA + " was made for at most 8,192 tokens"),
+        (("--model", LLAMA, "--quant", "int3"), "no quantisation 'int3': choose nf4 or none"),
+        (("--model", LLAMA, "--optimizer", "magic"), "no figure for optimizer 'magic': choose sgd, adamw_torch"),
+        (("--model", LLAMA, "--price", -1), "price is -1.0: give a number above 0"),
+        (("--model", LLAMA, "--throughput", "nan"), "throughput is nan: give a number above 0"),
+        (("--model", LLAMA, "--figure", "plan.jpg"), "plan.jpg is no .png file"),
+        (("--model", LLAMA, "--figure", "nowhere/plan.png"), "nowhere/plan.png cannot be written"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(plan_command, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = plan_command(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"anita: {message}")
+    assert err.count("\n") == 1
+
+
+def test_the_planner_is_light_to_import():
+    program = "import sys, anita_utils.planning; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
