@@ -106,6 +106,7 @@ def ablate(
     slurm: Annotated[bool, typer.Option("--slurm", help="Train nothing: print a Slurm array, a task a seed.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Write each result into data/ablation too, to commit.")] = False,
     anew: Annotated[bool, typer.Option("--anew", help="As if nothing stood in data/ablation yet.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds at a time, each in a process of one thread.")] = 1,
 ) -> None:
     """Train and measure the recipe with parts left out, swapped or changed. Call it again to go on where it was."""
     if everything and (only or seeds):
@@ -121,9 +122,9 @@ def ablate(
     found = load_ablation(arms or settings.name)
     first = settings.seed if seed is None else seed
     every = list(range(first, first + (ablation.SEEDS if everything else seeds or 1)))
+    options = ["--profile", profile, *(["--arms", str(arms)] if arms else [])]
+    options += [word for arm in only or [] for word in ("--only", arm)]
     if slurm:
-        options = ["--profile", profile, *(["--arms", str(arms)] if arms else [])]
-        options += [word for arm in only or [] for word in ("--only", arm)]
         print(ablation.slurm_script(settings, found, every, options), end="")
         return
     if dry:
@@ -132,6 +133,12 @@ def ablate(
         return
     from anita_utils.ablation_report import write_results
 
+    if jobs > 1:  # they leave all in the cache, where the call below finds it
+        from anita_utils.parallel import in_processes
+
+        ablation.dry_plan(settings, found, every[:1], only or [])  # an arm that cannot be is told once
+        own = [*options, "--anew"] if anew else options
+        in_processes(own, every, jobs, run or f"ablation-{settings.name}")
     done, _ = ablation.ablate(settings, found, every, only or [], run, print, keep, anew)
     print(shown(write_results(done, found)))
 
