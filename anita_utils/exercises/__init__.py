@@ -32,11 +32,12 @@ LESSONS = {
     "03_qlora_italian": lesson03.EXERCISES,
     "04_dpo": lesson04.EXERCISES,
     "05_evaluation": lesson05.EXERCISES,
+    "06_ablation": lesson06.EXERCISES,
     "07_zero_shot_italian": lesson07.EXERCISES,
     "08_bias_and_safety": lesson08.EXERCISES,
+    "09_forgetting": lesson09.EXERCISES,
 }
-DRAFTS = {"06_ablation": lesson06.EXERCISES, "09_forgetting": lesson09.EXERCISES}  # notebooks/drafts/
-EXERCISES = {name: exercise for lesson in (LESSONS | DRAFTS).values() for name, exercise in lesson.items()}
+EXERCISES = {name: exercise for lesson in LESSONS.values() for name, exercise in lesson.items()}
 
 
 def verdict(name: str, answer: Callable | Any) -> Verdict:

@@ -14,7 +14,7 @@ from anita_utils.arms import load_ablation
 from anita_utils.intervals import Measurement
 from anita_utils.profile import load_profile
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks" / "drafts"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 STAGES = ["base", "sft", "italian", "dpo"]
 CHAIN = {"base": [], "sft": ["sft"], "italian": ["sft", "italian"], "dpo": ["sft", "italian", "dpo"]}
 

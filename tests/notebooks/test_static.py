@@ -22,8 +22,10 @@ LESSONS = [
     "03_qlora_italian",
     "04_dpo",
     "05_evaluation",
+    "06_ablation",
     "07_zero_shot_italian",
     "08_bias_and_safety",
+    "09_forgetting",
 ]
 PARAMETERS = {"profile", "run", "seed"}
 # What every lesson has after its parameters: nothing happens but on Colab.
