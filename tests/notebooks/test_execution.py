@@ -150,13 +150,13 @@ def speaking_chatml(folder):
     return folder
 
 
+RECIPE = ("00", "01", "02", "03", "04", "05")
+SAMPLE = {"h100": (), "laptop": RECIPE, "colab-t4": RECIPE}  # the lessons rehearsed in `make test`; () is all of them
 NAMES = ("h100", "colab-t4", "colab-t4-1b", "laptop")
 
 
-@pytest.fixture(scope="module")
-def rehearsals(tmp_path_factory):
-    """Rehearses the profiles of other machines, a core each. Returns, by name, the folder of runs and what was said."""
-    folder = tmp_path_factory.mktemp("rehearsals")
+def rehearse_all(folder: Path, wanted: dict[str, tuple[str, ...]]) -> dict[str, tuple]:
+    """Rehearses profiles of other machines, a core each. Returns, by name, the folder of runs and what was said."""
     data = speaking_chatml(folder / "chatml")
 
     def rehearse(name):
@@ -167,21 +167,22 @@ def rehearsals(tmp_path_factory):
         if name == "laptop":
             environment["ANITA_DATA"] = str(data)
         command = [sys.executable, "-m", "anita_utils.cli", "course", "--profile", name, "--rehearse"]
+        command += [word for lesson in wanted[name] for word in ("--only", lesson)]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        done = list(pool.map(rehearse, NAMES))
-    return {name: (folder / name, outcome) for name, outcome in zip(NAMES, done, strict=True)}
+        done = list(pool.map(rehearse, wanted))
+    return {name: (folder / name, outcome) for name, outcome in zip(wanted, done, strict=True)}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_lesson_is_rehearsed_under_the_profiles_of_other_machines(rehearsals, name):
-    """With the small model, the shipped data in the Hub's columns, and a few steps; all else is the profile's."""
-    runs, done = rehearsals[name]
+def check_rehearsal(name: str, runs: Path, done: subprocess.CompletedProcess, lessons: int) -> None:
+    """All lessons ran, with the small model, the shipped data in the Hub's columns and a few steps; all else is the
+    profile's.
+    """
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder, profile = runs / f"rehearsal-{name}", load_profile(name)
-    lessons = json.loads((folder / "run.json").read_text("utf-8"))["lessons"]
-    assert [lesson["status"] for lesson in lessons.values()] == ["done"] * LESSONS
+    status = [lesson["status"] for lesson in json.loads((folder / "run.json").read_text("utf-8"))["lessons"].values()]
+    assert status == ["done"] * lessons
     for stage in profile.order:
         info = json.loads((folder / "models" / stage / "stage.json").read_text("utf-8"))
         wanted = profile.stages[stage].model_dump()
@@ -189,3 +190,19 @@ def test_every_lesson_is_rehearsed_under_the_profiles_of_other_machines(rehearsa
         assert 5 <= info["steps"] <= 100 and len(info["history"]) == info["steps"] // 5
     assert {json.loads(line)["profile"] for line in (folder / "metrics.jsonl").open()} == {f"rehearsal-{name}"}
     assert not (runs / "latest").exists()
+
+
+@pytest.fixture(scope="module")
+def rehearsals(tmp_path_factory):
+    return rehearse_all(tmp_path_factory.mktemp("rehearsals"), SAMPLE)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_lessons_are_rehearsed_under_the_profiles_of_other_machines(rehearsals, name):
+    check_rehearsal(name, *rehearsals[name], len(SAMPLE[name]) or LESSONS)
+
+
+@pytest.mark.soak
+def test_every_lesson_is_rehearsed_under_every_profile(tmp_path):
+    for name, (runs, done) in rehearse_all(tmp_path, dict.fromkeys(NAMES, ())).items():
+        check_rehearsal(name, runs, done, LESSONS)
