@@ -5,7 +5,8 @@
 
 Useful tokens a second, padding not counted, for one pass over the same rows with the same seed: the course's engine,
 the authors' settings under the same TRL (padded batches, gradient checkpointing), TRL's own packing, a bare PyTorch
-loop on the course's own batches, and the limit that the matrix products alone would set. All arms take turns, round
+loop on the course's own batches, the limit that the matrix products alone would set, and the course's engine in bf16
+where the CPU has instructions for it. All arms take turns, round
 after round; ratios are taken within a round, and the median of the rounds is told. Then: peak memory beside the
 planner's figure, and how the cost grows. Writes engine_speed.json, .md and .png.
 """
@@ -30,6 +31,7 @@ from speed_report import figure, markdown, verdicts
 from anita_utils import training
 from anita_utils.headless import quieten
 from anita_utils.hub import SHIPPED_BASE
+from anita_utils.machine import detect_machine
 from anita_utils.memory import bytes_by_part, job_of
 from anita_utils.profile import Profile, load_profile
 from anita_utils.record import environment, where_and_when, write_text
@@ -68,6 +70,10 @@ def compare(profile: Profile, tokens: int, rounds: int) -> dict:
             plain = profile.model_copy(deep=True)
             plain.quantisation.bits = None
             arms["unquantised"] = course(open_stage(plain, name, tokens))
+        if detect_machine().avx512_bf16:  # without such instructions it takes ten times as long
+            half = profile.model_copy(deep=True)
+            half.precision = "bf16"
+            arms["course in bf16"] = course(open_stage(half, name, tokens))
         speeds = in_turns(arms, rounds, name)
         found[name] = {
             "tokens_per_second": {arm: round(statistics.median(each), 1) for arm, each in speeds.items()},

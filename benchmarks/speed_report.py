@@ -53,17 +53,17 @@ def figure(found: dict, file: Path) -> None:
     from anita_utils.plots import style
 
     style()
-    colours = ["#0072b2", "#d55e00", "#e69f00", "#009e73", "#7f7f7f", "#56b4e9"]
+    colours = ["#0072b2", "#d55e00", "#e69f00", "#009e73", "#7f7f7f", "#56b4e9", "#cc79a7"]
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), width_ratios=[3, 2], layout="constrained")
     arms = list(found["stages"]["sft"]["tokens_per_second"])
     for number, arm in enumerate(arms):
         for place, stage in enumerate(found["stages"].values()):
             if arm in stage["tokens_per_second"]:
-                left.bar(place + 0.14 * (number - 2.5), stage["tokens_per_second"][arm], 0.13, color=colours[number],
+                left.bar(place + 0.12 * (number - 3), stage["tokens_per_second"][arm], 0.11, color=colours[number],
                          label=arm if place == 0 else None)  # fmt: skip
     left.set_xticks(range(len(found["stages"])), found["stages"])
     left.set(ylabel="useful tokens a second", yscale="log")
-    left.legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    left.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for what, label in (("size", "tokens, 1 to 4 times"), ("length", "rows of 128 to 1,024")):
         costs = found["growth"][f"seconds_per_1000_tokens_by_{what}"]
         smallest = min(map(int, costs))
