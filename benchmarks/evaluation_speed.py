@@ -59,7 +59,7 @@ def measure(rounds: int, limit: int | None, model: Path) -> dict:
                 # A cache of its own: what one command measured must not spare the next one the work
                 seconds.setdefault(name, []).append(round(timed(command, Path(folder) / name), 2))
     ratios = [theirs / ours for theirs, ours in zip(seconds["lm_eval"], seconds["piccola"], strict=True)]
-    result = {
+    return {
         "seconds": seconds,
         "ratios": [round(ratio, 2) for ratio in ratios],
         "median": {"piccola_seconds": median(seconds["piccola"]), "ratio": round(median(ratios), 2),
@@ -68,8 +68,6 @@ def measure(rounds: int, limit: int | None, model: Path) -> dict:
         "model": shown(model),
         **where_and_when(),
     }  # fmt: skip
-    result["versions"] = result["machine"].pop("versions")  # apart, as in results that are there already
-    return result
 
 
 def as_markdown(result: dict) -> str:
