@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -170,6 +170,10 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Items a task.", show_default="the suite's, or the profile's")
     ] = None,
+    only: Annotated[
+        Literal["benchmarks", "answers"] | None,
+        typer.Option(help="The benchmarks alone, or all other measures.", show_default="both"),
+    ] = None,
     against: Annotated[str | None, typer.Option(help="Another model: paired tests of the differences to it.")] = None,
     profile: Annotated[
         str | None, typer.Option(help="How to load and ask.", show_default="the latest run's for a stage, else cpu")
@@ -187,7 +191,7 @@ def evaluate(
     settings = profile_for(model, profile, suite, limit)
     if dry:
         raise typer.Exit(dry_run(settings.evaluation.suite, as_json))
-    evaluate_models(model, against, settings, as_json)
+    evaluate_models(model, against, settings, as_json, only)
 
 
 def report(

@@ -217,19 +217,19 @@ def pair_clusters(pairs: list[dict]) -> list[str]:
     return [pair["prompt"][0]["content"] for pair in pairs]
 
 
-def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True) -> list[Measurement]:
+def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True, answers: bool = True) -> list[Measurement]:
     """Every measure of the model at `path`, from the cache when the same model was measured the same way before.
 
-    benchmarks: False leaves them out, the slower half.
+    benchmarks: False leaves them out; answers: False leaves out all others.
     """
     # The benchmarks first: one that is broken is told before minutes go into answers
-    measured = _cached(path, profile, "benchmarks")[1] if benchmarks else []
-    return [*measured, *_cached(path, profile, "answers")[1]]
+    parts = [part for part, wanted in (("benchmarks", benchmarks), ("answers", answers)) if wanted]
+    return [one for _, measured in _cached(path, profile, parts) for one in measured]
 
 
 def answers_of(path: str | Path, profile: Profile) -> dict[str, list[dict]]:
     """The model's answers to all probes, by probe: what the figures were read from."""
-    return _cached(path, profile, "answers")[0]
+    return _cached(path, profile, ["answers"])[0][0]
 
 
 def evaluation_file(path: str | Path, profile: Profile, part: str) -> Path:
@@ -237,15 +237,16 @@ def evaluation_file(path: str | Path, profile: Profile, part: str) -> Path:
     return cache_dir() / "evaluations" / f"{evaluation_key(path, profile)}-{part}.json"
 
 
-def _cached(path: str | Path, profile: Profile, part: str) -> tuple[dict[str, list[dict]], list[Measurement]]:
-    file = evaluation_file(path, profile, part)
-    if not file.is_file():
-        answers, measured = _measure(path, profile, part)
-        write_text(
-            file, json.dumps({"answers": answers, "measured": [asdict(m) for m in measured]}, ensure_ascii=False)
-        )
-    stored = json.loads(file.read_text("utf-8"))
-    return stored["answers"], [Measurement(**row) for row in stored["measured"]]
+def _cached(
+    path: str | Path, profile: Profile, parts: list[str]
+) -> list[tuple[dict[str, list[dict]], list[Measurement]]]:
+    files = {part: evaluation_file(path, profile, part) for part in parts}
+    missing = [part for part, file in files.items() if not file.is_file()]
+    for part, answers, measured in _measure(path, profile, missing) if missing else []:
+        found = {"answers": answers, "measured": [asdict(m) for m in measured]}
+        write_text(files[part], json.dumps(found, ensure_ascii=False))
+    stored = [json.loads(file.read_text("utf-8")) for file in files.values()]
+    return [(found["answers"], [Measurement(**row) for row in found["measured"]]) for found in stored]
 
 
 def evaluation_key(path: str | Path, profile: Profile) -> str:
@@ -270,14 +271,23 @@ def measured_with(profile: Profile) -> dict:
     return parts
 
 
-def _measure(path: str | Path, profile: Profile, part: str) -> tuple[dict[str, list[dict]], list[Measurement]]:
+def _measure(
+    path: str | Path, profile: Profile, parts: list[str]
+) -> Iterator[tuple[str, dict[str, list[dict]], list[Measurement]]]:
+    """Each part with the answers it was read from; the model is read once."""
     tokenizer = load_tokenizer(path)
     if tokenizer.chat_template is None:  # before the weights are read
         raise AnitaError(f"{shown(path)}: the tokenizer has no chat template: take a model that was tuned to chat")
-    tasks = load_suite(profile.evaluation.suite) if part == "benchmarks" else None
+    tasks = load_suite(profile.evaluation.suite) if "benchmarks" in parts else None
     model = load_for_evaluation(path, profile)
-    if tasks:
-        return {}, run_benchmarks(model, tokenizer, profile, tasks)
+    for part in parts:
+        if part == "benchmarks":
+            yield part, {}, run_benchmarks(model, tokenizer, profile, tasks)
+        else:
+            yield part, *_read_answers(model, tokenizer, profile)
+
+
+def _read_answers(model, tokenizer, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
     batch_size = profile.evaluation.batch_size
     answered = {
         name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,6 +120,8 @@ def keep_gradients_exact(model: torch.nn.Module) -> None:
     After one evaluation forward that kernel repacks the weight, and from then on training runs through it without
     autograd: LoRA gradients change and only a warning says so. Call it right after loading.
     """
+    if "bitsandbytes" not in sys.modules:  # no layer is in 4 bits, and importing it takes seconds
+        return
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():

@@ -66,8 +66,10 @@ def profile_for(model: str, profile: str | None, suite: str | None, limit: int |
     return settings
 
 
-def measure(models: list[str], settings: Profile) -> list[list[Measurement]]:
+def measure(models: list[str], settings: Profile, only: str | None = None) -> list[list[Measurement]]:
     """Every measure of each model (a stage of the latest run, a folder, a name on the Hub), cached or new.
+
+    only: "benchmarks", or "answers" for all others.
 
     AnitaError for a model that is not there or has no chat template, or a benchmark that cannot be had.
     """
@@ -77,13 +79,13 @@ def measure(models: list[str], settings: Profile) -> list[list[Measurement]]:
 
     from anita_utils.evaluation import evaluate  # after a wrong name was told
 
-    return [evaluate(path, settings) for path in paths]
+    return [evaluate(path, settings, only != "answers", only != "benchmarks") for path in paths]
 
 
-def evaluate_models(model: str, against: str | None, settings: Profile, as_json: bool) -> None:
+def evaluate_models(model: str, against: str | None, settings: Profile, as_json: bool, only: str | None = None) -> None:
     """Measures a model, and `against`, another one, in the same way; prints the figures, and their paired tests."""
     suite = settings.evaluation.suite
-    after, *others = measure([model, against] if against else [model], settings)
+    after, *others = measure([model, against] if against else [model], settings, only)
     tests = paired_tests(others[0], after) if others else []
     if as_json:
         outcome = {"model": model, "profile": settings.name, "evaluation": settings.evaluation.model_dump()}

@@ -158,14 +158,15 @@ def run_benchmarks(
     task, of which MMLU has one for each of its 57 subjects.
     AnitaError when a benchmark's task or data cannot be had, or holds no items.
     """
-    from lm_eval.models.huggingface import HFLM
+    from anita_utils.ranking import Ranker, spare_time
 
     suite = suite_named(profile.evaluation.suite)
     limit = min(filter(None, (profile.evaluation.limit, suite.limit)), default=None)
     measured, confidence = [], []
     loaded = loaded or load_suite(profile.evaluation.suite)
+    spare_time()
     with without_bars():
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=profile.evaluation.batch_size)
+        lm = Ranker(pretrained=model, tokenizer=tokenizer, batch_size=profile.evaluation.batch_size)
         for (shots, chat), group in groupby(loaded, lambda pair: (pair[0].shots, pair[0].chat)):
             group = list(group)
             asked = [task for _, tasks in group for task in tasks]

@@ -128,7 +128,7 @@ def test_a_model_is_measured_in_the_bits_that_the_profile_says(base_path, monkey
     profile.evaluation.bits = bits
     monkeypatch.setattr(evaluation, "run_benchmarks", look)
     with pytest.raises(Seen) as seen:
-        evaluation._measure(base_path, profile, "benchmarks")
+        list(evaluation._measure(base_path, profile, ["benchmarks"]))
     assert ("Linear4bit" in seen.value.args[0]) == (bits == 4)
 
 

@@ -26,9 +26,10 @@ def measured(monkeypatch, runs):
     """Stands in for `evaluate`: notes how it was called; the model called `better` gets more right."""
     calls = []
 
-    def evaluate(path, profile):
+    def evaluate(path, profile, benchmarks, answers):
         calls.append((path, profile))
-        return figures(30 if path.endswith("better") else 10)
+        found = figures(30 if path.endswith("better") else 10)
+        return (found[:-1] if benchmarks else []) + (found[-1:] if answers else [])
 
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     monkeypatch.setattr(scoreboard, "resolve_model", lambda name, revision=None: f"{revision or 'path'}/{name}")
@@ -49,6 +50,16 @@ def test_a_model_is_measured_by_suite_and_limit(anita, measured):
     assert path == "path/better"
     assert (profile.name, profile.evaluation.suite, profile.evaluation.limit) == ("cpu", "quick", 7)
     assert "perplexity" in out and "suite quick" in out
+
+
+def test_a_part_is_measured_alone(anita, measured):
+    for only, there, left_out in [
+        ("benchmarks", "benchmark/arc", "perplexity"),
+        ("answers", "perplexity", "benchmark"),
+    ]:
+        code, out, _ = anita("eval", "x", "--only", only)
+        assert code == 0 and there in out and left_out not in out
+    assert anita("eval", "x", "--only", "nothing")[0] == 2
 
 
 def test_a_suite_brings_its_own_limit_and_none_keeps_the_profiles(anita, measured):
