@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 LENGTH = 3  # words in a sequence; a text of fewer words is one sequence
 TOLERANCE = 10  # one word in so many of a question may be changed
-SHARE = 0.6  # of what tells an answer, and of a question's sequences by their weight, must stand there
+SHARE = 0.6  # of what tells an answer must stand there
+NEAR = 0.5  # and of a question's sequences, by their weight
 RARE = 5  # up to so many texts a sequence is no template: a leak itself is one or several of them
 COMMON = 50  # a sequence that more questions share is template, and tells nothing
 CHUNK = 2000  # documents at a time
@@ -38,7 +39,7 @@ WORD, ACCENT = re.compile(r"\w+"), re.compile("[\u0300-\u036f]+")
 SENTENCE_START = {"", *'.?!:;«“"('}
 GAP = " \n "  # stands for what was taken out of a text
 ROUNDING = 1e-9
-VERSION = 1  # raise it when a leak becomes another thing
+VERSION = 2  # raise it when a leak becomes another thing
 
 
 class Item(NamedTuple):
@@ -165,7 +166,7 @@ def find_leaks(documents: Iterable[str], items: Sequence[Item] | Index) -> list[
     weights = index.weights(sum(part.sum(axis=0) for part in held))
     for chunk, part in zip(chunks, held, strict=True):
         shares = (part @ weights).tocoo()
-        close = shares.data >= SHARE - ROUNDING
+        close = shares.data >= NEAR - ROUNDING
         for row, number in zip(shares.row[close].tolist(), shares.col[close].tolist(), strict=True):
             kind = leak_kind(chunk[row], words(chunk[row]), index, number)
             leaks += [Leak(place, number, kind) for place in places[chunk[row]] if kind]
@@ -233,7 +234,15 @@ def overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> lis
     corpora: the files of each corpus, by name. Kept in the cache by the files' contents.
     """
     files = [*(path for paths in corpora.values() for path in paths), *benchmarks.values()]
-    names = [VERSION, LENGTH, SHARE, COMMON, {name: len(paths) for name, paths in corpora.items()}, list(benchmarks)]
+    names = [
+        VERSION,
+        LENGTH,
+        SHARE,
+        NEAR,
+        COMMON,
+        {name: len(paths) for name, paths in corpora.items()},
+        list(benchmarks),
+    ]
     key = [names, [file_hash(file) for file in files]]
     return remembered("contamination", key, lambda: list(_overlaps(corpora, benchmarks)))
 
