@@ -166,7 +166,9 @@ def measuring_memory(job: Job) -> tuple[int, int]:
 
     It takes the logits of every token: the model's, their log-softmax, and that of the batch before, which is let go of
     last. When the third comes, keys, values and hidden states are gone again; they count for what they exceed it by.
-    The course's own likelihoods take 8 bytes beyond the model's for each logit, but on shorter texts.
+    `ranking.Ranker` takes less where it can, for it keeps the answers' logits alone; texts that are too long for the
+    model still go lm-eval's way. The course's own likelihoods take 8 bytes beyond the model's for each logit, but on
+    shorter texts.
     """
     shape, tokens, width = architecture(job.model), job.batch * job.length, WIDTH[job.dtype]
     copy = shape.vocabulary * tokens * width
