@@ -40,16 +40,18 @@ class Row(NamedTuple):
 
 
 class Ranker(HFLM):
-    """`HFLM` for causal models whose attention takes a mask of its own; with any other it is `HFLM`."""
+    """`HFLM` for a Llama whose attention takes a mask of its own; with any other model it is `HFLM`."""
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """The log-probability of each answer, and whether greedy decoding would give it, in the requests' order."""
         size = override_bs or self.batch_size
-        masked = getattr(self.model.config, "_attn_implementation", None) in ("sdpa", "eager")
+        config = self.model.config
+        # Others may look at a part of the text only, or take no mask of ours
+        masked = config.model_type == "llama" and config._attn_implementation in ("sdpa", "eager")
         longest = max((len(question) + len(answer) for _, question, answer in requests), default=0)
-        if not isinstance(size, int) or not masked or self.backend != "causal" or longest > self.max_length + 1:
+        if not isinstance(size, int) or not masked or longest > self.max_length + 1:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for batch in batches(rows_of(requests), size):

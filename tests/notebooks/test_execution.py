@@ -14,7 +14,7 @@ EXPECTED = Path(__file__).with_name("expected.csv")
 # Another CPU rounds otherwise, and a training amplifies it. The tolerances are well below the effects the lessons show:
 # shares may move by 6 points (effects of 20 and more), perplexities by a tenth (effects of 2 times and more).
 SHARE_TOLERANCE, PERPLEXITY_TOLERANCE = 0.06, 0.10
-KEYS = ["notebook", "stage", "metric", "language", "split"]
+KEYS = ["notebook", "arm", "stage", "metric", "language", "split"]
 LESSONS = len(list((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas
 
-COLUMNS = ["notebook", "stage", "metric", "language", "split", "value"]
+COLUMNS = ["notebook", "arm", "stage", "metric", "language", "split", "value"]
 FAMILIES = ("benchmark/", "chat/", "perplexity", "language_fidelity", "refusal/", "preference_accuracy")
 
 if __name__ == "__main__":

@@ -63,17 +63,16 @@ def test_text_that_runs_on_is_scored_too(ranker):
     assert [value for value, _ in found] == pytest.approx([value for value, _ in theirs(ranker, windows)], abs=1e-3)
 
 
-def test_attention_without_a_mask_of_its_own_is_left_to_lm_eval(ranker, monkeypatch):
-    asked = requests(3, 2, 9)
-    wanted = [value for value, _ in ranker._loglikelihood_tokens(asked)]
-    monkeypatch.setattr(type(ranker.model.config), "_attn_implementation", property(lambda config: "flash_attention_2"))
-    monkeypatch.setattr(Ranker, "_score", lambda self, rows: pytest.fail("one was scored here"))
-    monkeypatch.setattr(
-        Ranker, "_model_call", lambda self, ids: calls.append(ids.shape) or torch.zeros(*ids.shape, 2000)
-    )
+@pytest.mark.parametrize(
+    ("setting", "value"), [("_attn_implementation", "flash_attention_2"), ("model_type", "gemma3")]
+)
+def test_a_model_that_takes_no_mask_of_ours_is_left_to_lm_eval(ranker, monkeypatch, setting, value):
     calls = []
-    found = ranker._loglikelihood_tokens(asked, disable_tqdm=True)
-    assert calls and [value for value, _ in found] != wanted
+    monkeypatch.setattr(type(ranker.model.config), setting, property(lambda config: value))
+    monkeypatch.setattr(Ranker, "_score", lambda self, rows: pytest.fail("one was scored here"))
+    monkeypatch.setattr(Ranker, "_model_call", lambda self, ids: calls.append(ids) or torch.zeros(*ids.shape, 2000))
+    found = ranker._loglikelihood_tokens(requests(3, 2, 9), disable_tqdm=True)
+    assert calls and len(found) == 8
 
 
 def test_what_is_too_long_is_cut_as_lm_eval_cuts_it(ranker, monkeypatch):

@@ -85,6 +85,19 @@ def test_results_are_those_that_every_test_run_is_held_against():
     assert len(rows) == len(script.SHOWN) + 2 and all(len(cells) == len(script.STAGES) for cells in rows.values())
 
 
+def test_results_are_the_recipes_and_no_other_arms():
+    """Lesson 06 trains DPO alone again, a stage by the same name: figures of lesson 04 are what the README shows."""
+    found = pandas.read_csv(script.EXPECTED, keep_default_na=False)
+    assert {"recipe", "dpo"} <= set(found["arm"])
+    lesson = found[found["notebook"] == "04_dpo"].set_index(["metric", "language", "split"])["value"]
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in script.results_table().splitlines()}
+    for words, measure in script.SHOWN.items():
+        if measure in lesson.index:
+            share = measure[0] != "perplexity"
+            shown = float(rows[words + ", %" * share][-1])
+            assert shown == pytest.approx(lesson[measure] * (100 if share else 1), abs=0.51), words
+
+
 def test_every_profile_is_there_with_what_the_planner_says():
     names = {file.stem for file in script.PROFILES.glob("*.yaml")}
     assert names == set(script.ON_GPU)
