@@ -61,7 +61,8 @@ def judge(exercise: Exercise, name: str, answer: Callable | Any) -> Verdict:
         try:
             results.append(plain(answer(*deepcopy(arguments)) if callable(answer) else answer))
         except Exception as error:  # whatever the student's code does wrong
-            return Verdict(False, f"Not yet: {call(name, arguments)} stops with {type(error).__name__}: {error}.")
+            stopped = f"Not yet: {call(name, arguments)} stops with {type(error).__name__}: {error}."
+            return Verdict(False, f"{stopped}\n{exercise.hint}")
     if any(unfilled(result) for result in results):
         return Verdict(None, f"Not done yet: replace the dots in {name}.")
     wrong = [
@@ -74,6 +75,8 @@ def judge(exercise: Exercise, name: str, answer: Callable | Any) -> Verdict:
     arguments, result, wanted = wrong[0]
     if wants_function:
         found = f"{call(name, arguments)} gives {written(result)}; it should be {written(wanted)}."
+        if written(result) == written(wanted):  # both were cut before they differ
+            found += f" {difference(result, wanted, exercise.tolerance)}"
     else:
         found = f"{name} is {written(result)}."  # to tell what it should be would be the solution
     return Verdict(False, f"Not yet: {found}\n{explanation(exercise, results)}")
@@ -88,6 +91,17 @@ def explanation(exercise: Exercise, results: list) -> str:
         if all(same(result, value, exercise.tolerance) for result, value in zip(results, made, strict=True)):
             return message
     return exercise.hint
+
+
+def difference(result: Any, wanted: Any, tolerance: float) -> str:
+    """Where two lists that begin alike differ first."""
+    if not isinstance(wanted, list | tuple):
+        return "They differ in digits that are not shown."
+    if len(result) != len(wanted):
+        return f"It has {len(result)} entries, not {len(wanted)}."
+    pairs = enumerate(zip(result, wanted, strict=True))
+    place, (made, right) = next((n, pair) for n, pair in pairs if not same(*pair, tolerance))
+    return f"Place {place}, counted from 0, holds {written(made)}; it should be {written(right)}."
 
 
 def unfilled(result: Any) -> bool:

@@ -1,11 +1,48 @@
-"""The exercises of lesson 02: masked loss, labels of a chat, padding, the learning rate's schedule, the shift."""
+"""The exercises of lesson 02: the last answer, masked loss, labels, padding, the schedule of the rate, the shift."""
 
 from __future__ import annotations
 
-from math import exp, log, log2
+from math import cos, exp, log, log2, pi
 
 from anita_utils.data import IGNORED
 from anita_utils.exercises.checking import Exercise
+
+_X = IGNORED
+
+
+def _last_run(labels):
+    """Where the last run of scored labels begins and ends."""
+    end = max(place for place, label in enumerate(labels) if label != IGNORED) + 1
+    return max((place + 1 for place in range(end) if labels[place] == IGNORED), default=0), end
+
+
+def _moved(labels, front):
+    start, end = _last_run(labels)
+    rest = [IGNORED] * (len(labels) - end + start)
+    return labels[start:end] + rest if front else rest + labels[start:end]
+
+
+only_the_last = Exercise(
+    cases=[
+        (([_X, _X, 5, 6, _X, _X, 7, 8],), [_X, _X, _X, _X, _X, _X, 7, 8]),
+        (([_X, 5, _X, 6, 7, _X],), [_X, _X, _X, 6, 7, _X]),
+        (([_X, 3, 4],), [_X, 3, 4]),
+    ],
+    mistakes=[
+        (lambda labels: labels, "All answers are still scored: what comes before the last run becomes -100."),
+        (lambda labels: _moved(labels, front=True),
+         "The answer has moved to the front: every label stays in its place."),
+        (lambda labels: _moved(labels, front=False),
+         "The answer has moved to the end: a list may end in -100, and every label stays in its place."),
+        (lambda labels: labels[slice(*_last_run(labels))],
+         "As many labels as tokens: those that are not scored become -100, they are not left out."),
+        (lambda labels: [-100] * (len(labels) - 1) + labels[-1:],
+         "Only the last token is left; the last answer is the whole last run of scored labels."),
+    ],
+    hint="Find the last place that is not -100, walk back from there to where the labels turn -100, and set all others "
+    "to -100.",
+    right="only the last answer is scored.",
+)  # fmt: skip
 
 
 def _losses(probabilities, labels, function=log):
@@ -15,11 +52,14 @@ def _losses(probabilities, labels, function=log):
 masked_loss = Exercise(
     cases=[
         (([0.9, 0.25, 1.0], [IGNORED, 7, 8]), log(4) / 2),
-        (([0.5, 0.5, 0.1, 0.125], [5, 6, IGNORED, 7]), 5 * log(2) / 3),
+        (([0.5, 0.5, 0.1, 0.125], [5, 0, IGNORED, 7]), 5 * log(2) / 3),
     ],
     mistakes=[
         (lambda p, labels: -sum(map(log, p)) / len(p),
          "The user's tokens are in it: leave out the positions labelled -100."),
+        (lambda p, labels: sum(_losses(p, [label or IGNORED for label in labels]))
+         / len(_losses(p, [label or IGNORED for label in labels])),
+         "Label 0 is a token like any other: only -100 is left out."),
         (lambda p, labels: sum(_losses(p, labels)) / len(p),
          "Right sum, wrong divisor: the mean is over the *scored* positions, not over all."),
         (lambda p, labels: sum(_losses(p, labels)), "That is the sum; the loss is the mean over the scored positions."),
@@ -47,7 +87,6 @@ def _labels(turns, end, ending=True, header=False, ignored=IGNORED, roles=("assi
 
 
 _CHAT = [("user", [1, 2], [11, 12]), ("assistant", [3, 4], [21, 22, 23])]
-_X = IGNORED
 
 chat_labels = Exercise(
     cases=[
@@ -61,6 +100,10 @@ chat_labels = Exercise(
         (lambda t, e: _labels(t, e, ending=False),
          "The end of the answer is not scored, so the model never learns to stop. Keep the end mark of the "
          "assistant's turns."),
+        (lambda t, e: [label for turn in t for label in [*_labels([turn], e)[:-1], e]],
+         "The end marks of the others are scored too: those are not for the model to write."),
+        (lambda t, e: [label for turn in t for label in _labels([turn], e)[:-1]],
+         "There are fewer labels than tokens: the end mark after every turn is a token too."),
         (lambda t, e: _labels(t, e, header=True),
          "You score the assistant's header too: the template writes it, the model need not learn to."),
         (lambda t, e: _labels(t, e, roles=("assistant", "user")),
@@ -112,6 +155,11 @@ padding_share = Exercise(
          "That is the number of padding tokens; a share is asked for: divide by all places."),
         (lambda lengths, size: sum(max(batch) * len(batch) for batch in _batches(lengths, size)) / sum(lengths) - 1,
          "You divided by the real tokens; the share is of all places in the rectangles."),
+        (lambda lengths, size: _wasted(sorted(lengths), size),
+         "You sorted them first: the batches are cut in this order."),
+        (lambda lengths, size: _wasted(lengths[: len(lengths) // size * size], size),
+         "The last batch was dropped; it is smaller, but it counts."),
+        (lambda lengths, size: 100 * _wasted(lengths, size), "Those are per cent; a share lies between 0 and 1."),
     ],
     hint="A batch has (its longest × its number of rows) places. Add up the places, subtract all real tokens, "
     "divide by the places.",
@@ -128,6 +176,7 @@ warmed_up = Exercise(
         ((0, 10, 110), 0.0),
         ((5, 10, 110), 0.5),
         ((10, 10, 110), 1.0),
+        ((35, 10, 110), 0.75),
         ((60, 10, 110), 0.5),
         ((110, 10, 110), 0.0),
     ],
@@ -142,6 +191,9 @@ warmed_up = Exercise(
          "The rate does not reach 0 at the end: the way down has (steps - warmup) steps."),
         (lambda step, warmup, steps: step / steps if step < warmup else _rate(step, warmup, steps),
          "The climb is too slow: it reaches 1 at step `warmup`, not at the last step."),
+        (lambda step, warmup, steps: step / warmup if step < warmup
+         else (1 + cos(pi * (1 - _rate(step, warmup, steps)))) / 2,
+         "It starts and ends right, but falls along a cosine; here it is a straight line."),
     ],
     hint="Two straight lines: from 0 at step 0 up to 1 at step `warmup`, then down to 0 at step `steps`.",
     right="times the peak rate, this is the linear schedule of the authors' scripts.",
@@ -178,14 +230,18 @@ next_token_loss = Exercise(
          "Divide by the number of scored tokens, not by all positions."),
         (lambda x, y: _text_loss(x, y, normalised=False),
          "Logits are no log-probabilities yet: subtract the logarithm of the sum of their exponentials."),
+        (lambda x, y: _text_loss(x, y) * sum(label != IGNORED for label in y[1:]),
+         "That is the sum; the loss is the mean over the scored tokens."),
+        (lambda x, y: -_text_loss(x, y), "The sign: log p is negative, and the loss is -log p."),
     ],
     hint="For each pair of logits[t] and labels[t + 1] that is not -100: log of the sum of exp of the logits, less "
     "the logit of the label; then the mean.",
-    right="model(input_ids, labels=labels).loss in one line of yours.",
+    right="this is what `model(input_ids, labels=labels).loss` computes.",
 )  # fmt: skip
 
 EXERCISES = {
     "masked_loss": masked_loss,
+    "only_the_last": only_the_last,
     "chat_labels": chat_labels,
     "padding_share": padding_share,
     "warmed_up": warmed_up,

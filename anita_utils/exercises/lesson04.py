@@ -1,4 +1,4 @@
-"""The exercises of lesson 04: Bradley-Terry, a pair's loss from its tokens, reward accuracy, beta, the best policy."""
+"""The exercises of lesson 04: Bradley-Terry, the pull, the loss of a pair, reward accuracy, beta, the best policy."""
 
 from __future__ import annotations
 
@@ -24,9 +24,26 @@ bradley_terry = Exercise(
          "Scores are logarithms of strengths: exponentials first, exp(a) / (exp(a) + exp(b))."),
         (lambda a, b: _sigmoid(a), "The other score plays no part: only the difference of the two counts."),
         (lambda a, b: exp(a - b), "Those are the odds: divide by 1 plus the odds."),
+        (lambda a, b: a - b, "That is the difference of the scores; it still has to go through the sigmoid."),
+        (lambda a, b: -log(_sigmoid(a - b)), "That is the loss, -log p; the probability p itself is asked for."),
     ],
     hint="exp(a) / (exp(a) + exp(b)), which is 1 / (1 + exp(-(a - b))).",
     right="only the difference counts, so rewards are known up to a constant. DPO lives on that.",
+)  # fmt: skip
+
+
+pull = Exercise(
+    cases=[((0.0,), 0.5), ((log(3),), 0.25), ((-3.0,), 1 / (1 + exp(-3)))],
+    mistakes=[
+        (_sigmoid, "That is the probability that the chosen answer wins; the pull is what is left to 1."),
+        (lambda m: _sigmoid(m) - 1, "That is the slope with its sign; how strongly it pulls is the slope's size."),
+        (lambda m: -log(_sigmoid(m)), "That is the loss itself; the pull is the size of its slope."),
+        (lambda m: _sigmoid(m) * (1 - _sigmoid(m)),
+         "That is the slope of the sigmoid. The loss is -log of it, and the logarithm's 1 / sigmoid cancels a factor."),
+        (lambda m: 1 - m, "The margin has to go through the sigmoid first."),
+    ],
+    hint="1 - 1 / (1 + exp(-margin)): one half at margin 0, less and less to the right.",
+    right="a settled pair hardly pulls any more.",
 )  # fmt: skip
 
 
@@ -74,8 +91,9 @@ def _share(pairs):
 
 reward_accuracy = Exercise(
     cases=[
-        (([4.0, -1.0, -3.0, 2.0], [1.0, -2.0, -1.0, 5.0]), 0.5),
+        (([4.0, -1.0, -3.0, 2.0], [1.0, -2.0, -4.0, 5.0]), 0.75),
         (([2.0, -1.0, 0.5, 3.0, 1.0], [2.0, -1.0, 0.5, 3.0, 0.5]), 0.2),
+        (([1.0, 2.0], [-1.0, 1.0]), 1.0),
     ],
     mistakes=[
         (lambda ours, theirs: _share(m > 0 for m in ours),
@@ -89,6 +107,10 @@ reward_accuracy = Exercise(
          "That is the mean margin; the accuracy is the *share* of pairs with a margin above 0."),
         (lambda ours, theirs: sum(m > n for m, n in zip(ours, theirs, strict=True)),
          "That is a count: divide by the number of pairs."),
+        (lambda ours, theirs: _share(m > 0 and n > 0 for m, n in zip(ours, theirs, strict=True)),
+         "You asked whether both find the chosen answer likelier; compare the two margins with each other."),
+        (lambda ours, theirs: 100 * _share(m > n for m, n in zip(ours, theirs, strict=True)),
+         "Those are per cent; a share lies between 0 and 1."),
     ],
     hint="Pair by pair: is the policy's margin above the reference's? The share of pairs where it is.",
     right="a new adapter scores 0 here, not one half: all its margins are ties.",
@@ -99,6 +121,7 @@ needed_margin = Exercise(
         ((0.75, 0.1), 10 * log(3)),
         ((0.75, 0.5), 2 * log(3)),
         ((0.5, 0.1), 0.0),
+        ((0.25, 0.1), -10 * log(3)),
     ],
     mistakes=[
         (lambda p, beta: log(p / (1 - p)) * beta,
@@ -108,6 +131,8 @@ needed_margin = Exercise(
         (lambda p, beta: p / (1 - p) / beta, "The odds have no logarithm yet: the sigmoid undone is log(p / (1 - p))."),
         (lambda p, beta: -log(p) / beta, "You used the loss, -log p. The sigmoid undone is log(p / (1 - p))."),
         (lambda p, beta: log((1 - p) / p) / beta, "The sign: p / (1 - p), not the other way round."),
+        (lambda p, beta: abs(log(p / (1 - p))) / beta,
+         "Below one half the margin is negative: the policy has moved the wrong way."),
         (lambda p, beta: _sigmoid(p) / beta,
          "You applied the sigmoid once more; it has to be undone: log(p / (1 - p))."),
     ],
@@ -146,6 +171,7 @@ best_policy = Exercise(
 
 EXERCISES = {
     "bradley_terry": bradley_terry,
+    "pull": pull,
     "pair_loss": pair_loss,
     "reward_accuracy": reward_accuracy,
     "needed_margin": needed_margin,

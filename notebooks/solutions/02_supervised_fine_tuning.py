@@ -5,6 +5,17 @@ from math import exp, log
 from anita_utils.exercises import check
 
 
+def only_the_last(labels):
+    end = max(place for place, label in enumerate(labels) if label != -100) + 1
+    start = end
+    while start > 0 and labels[start - 1] != -100:
+        start -= 1
+    return [-100] * start + labels[start:end] + [-100] * (len(labels) - end)
+
+
+check("only_the_last", only_the_last)
+
+
 def masked_loss(probabilities, labels):
     scored = [-log(p) for p, label in zip(probabilities, labels, strict=True) if label != -100]
     return sum(scored) / len(scored)

@@ -12,6 +12,13 @@ def bradley_terry(first, second):
 check("bradley_terry", bradley_terry)
 
 
+def pull(margin):
+    return 1 - 1 / (1 + exp(-margin))  # -log σ has the slope -(1 - σ)
+
+
+check("pull", pull)
+
+
 def pair_loss(policy, reference, beta):
     margin = sum(policy[0]) - sum(policy[1])  # summed over the tokens, never averaged
     reference_margin = sum(reference[0]) - sum(reference[1])

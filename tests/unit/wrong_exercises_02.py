@@ -1,6 +1,6 @@
 """Lesson 02's exercises: wrong answers as a student would write them, and what each is to be told."""
 
-from math import log
+from math import cos, log, pi
 
 import numpy as np
 import torch
@@ -44,6 +44,41 @@ def jumps(step, warmup, steps):
     return step / warmup if step < warmup else (steps - step) / steps
 
 
+def along_a_cosine(step, warmup, steps):
+    return step / warmup if step < warmup else (1 + cos(pi * (step - warmup) / (steps - warmup))) / 2
+
+
+def ends_of_all_scored(turns, end):
+    labels = []
+    for role, head, words in turns:
+        labels += [-100] * len(head) + (words if role == "assistant" else [-100] * len(words)) + [end]
+    return labels
+
+
+def as_they_were(labels):
+    return list(labels)
+
+
+def only_the_tokens(labels):
+    run = []
+    for label in reversed(labels):
+        if label == -100 and run:
+            break
+        if label != -100:
+            run.insert(0, label)
+    return run
+
+
+def in_front(labels):
+    run = only_the_tokens(labels)
+    return run + [-100] * (len(labels) - len(run))
+
+
+def zero_left_out(probabilities, labels):
+    kept = [-log(p) for p, label in zip(probabilities, labels, strict=True) if label > 0]
+    return sum(kept) / len(kept)
+
+
 def without_shift(logits, labels):
     ids = torch.tensor(labels)
     return torch.nn.functional.cross_entropy(torch.tensor(logits), ids)
@@ -54,6 +89,17 @@ def shift_the_wrong_way(logits, labels):
 
 
 WRONG = [
+    ("only_the_last", as_they_were, "All answers are still scored"),
+    ("only_the_last", only_the_tokens, "As many labels as tokens"),
+    ("only_the_last", in_front, "moved to the front"),
+    ("masked_loss", zero_left_out, "Label 0 is a token"),
+    ("chat_labels", ends_of_all_scored, "end marks of the others"),
+    ("warmed_up", along_a_cosine, "along a cosine"),
+    (
+        "padding_share",
+        lambda lengths, batch: 100 * SOLUTIONS["02_supervised_fine_tuning"]["padding_share"](lengths, batch),
+        "per cent",
+    ),
     ("masked_loss", mean_of_everything, "leave out the positions"),
     ("masked_loss", wrong_divisor, "wrong divisor"),
     ("chat_labels", end_not_scored, "never learns to stop"),

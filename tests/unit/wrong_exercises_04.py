@@ -18,6 +18,11 @@ def without_reference(policy, reference, beta):
 WRONG = [
     ("bradley_terry", lambda a, b: exp(b) / (exp(a) + exp(b)), "*second* wins"),
     ("bradley_terry", lambda a, b: a / (a + b), "exponentials first"),
+    ("bradley_terry", lambda a, b: a - b, "difference of the scores"),
+    ("pull", lambda m: 1 / (1 + exp(-m)), "left to 1"),
+    ("pull", lambda m: 1 / (1 + exp(-m)) - 1, "slope's size"),
+    ("pull", lambda m: log(1 + exp(-m)), "the loss itself"),
+    ("needed_margin", lambda p, beta: abs(log(p / (1 - p))) / beta, "wrong way"),
     ("pair_loss", tokens_averaged, "averaged over the tokens"),
     ("pair_loss", without_reference, "reference is not in it"),
     ("reward_accuracy", lambda ours, theirs: np.mean(np.array(ours) > 0), "*more than the reference*"),
