@@ -20,7 +20,7 @@ course: $(INSTALLED)
 
 # Two files of tests at a time, a core each: a sixth faster than one by one on both. The lessons, which take longest, first.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/notebooks tests/unit --numprocesses 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/notebooks tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m soak $(ARGS)
