@@ -234,16 +234,8 @@ def overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> lis
     corpora: the files of each corpus, by name. Kept in the cache by the files' contents.
     """
     files = [*(path for paths in corpora.values() for path in paths), *benchmarks.values()]
-    names = [
-        VERSION,
-        LENGTH,
-        SHARE,
-        NEAR,
-        COMMON,
-        {name: len(paths) for name, paths in corpora.items()},
-        list(benchmarks),
-    ]
-    key = [names, [file_hash(file) for file in files]]
+    settings, sizes = [VERSION, LENGTH, SHARE, NEAR, COMMON], {name: len(paths) for name, paths in corpora.items()}
+    key = [[*settings, sizes, list(benchmarks)], [file_hash(file) for file in files]]
     return remembered("contamination", key, lambda: list(_overlaps(corpora, benchmarks)))
 
 

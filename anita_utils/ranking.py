@@ -71,12 +71,12 @@ class Ranker(HFLM):
             logits = self.model(
                 input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False, logits_to_keep=kept
             ).logits
-            sizes = [len(own) for own in places]
-            line = torch.tensor(lines, device=logits.device).repeat_interleave(torch.tensor(sizes))
-            place = torch.tensor([place - first for own in places for place in own], device=logits.device)
+            line = [line for line, own in zip(lines, places, strict=True) for _ in own]
+            place = [place - first for own in places for place in own]
             likely = torch.log_softmax(logits[line, place], -1, dtype=self.softmax_dtype)
-            greedy = likely.argmax(-1) == targets
-            chosen = likely.gather(1, targets[:, None])[:, 0]
+            greedy = (likely.argmax(-1) == targets).cpu()  # once for the batch: each answer would make a GPU wait
+            chosen = likely.gather(1, targets[:, None])[:, 0].cpu()
+        sizes = [len(own) for own in places]
         for (number, _), sums, hits in zip(answers, chosen.split(sizes), greedy.split(sizes), strict=True):
             yield number, (sums.sum().item(), bool(hits.all()))
 

@@ -36,7 +36,7 @@ only_the_last = Exercise(
          "The answer has moved to the end: a list may end in -100, and every label stays in its place."),
         (lambda labels: labels[slice(*_last_run(labels))],
          "As many labels as tokens: those that are not scored become -100, they are not left out."),
-        (lambda labels: [-100] * (len(labels) - 1) + labels[-1:],
+        (lambda labels: [IGNORED] * (len(labels) - 1) + labels[-1:],
          "Only the last token is left; the last answer is the whole last run of scored labels."),
     ],
     hint="Find the last place that is not -100, walk back from there to where the labels turn -100, and set all others "
@@ -49,6 +49,11 @@ def _losses(probabilities, labels, function=log):
     return [-function(p) for p, label in zip(probabilities, labels, strict=True) if label != IGNORED]
 
 
+def _mean_loss(probabilities, labels, function=log):
+    losses = _losses(probabilities, labels, function)
+    return sum(losses) / len(losses)
+
+
 masked_loss = Exercise(
     cases=[
         (([0.9, 0.25, 1.0], [IGNORED, 7, 8]), log(4) / 2),
@@ -57,17 +62,16 @@ masked_loss = Exercise(
     mistakes=[
         (lambda p, labels: -sum(map(log, p)) / len(p),
          "The user's tokens are in it: leave out the positions labelled -100."),
-        (lambda p, labels: sum(_losses(p, [label or IGNORED for label in labels]))
-         / len(_losses(p, [label or IGNORED for label in labels])),
+        (lambda p, labels: _mean_loss(p, [label or IGNORED for label in labels]),
          "Label 0 is a token like any other: only -100 is left out."),
         (lambda p, labels: sum(_losses(p, labels)) / len(p),
          "Right sum, wrong divisor: the mean is over the *scored* positions, not over all."),
         (lambda p, labels: sum(_losses(p, labels)), "That is the sum; the loss is the mean over the scored positions."),
-        (lambda p, labels: -sum(_losses(p, labels)) / len(_losses(p, labels)),
+        (lambda p, labels: -_mean_loss(p, labels),
          "The sign: log p is negative, and the loss is -log p."),
-        (lambda p, labels: sum(_losses(p, labels, log2)) / len(_losses(p, labels)),
+        (lambda p, labels: _mean_loss(p, labels, log2),
          "Those are bits: the loss uses the natural logarithm, math.log."),
-        (lambda p, labels: sum(_losses(p, labels, lambda x: x - 1)) / len(_losses(p, labels)),
+        (lambda p, labels: _mean_loss(p, labels, lambda x: x - 1),
          "You averaged 1 - p. The loss is -log p, which punishes a sure mistake far more."),
     ],
     hint="For each position whose label is not -100, take -log of its probability; then the mean of those.",

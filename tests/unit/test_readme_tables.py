@@ -77,8 +77,14 @@ def test_the_check_tells_an_old_table(tmp_path, monkeypatch, there):
     assert script.main() == int(not there)
 
 
+def shown_results():
+    """The table's cells by its rows' first words."""
+    lines = [line.split("|") for line in script.results_table().splitlines()]
+    return {line[1].strip(): line[2:-1] for line in lines}
+
+
 def test_results_are_those_that_every_test_run_is_held_against():
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in script.results_table().splitlines()}
+    rows = shown_results()
     found = pandas.read_csv(script.EXPECTED)
     last = found[(found["stage"] == "dpo") & (found["metric"] == "benchmark/mean") & (found["language"] == "it")]
     assert float(rows["six benchmarks, Italian, %"][-1]) == pytest.approx(100 * last["value"].item(), abs=0.5)
@@ -90,7 +96,7 @@ def test_results_are_the_recipes_and_no_other_arms():
     found = pandas.read_csv(script.EXPECTED, keep_default_na=False)
     assert {"recipe", "dpo"} <= set(found["arm"])
     lesson = found[found["notebook"] == "04_dpo"].set_index(["metric", "language", "split"])["value"]
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in script.results_table().splitlines()}
+    rows = shown_results()
     for words, measure in script.SHOWN.items():
         if measure in lesson.index:
             share = measure[0] != "perplexity"
