@@ -8,8 +8,6 @@ What is done is known by its content, in the cache that all runs share: a killed
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,12 +16,14 @@ from pathlib import Path
 
 from anita_utils import AnitaError
 from anita_utils.arms import Ablation, arm_profile
+from anita_utils.cache import digest, made_by
 from anita_utils.effects import find
-from anita_utils.evaluation import PARTS, evaluate, evaluation_file, measured_with
+from anita_utils.evaluation import PARTS, evaluate, evaluation_entry, measured_with
 from anita_utils.hub import model_key, resolve_model
 from anita_utils.intervals import Measurement, rows
 from anita_utils.kept import NOTEBOOK, Kept, add, figure_rows, kept_file, make_line, read_kept, write_kept
 from anita_utils.machine import LIBRARIES, detect_machine
+from anita_utils.paths import locked
 from anita_utils.profile import Profile
 from anita_utils.record import Run, git_commit
 from anita_utils.training import Stage, find_stage, train_stage
@@ -65,8 +65,8 @@ class Cell:
     def made(self) -> str:
         """A hash of all that its figures depend on, known before they are there, and the same on any machine."""
         model = self.stages[-1].key if self.stages else model_key(self.base)
-        parts = {"model": model, "points": self.points} | measured_with(self.profile)
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        code = {kind: made_by(kind) for kind in ("evaluations", "curves") if kind == "evaluations" or self.points}
+        return digest({"model": model, "points": self.points, "code": code} | measured_with(self.profile))
 
     @property
     def trained(self) -> bool:
@@ -75,13 +75,16 @@ class Cell:
     @property
     def watched(self) -> bool:
         """Whether what is to be measured on the way is there."""
-        from anita_utils.curves import complete, curve_file
+        from anita_utils.curves import complete, curve
 
-        return not self.points or complete(curve_file(self.stages[-1], self.points))
+        return not self.points or complete(curve(self.stages[-1], self.points))
 
     @property
     def measured(self) -> bool:
-        return self.trained and all(evaluation_file(self.model, self.profile, part).is_file() for part in PARTS)
+        if not self.trained:
+            return False
+        model = model_key(self.model)
+        return all(evaluation_entry(model, self.profile, part).file.is_file() for part in PARTS)
 
 
 def plan(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Cell]:
@@ -184,7 +187,8 @@ def ablate(
             results = collect(cells, kept, source, results)
         record(run, results)
         if keep:
-            write_kept(file, read_kept(file).joined(results))
+            with locked(file):
+                write_kept(file, read_kept(file).joined(results))
     return run, cells
 
 

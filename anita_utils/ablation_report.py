@@ -24,8 +24,9 @@ from anita_utils.effects import (
     shuffled_control,
 )
 from anita_utils.kept import Kept, kept_file, read_kept
+from anita_utils.paths import write_text
 from anita_utils.profile import REHEARSAL, Profile
-from anita_utils.record import Run, write_text
+from anita_utils.record import Run
 
 SMOOTH = ("perplexity", "train/")  # figures that do not move in steps of one item
 

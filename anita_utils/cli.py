@@ -8,8 +8,9 @@ anita chat italian --prompt "Qual è la capitale del Piemonte?"
 
 from __future__ import annotations
 
-import errno
+import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,8 @@ import typer
 from rich.console import Console
 
 from anita_utils import AnitaError, __version__, commands, shown
+from anita_utils.paths import FULL, LOCKED, os_failure, read_lines, runs_dir
+from anita_utils.rows import words
 
 # What takes long to import (torch, papermill) is imported by the command that needs it: `anita --help` is instant.
 
@@ -95,7 +98,7 @@ def pin(profile: Annotated[str, typer.Argument(help="A profile's name, or the pa
     print(yaml.safe_dump(pins, sort_keys=False).rstrip() if pins else "# nothing to pin: no revision is null")
 
 
-for command in (commands.plan, commands.train, commands.ablate, commands.report):
+for command in (commands.plan, commands.train, commands.ablate, commands.report, commands.cache):
     app.command()(command)
 app.command("eval")(commands.evaluate)
 
@@ -114,14 +117,15 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
     profile: Annotated[
         str | None,
-        typer.Option(help="Whose evaluation.bits the model is held in.", show_default="the latest run's"),
+        typer.Option(help="Whose evaluation.bits the model is held in.", show_default="the run's"),
     ] = None,
+    run: commands.RunName = None,
 ) -> None:
     """Ask a model; without prompts, an interactive chat."""
     if prompt and prompts:
         raise AnitaError("--prompt and --prompts exclude each other: give one of them")
     from_file = read_prompts(prompts) if prompts else []
-    ask = load_chat(model, system, max_new_tokens, profile)
+    ask = load_chat(model, system, max_new_tokens, profile, run)
     if prompts:
         for question, answer in zip(from_file, ask(from_file), strict=True):
             print(json.dumps({"prompt": question, "answer": answer}, ensure_ascii=False))
@@ -134,37 +138,45 @@ def chat(
 
 def read_prompts(file: Path) -> list[str]:
     """The lines of `file` that are not empty. AnitaError when it cannot be read or holds none."""
-    try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise AnitaError(f"{shown(file)} cannot be read ({error}): give a text file in UTF-8") from error
-    if not any(lines):
+    lines = [line.strip() for _, line in read_lines(file)]
+    if not lines:
         raise AnitaError(f"{shown(file)} holds no prompt: write one a line")
-    return [line for line in lines if line]
+    return lines
 
 
-def load_chat(name: str | None, system: str | None, max_new_tokens: int, profile: str | None = None):
-    """Loads a model, the last stage of the latest run by default; returns a function from prompts to answers.
+def load_chat(
+    name: str | None,
+    system: str | None,
+    max_new_tokens: int,
+    profile: str | None = None,
+    run_name: str | None = None,
+):
+    """Loads a model, the last stage of the run by default; returns a function from prompts to answers.
 
-    profile: the one that says how to hold it; by default the latest run's, or `cpu` where there is no run.
+    profile: the one that says how to hold it; by default the run's, or `cpu` where there is no run.
+    run_name: the run whose stages are meant; the latest by default.
     """
     from anita_utils.hub import resolve_model
     from anita_utils.profile import load_profile
-    from anita_utils.record import Run, last_model
+    from anita_utils.record import chosen_run
 
-    run = Run.latest() if profile is None else None
-    settings = run.profile if run else load_profile(profile or "cpu")
-    path = resolve_model(name or last_model())  # before the slow imports, so that a wrong name is told at once
+    run = chosen_run(run_name)
+    settings = load_profile(profile or "cpu") if profile or run is None else run.profile
+    last = run.last_stage() if run else "base"
+    path = resolve_model(name or last, run=run)  # before the slow imports, so that a wrong name is told at once
 
     from anita_utils.model import chat as generate
     from anita_utils.model import load_for_evaluation, load_tokenizer
 
     model, tokenizer = load_for_evaluation(path, settings), load_tokenizer(path)
-    return lambda prompts: generate(model, tokenizer, prompts, system, max_new_tokens)
+    opening = words(system) or None
+    return lambda prompts: generate(model, tokenizer, [words(one) for one in prompts], opening, max_new_tokens)
 
 
 def converse(ask) -> None:
     """Reads prompts from the keyboard until an empty line or the end of input; each is answered by itself."""
+    if sys.stdin is None:  # closed by the shell: <&-
+        return
     console = Console()
     console.print("Ask something; an empty line ends the chat. Each question stands alone.")
     while True:
@@ -193,19 +205,29 @@ def build_world(
 
 
 def main() -> None:
-    """The entry point: an AnitaError, or a disk that cannot be written, becomes one line on stderr and exit code 2."""
+    """The entry point: an AnitaError, or a file that cannot be read or written, becomes one line and exit code 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a console cannot read or print, an accent say, is replaced
+            stream.reconfigure(errors="replace")
     try:
         app()
+        return
     except AnitaError as error:
         said = str(error)
+    except BrokenPipeError:  # the reader of our output, `head` say, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
-        if error.filename is None or error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL | LOCKED:
             raise
-        said = f"{shown(error.filename)}: {error.strerror}: allow it or make room, or set ANITA_RUNS to another folder"
-    else:
-        return
+        said = os_failure(error, error.filename or runs_dir(), write=not is_there(error.filename))
     print(f"anita: {' '.join(said.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def is_there(file: str | None) -> bool:
+    """Whether a file that may not be used is there, so that reading it was refused, not writing it."""
+    return file is not None and os.path.exists(file)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ from rich.console import Console
 
 from anita_utils import AnitaError, shown
 
+RunName = Annotated[
+    str | None, typer.Option("--run", help="The run whose stages are meant, under runs/.", show_default="the latest")
+]
+
 
 def plan(
     profile: Annotated[str | None, typer.Option(help="A profile's name, or the path of a .yaml file.")] = None,
@@ -85,8 +89,21 @@ def train(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last good checkpoint, if there is one.")] = True,
+    check: Annotated[
+        bool, typer.Option("--check", help="Train nothing: say how many rows would be whole, cut or left out.")
+    ] = False,
 ) -> None:
     """Train a stage outside a notebook; what is trained already is taken from the cache."""
+    if check:
+        from rich.table import Table
+
+        from anita_utils.headless import check_rows
+
+        table = Table("rows", "", title=f"stage {stage}")
+        for what, count in check_rows(stage, profile, base, seed, change or []).rows():
+            table.add_row(what, f"{count:,}")
+        Console().print(table)
+        return
     from anita_utils.headless import train as train_stage
 
     train_stage(stage, profile, base, run, seed, change or [], resume)
@@ -176,35 +193,75 @@ def evaluate(
     ] = None,
     against: Annotated[str | None, typer.Option(help="Another model: paired tests of the differences to it.")] = None,
     profile: Annotated[
-        str | None, typer.Option(help="How to load and ask.", show_default="the latest run's for a stage, else cpu")
+        str | None, typer.Option(help="How to load and ask.", show_default="the run's for a stage, else cpu")
     ] = None,
+    run: RunName = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="No model: hold the suite's settings against the installed lm-eval.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: the figures as JSON.")] = False,
 ) -> None:
     """Measure a model: benchmarks, free answers, perplexity, language, refusal, with intervals."""
-    from anita_utils.record import last_model
+    from anita_utils.hub import STAGES
+    from anita_utils.record import chosen_run
     from anita_utils.scoreboard import dry_run, evaluate_models, profile_for
 
-    model = model or last_model()
-    settings = profile_for(model, profile, suite, limit)
+    staged = model is None or {model, against} & set(STAGES)
+    used = chosen_run(run) if staged or run else None
+    model = model or (used.last_stage() if used else "base")
+    settings = profile_for(model, profile, suite, limit, used)
     if dry:
         raise typer.Exit(dry_run(settings.evaluation.suite, as_json))
-    evaluate_models(model, against, settings, as_json, only)
+    evaluate_models(model, against, settings, as_json, only, used)
 
 
 def report(
     runs: Annotated[
         list[str] | None, typer.Argument(help="A run under runs/, or two to be compared.", show_default="latest")
     ] = None,
+    run: RunName = None,
 ) -> None:
-    """Build index.html and report.md of a run anew; of two runs, a page with their paired differences."""
-    from anita_utils.record import Run
+    """Build index.html and report.md of a run again; of two runs, a page with their paired differences."""
+    from anita_utils.record import Run, say_which
     from anita_utils.report import write_report
     from anita_utils.side_by_side import write_comparison
 
-    loaded = [Run.load(name) for name in runs or ["latest"]]
-    if len(loaded) > 2:
-        raise AnitaError(f"{len(loaded)} runs named: give one, or two to be compared")
+    names = [*(runs or []), *([run] if run else [])] or ["latest"]
+    if len(names) > 2:
+        raise AnitaError(f"{len(names)} runs named: give one, or two to be compared")
+    loaded = [say_which(Run.load(name)) for name in names]
     print(shown(write_comparison(*loaded) if len(loaded) == 2 else write_report(loaded[0])))
+
+
+def cache(
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete what this version does not take and no run uses.")
+    ] = False,
+    days: Annotated[
+        float | None,
+        typer.Option("--older-than", min=0, help="With --prune: also what no run uses and is older than so many days."),
+    ] = None,
+) -> None:
+    """List what the cache holds: how much of each kind, what runs use, what an older version of the course left."""
+    from rich.table import Table
+
+    from anita_utils import cache as store
+    from anita_utils.paths import cache_dir
+
+    if days is not None and not prune:
+        raise AnitaError("--older-than chooses what --prune deletes: give both")
+    if prune:
+        deleted = list(store.prune(days))
+        print(f"deleted: {len(deleted)} entries, {sum(one.size for one in deleted) / 1e6:,.1f} MB")
+    found = store.contents()
+    table = Table("kind", "entries", "MB", "used by runs", "not taken any more", title=shown(cache_dir()))
+    for kind in dict.fromkeys(one.kind for one in found):
+        own = [one for one in found if one.kind == kind]
+        old = [one for one in own if one.old]
+        sizes = [f"{sum(one.size for one in some) / 1e6:,.1f}" for some in (own, old)]
+        table.add_row(kind, f"{len(own)}", sizes[0], f"{sum(bool(one.runs) for one in own)}",
+                      f"{len(old)} ({sizes[1]} MB)" if old else "")  # fmt: skip
+    console = Console()
+    console.print(table)
+    for reason in dict.fromkeys(one.old for one in found if one.old):
+        console.print(f"- not taken: {reason}", markup=False, highlight=False)

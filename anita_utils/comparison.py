@@ -8,17 +8,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
-from anita_utils import AnitaError
-from anita_utils.evaluation import PARTS, evaluation_file
-from anita_utils.hub import resolve_model
+from anita_utils.cache import cached
+from anita_utils.evaluation import PARTS, evaluation_entry
+from anita_utils.hub import model_key
 from anita_utils.intervals import Measurement, differences
-from anita_utils.record import Run, remembered
+from anita_utils.record import Run
 from anita_utils.statistics import LEVEL, paired_tests
 
-VERSION = 1  # raise it when differences or tests change, so that no cached one is taken for a new one
 NAME = ("metric", "language", "split")
 # Where less is better; how long answers are and on which side a model errs is neither better nor worse.
 LOWER = ("perplexity", "bits_per_byte", "refusal/harmless", "benchmark_calibration_error")
@@ -26,29 +24,25 @@ NEUTRAL = ("answer_words", "overconfidence")
 
 
 class Stored(NamedTuple):
-    """What was measured of a model, item by item, and the names of the files that hold it, which tell its contents."""
+    """What was measured of a model, item by item, and the keys of the cache's entries that hold it."""
 
-    files: list[str]
+    keys: list[str]
     measured: list[Measurement]
 
 
 def stored(run: Run) -> dict[str, Stored]:
-    """What the cache holds of the base and of each stage of the run; nothing is measured."""
+    """What the cache holds of the base and of each stage of the run. Nothing is measured, resolved or downloaded: the
+    base may be on another machine.
+    """
+    merged = {stage: run.model_dir(stage) / "merged" for stage in run.profile.order}
+    models = {"base": run.base_key} | {stage: model_key(path) for stage, path in merged.items() if path.is_dir()}
     found = {}
-    for stage in ("base", *run.profile.order):
-        path = run.model_dir(stage) / "merged"
-        if stage == "base":
-            try:
-                path = resolve_model(run.profile.model.base, run.profile.model.revision)
-            except AnitaError:  # not on this machine
-                continue
-        elif not path.is_dir():
-            continue
-        files = [evaluation_file(path, run.profile, part) for part in reversed(PARTS)]
-        files = [file for file in files if file.is_file()]
-        rows = [row for file in files for row in json.loads(file.read_text("utf-8"))["measured"]]
-        if rows:
-            found[stage] = Stored([file.name for file in files], [Measurement(**row) for row in rows])
+    for stage, key in models.items():
+        entries = [evaluation_entry(key, run.profile, part) for part in reversed(PARTS)]
+        kept = {entry.key: value for entry in entries if (value := entry.read()) is not None}
+        rows = [row for value in kept.values() for row in value["measured"]]
+        if key and rows:
+            found[stage] = Stored(list(kept), [Measurement(**row) for row in rows])
     return found
 
 
@@ -57,10 +51,11 @@ def compared(before: Stored, after: Stored) -> list[dict[str, Any]]:
 
     p and p_holm are None where no paired test fits (see `statistics.paired_tests`).
     """
-    return remembered("comparisons", [VERSION, before.files, after.files], lambda: _compared(*before[1:], *after[1:]))
+    entry = cached("comparisons/pair", before.keys, after.keys)
+    return entry.value(lambda: compare(before.measured, after.measured))
 
 
-def _compared(before: list[Measurement], after: list[Measurement]) -> list[dict[str, Any]]:
+def compare(before: list[Measurement], after: list[Measurement]) -> list[dict[str, Any]]:
     earlier = {m.name: m for m in before}
     same = [m for m in after if m.name in earlier and earlier[m.name].clusters == m.clusters]
     tests = {tuple(test[key] for key in NAME): test for test in paired_tests(before, same)}

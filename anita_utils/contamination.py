@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from anita_utils.data import contents, read_jsonl
+from anita_utils.cache import cached
+from anita_utils.data import contents
 from anita_utils.datasets_hub import sample_file
-from anita_utils.hub import data_dir, file_hash
+from anita_utils.paths import data_dir, file_hash
 from anita_utils.profile import Profile
-from anita_utils.record import remembered
+from anita_utils.rows import read_jsonl, read_rows
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -39,7 +40,6 @@ WORD, ACCENT = re.compile(r"\w+"), re.compile("[\u0300-\u036f]+")
 SENTENCE_START = {"", *'.?!:;«“"('}
 GAP = " \n "  # stands for what was taken out of a text
 ROUNDING = 1e-9
-VERSION = 2  # raise it when a leak becomes another thing
 
 
 class Item(NamedTuple):
@@ -234,16 +234,17 @@ def overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> lis
     corpora: the files of each corpus, by name. Kept in the cache by the files' contents.
     """
     files = [*(path for paths in corpora.values() for path in paths), *benchmarks.values()]
-    settings, sizes = [VERSION, LENGTH, SHARE, NEAR, COMMON], {name: len(paths) for name, paths in corpora.items()}
-    key = [[*settings, sizes, list(benchmarks)], [file_hash(file) for file in files]]
-    return remembered("contamination", key, lambda: list(_overlaps(corpora, benchmarks)))
+    sizes = {name: len(paths) for name, paths in corpora.items()}
+    settings = {"length": LENGTH, "tolerance": TOLERANCE, "share": SHARE, "near": NEAR, "rare": RARE, "common": COMMON}
+    entry = cached("contamination/leaks", settings, sizes, list(benchmarks), [file_hash(file) for file in files])
+    return entry.value(lambda: list(_overlaps(corpora, benchmarks)))
 
 
 def _overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> Iterator[dict]:
     parts = {name: read_items(file) for name, file in benchmarks.items()}
     index = Index([item for part in parts.values() for item in part])
     for corpus, paths in corpora.items():
-        documents = [text for path in paths for row in read_jsonl(path) for text in texts_of(row)]
+        documents = [text for path in paths for row in read_rows(path)[0] for text in texts_of(row)]
         kinds = {leak.item: leak.kind for leak in find_leaks(documents, index)}
         start = 0
         for name, part in parts.items():

@@ -19,8 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anita_utils import REPOSITORY, AnitaError, checkout, shown
 from anita_utils.execution import Outcome, execute
+from anita_utils.paths import runs_dir, write_text
 from anita_utils.profile import load_profile
-from anita_utils.record import Run, clock, runs_dir, write_text
+from anita_utils.record import Run, clock
 from anita_utils.report import lesson_html, write_report
 
 KEPT_PROFILE = "cpu"  # the profile whose outputs are kept in the repository's notebooks

@@ -10,15 +10,13 @@ model's. To be measured changes nothing of the training: nothing is drawn at ran
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from transformers import TrainerCallback
 
+from anita_utils.cache import Entry, cached
 from anita_utils.data import IGNORED, encode_chat
 from anita_utils.evaluation import (
     ask,
@@ -32,11 +30,9 @@ from anita_utils.evaluation import (
 )
 from anita_utils.intervals import Measurement
 from anita_utils.profile import Profile
-from anita_utils.record import cache_dir, write_text
 from anita_utils.stages import Stage
 from anita_utils.training import train_stage
 
-VERSION = 1  # raise it when a measure changes, so that no cached curve is taken for a new one
 THIN = 6  # of the questions every sixth is asked, so that a point takes seconds
 FACTS = ("truth", "myth")  # kinds of pairs where a fact decides; a rule does in all others
 HISTORY = {"loss": "train/loss", "rewards/accuracies": "train/pairs_accuracy", "logps/chosen": "train/chosen_logp",
@@ -52,28 +48,22 @@ def watched(stage: Stage, points: int, measure: Callable | None = None, kind: st
     Returns the rows, each with its `update`, and what the trainer logged between two points. From the cache where
     the very same was done before. A stage that was trained unwatched is trained anew, for nobody can look back.
     """
-    file = curve_file(stage, points, kind)
-    if stage.done and not complete(file):
+    kept = curve(stage, points, kind)
+    if stage.done and not complete(kept):
         shutil.rmtree(stage.folder)
-    train_stage(stage, callbacks=[OnTheWay(file, points, stage.run.profile, measure or held_out)])
-    rows = [row for point in read_points(file) for row in point["rows"]]
+    train_stage(stage, callbacks=[OnTheWay(kept, points, stage.run.profile, measure or held_out)])
+    rows = [row for point in kept.read() for row in point["rows"]]
     return rows + logged(stage.info["history"], sorted({row["update"] for row in rows}))
 
 
-def curve_file(stage: Stage, points: int, kind: str = "held_out") -> Path:
+def curve(stage: Stage, points: int, kind: str = "held_out") -> Entry:
     """Where the cache keeps what was measured on the way."""
-    made = [VERSION, THIN, kind, stage.key, points, measured_with(stage.run.profile)]
-    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_dir() / "curves" / f"{digest}.json"
+    return cached(f"curves/{kind}", THIN, stage.key, points, measured_with(stage.run.profile))
 
 
-def read_points(file: Path) -> list[dict]:
-    return json.loads(file.read_text("utf-8")) if file.is_file() else []
-
-
-def complete(file: Path) -> bool:
+def complete(entry: Entry) -> bool:
     """Whether the last point is there."""
-    return any(point["update"] == point["of"] for point in read_points(file))
+    return any(point["update"] == point["of"] for point in entry.read() or [])
 
 
 def logged(history: list[dict], updates: list[int]) -> list[dict]:
@@ -98,12 +88,12 @@ class OnTheWay(TrainerCallback):
     A killed training goes on from a checkpoint: points after it are measured anew, and come out the same.
     """
 
-    def __init__(self, file: Path, points: int, profile: Profile, measure: Callable) -> None:
-        self.file, self.points, self.profile, self.measure = file, points, profile, measure
+    def __init__(self, entry: Entry, points: int, profile: Profile, measure: Callable) -> None:
+        self.entry, self.points, self.profile, self.measure = entry, points, profile, measure
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs):
         self.due = {round(number * state.max_steps / self.points) for number in range(self.points + 1)}
-        self.kept = [point for point in read_points(self.file) if point["update"] <= state.global_step]
+        self.kept = [point for point in self.entry.read() or [] if point["update"] <= state.global_step]
         if state.global_step == 0:
             self.kept = []
             self.note(state, model, processing_class)
@@ -118,7 +108,7 @@ class OnTheWay(TrainerCallback):
         rows = [{"update": state.global_step} | row for row in self.measure(model, tokenizer, self.profile)]
         model.train(training)
         self.kept.append({"update": state.global_step, "of": state.max_steps, "rows": rows})
-        write_text(self.file, json.dumps(self.kept))
+        self.entry.write(self.kept)
 
 
 # ---------------------------------------------------------------- what is measured

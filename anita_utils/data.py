@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
-from anita_utils import AnitaError, shown
+from anita_utils import AnitaError
+from anita_utils.rows import SAME
 
 if TYPE_CHECKING:
     import torch
@@ -19,26 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # torch's label for a token that is not scored
-
-
-def read_jsonl(path: str | Path) -> list[dict]:
-    """The rows of a JSON Lines file. AnitaError naming file and line for one that is not a JSON object."""
-    path, rows = Path(path), []
-    if not path.is_file():
-        raise AnitaError(
-            f"{shown(path)}: no such file: check the name, or build it with `anita world build --no-train`"
-        )
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise AnitaError(
-                f"{shown(path)}, line {number}: not JSON ({error.msg}): mend or delete that line"
-            ) from None
-        if not isinstance(row, dict):
-            raise AnitaError(f"{shown(path)}, line {number}: not a JSON object: mend or delete that line")
-        rows.append(row)
-    return rows
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
@@ -87,6 +68,86 @@ def contents(row: dict) -> list[list[str]]:
         return [[row["text"]]]
     chats = [row["messages"]] if "messages" in row else [row["prompt"] + row[side] for side in ("chosen", "rejected")]
     return [[turn["content"] for turn in turns] for turns in chats]
+
+
+@dataclass
+class RowCounts:
+    """What became of a stage's rows: of those read, which are trained whole, which cut, which left out and why.
+
+    read is the sum of all the others.
+    """
+
+    read: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)  # as they were read, by reason
+    not_taken: int = 0  # beyond the number of examples that the profile asks for
+    unfit: Counter[str] = field(default_factory=Counter)  # left out once they were encoded, by reason
+    cut: int = 0  # longer than a row may be: the end is lost
+    whole: int = 0
+
+    def before_encoding(self) -> RowCounts:
+        """The counts of reading alone."""
+        return RowCounts(self.read, self.left_out, self.not_taken)
+
+    def rows(self) -> list[tuple[str, int]]:
+        """A table: what, and how many."""
+        reasons = (self.left_out + self.unfit).most_common()
+        lines = [("read", self.read), *((f"left out: {why}", count) for why, count in reasons)]
+        lines += [("not taken (examples)", self.not_taken)] * bool(self.not_taken)
+        return [*lines, ("cut", self.cut), ("whole", self.whole)]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count:,} {what}" for what, count in self.rows())
+
+
+def fitting(encoded: list[dict], max_length: int, counts: RowCounts) -> list[dict]:
+    """The encoded examples of which something is still scored within `max_length` tokens; counts the others by reason,
+    and how many are cut.
+    """
+    kept = []
+    for example in encoded:
+        if all(label == IGNORED for label in example["labels"][1:]):
+            counts.unfit["nothing scored"] += 1
+        elif all(label == IGNORED for label in example["labels"][1:max_length]):
+            counts.unfit[f"the prompt fills the {max_length} tokens"] += 1
+        else:
+            kept.append(example)
+            counts.cut += len(example["input_ids"]) > max_length
+            counts.whole += len(example["input_ids"]) <= max_length
+    return kept
+
+
+def fitting_pairs(
+    pairs: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int, counts: RowCounts
+) -> tuple[list[dict], list[int]]:
+    """The preference pairs that still differ within `max_length` tokens, and the length of each one's longer side;
+    counts the others by reason, and how many are cut.
+
+    TRL's trainer drops a pair whose prompt fills the row without a word, and trains on pairs that have become equal.
+    """
+    kept, lengths = [], []
+    for pair in pairs:
+        prompt = render(pair["prompt"], tokenizer, add_generation_prompt=True)
+        sides = [render(pair["prompt"] + pair[side], tokenizer) for side in ("chosen", "rejected")]
+        start = min(common_length(prompt, side) for side in sides)
+        longest = max(map(len, sides))
+        if sides[0] == sides[1]:
+            counts.unfit[SAME] += 1
+        elif start >= max_length:
+            counts.unfit[f"the prompt fills the {max_length} tokens"] += 1
+        elif sides[0][:max_length] == sides[1][:max_length]:
+            counts.unfit[f"two answers that are the same in {max_length} tokens"] += 1
+        else:
+            kept.append(pair)
+            lengths.append(longest)
+            counts.cut += longest > max_length
+            counts.whole += longest <= max_length
+    return kept, lengths
+
+
+def common_length(first: list[int], second: list[int]) -> int:
+    """How many tokens two renderings begin with alike."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def encode(document: dict, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:

@@ -220,7 +220,7 @@ def disk(profile: Profile) -> Finding:
     """Room for the runs and, for a model from the Hub, for its cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from anita_utils.record import runs_dir
+    from anita_utils.paths import runs_dir
 
     needed = need_of(profile).disk_gb
     folders = {"ANITA_RUNS": runs_dir()} | ({"HF_HOME": Path(HF_HUB_CACHE)} if on_hub(profile.model.base) else {})

@@ -22,11 +22,12 @@ from trl import DPOConfig, DPOTrainer, SFTConfig
 from anita_utils.architectures import architecture, meta_model
 from anita_utils.data import IGNORED, PackedCollator
 from anita_utils.datasets_hub import rows as hub_rows
-from anita_utils.hub import SHIPPED_BASE, data_dir, on_hub, resolve_model
+from anita_utils.hub import SHIPPED_BASE, on_hub, resolve_model
 from anita_utils.memory import GIB, GPUS, Job, bytes_by_part, job_of, plan, trainable
 from anita_utils.model import load_tokenizer, parameter_counts, quantisation_config
+from anita_utils.paths import data_dir, environment
 from anita_utils.profile import Profile, load_profile
-from anita_utils.record import Run, environment
+from anita_utils.record import Run
 from anita_utils.training import COMPUTE_DTYPES, PREPACKED, Stage, lora_config, training_arguments, training_rows
 
 SAMPLE = 16  # rows of a shipped corpus; a fixture is taken whole
@@ -62,7 +63,7 @@ def dry_run(name: str, console: Console | None = None) -> int:
 
 def attempts(profile: Profile) -> Iterator[tuple[str, Callable[[], str]]]:
     """What is tried, one after the other: its name, and a function that returns what was found or raises."""
-    stages = {name: Stage(without_hub(profile), name, profile.stages[name], "base", "", "") for name in profile.order}
+    stages = {name: Stage(without_hub(profile), name, profile.stages[name]) for name in profile.order}
     yield "profile", lambda: f"valid; {', '.join(profile.order)}"
     yield "4-bit weights", lambda: quantisation_of(profile)
     yield "model", lambda: f"{profile.model.base}: {weights_of(profile):,} weights, on the meta device"
@@ -141,7 +142,7 @@ def batch_of(profile: Profile, corpus: str, name: str | None) -> str:
     run = without_hub(profile)
     name = name or taker(run.profile, corpus)
     settings = run.profile.stages[name].model_copy(update={"data": [corpus], "examples": SAMPLE})
-    stage = Stage(run, name, settings, "base", "", "")
+    stage = Stage(run, name, settings)
     ids, scored = (preference_batch if name == "dpo" else packed_batch)(stage)
     return f"{name}: {len(stage.documents())} rows, a batch of {ids[0]} × {ids[1]} tokens, {scored:,} of them scored"
 

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections import defaultdict
@@ -18,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
-from anita_utils.data import IGNORED, encode_chat, encode_text, read_jsonl
-from anita_utils.hub import data_dir, file_hash, model_key
+from anita_utils.cache import Entry, cached
+from anita_utils.data import IGNORED, encode_chat, encode_text
+from anita_utils.hub import model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
-from anita_utils.machine import LIBRARIES
 from anita_utils.model import chat, held_for_evaluation, load_for_evaluation, load_tokenizer
 from anita_utils.normalisation import normalise
+from anita_utils.paths import data_dir, file_hash
 from anita_utils.profile import Profile
-from anita_utils.record import cache_dir, write_text
+from anita_utils.rows import read_jsonl
 from anita_utils.suites import FAMILIES, GUESSING, load_suite, run_benchmarks, suite_named, without_bars  # noqa: F401
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ MARKS = {
     "it": {"è", "sono", "era", "erano", "fu", "furono", "ha", "hanno", "viene", "vengono"},
 }
 PARTS = ("answers", "benchmarks")  # of an evaluation, each cached by itself
-VERSION = 4  # raise it when a measure changes, so that no cached figure is taken for a new one
 
 
 # ---------------------------------------------------------------- small judges
@@ -232,43 +230,32 @@ def answers_of(path: str | Path, profile: Profile) -> dict[str, list[dict]]:
     return _cached(path, profile, ["answers"])[0][0]
 
 
-def evaluation_file(path: str | Path, profile: Profile, part: str) -> Path:
-    """Where the cache keeps a part of what was measured of a model; not there before it is."""
-    return cache_dir() / "evaluations" / f"{evaluation_key(path, profile)}-{part}.json"
+def evaluation_entry(model: str, profile: Profile, part: str) -> Entry:
+    """Where the cache keeps a part of what was measured of a model. model: as `hub.model_key` names it."""
+    return cached(f"evaluations/{part}", {"model": model} | measured_with(profile))
 
 
 def _cached(
     path: str | Path, profile: Profile, parts: list[str]
 ) -> list[tuple[dict[str, list[dict]], list[Measurement]]]:
-    files = {part: evaluation_file(path, profile, part) for part in parts}
-    missing = [part for part, file in files.items() if not file.is_file()]
+    entries = {part: evaluation_entry(model_key(path), profile, part) for part in parts}
+    missing = [part for part, entry in entries.items() if entry.read() is None]
     for part, answers, measured in _measure(path, profile, missing) if missing else []:
-        found = {"answers": answers, "measured": [asdict(m) for m in measured]}
-        write_text(files[part], json.dumps(found, ensure_ascii=False))
-    stored = [json.loads(file.read_text("utf-8")) for file in files.values()]
+        entries[part].write({"answers": answers, "measured": [asdict(m) for m in measured]})
+    stored = [entry.read() for entry in entries.values()]
     return [(found["answers"], [Measurement(**row) for row in found["measured"]]) for found in stored]
 
 
-def evaluation_key(path: str | Path, profile: Profile) -> str:
-    parts = {"model": model_key(path)} | measured_with(profile)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def measured_with(profile: Profile) -> dict:
-    """Everything that a figure depends on but the model: settings, items, libraries, this code."""
-    from importlib.metadata import version
-
+    """Everything that a figure depends on but the model and the code: settings and items."""
     files = sorted([*(data_dir() / "probes").glob("*.jsonl"), *(data_dir() / "benchmarks").rglob("*.*")])
-    parts = {
+    held = held_for_evaluation(profile)
+    return {
         "evaluation": profile.evaluation.model_dump(exclude_none=True),
         "data": [file_hash(file) for file in files if file.suffix in {".jsonl", ".yaml", ".py"}],
-        "versions": {name: version(name) for name in (*LIBRARIES[:2], "lm_eval")},
-        "code": VERSION,
         "benchmarks": suite_named(profile.evaluation.suite),
+        "held": [profile.model.dtype, held.model_dump() if held.bits else None],
     }
-    if profile.evaluation.bits or profile.model.dtype != "float32":  # another rounding, other figures
-        parts["held"] = [profile.model.dtype, held_for_evaluation(profile).model_dump()]
-    return parts
 
 
 def _measure(
@@ -284,10 +271,10 @@ def _measure(
         if part == "benchmarks":
             yield part, {}, run_benchmarks(model, tokenizer, profile, tasks)
         else:
-            yield part, *_read_answers(model, tokenizer, profile)
+            yield part, *measure_answers(model, tokenizer, profile)
 
 
-def _read_answers(model, tokenizer, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
+def measure_answers(model, tokenizer, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
     batch_size = profile.evaluation.batch_size
     answered = {
         name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")

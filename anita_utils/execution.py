@@ -20,7 +20,8 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from anita_utils.record import clock, environment, runs_dir
+from anita_utils.paths import environment, runs_dir
+from anita_utils.record import clock
 
 
 @dataclass

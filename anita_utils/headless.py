@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -16,6 +17,7 @@ from anita_utils import AnitaError, shown
 from anita_utils.profile import Profile, load_profile, parse_profile
 
 if TYPE_CHECKING:
+    from anita_utils.data import RowCounts
     from anita_utils.stages import Stage
 
 
@@ -40,19 +42,51 @@ def train(
     AnitaError, one line, for whatever the user can mend.
     """
     changes = list(changes)
-    settings = changed(load_profile(profile), name, base, changes)
-    if name not in settings.order:
-        raise AnitaError(f"profile '{settings.name}' has no stage '{name}': its order is {', '.join(settings.order)}")
+    settings = chosen(name, profile, base, changes)
     quieten()
+    from anita_utils.paths import runs_dir
     from anita_utils.record import Run
     from anita_utils.training import open_stage, train_stage
 
     own = f"{settings.name}-train" if base or changes else "latest"
-    stage = open_stage(Run.open(run or own, settings, seed), name)
+    first = not (runs_dir() / "latest").exists()  # only lessons move it, but there may be none yet
+    opened = Run.open(run or own, settings, seed, newest=first)
+    stage = open_stage(opened, name)
     kept = stage.done
     train_stage(stage, resume)
     print(summary(stage, kept))
+    print(f"run '{opened.folder.name}': `anita chat {name} --run {opened.folder.name}` asks it")
     return stage
+
+
+def check_rows(
+    name: str, profile: str = "cpu", base: str | None = None, seed: int = 42, changes: Iterable[str] = ()
+) -> RowCounts:
+    """What would become of a stage's rows: read and encoded as for training, but nothing is trained or written.
+
+    The arguments are those of `train`. AnitaError where a row is damaged, or none can be trained on.
+    """
+    settings = chosen(name, profile, base, list(changes))
+    quieten()
+    from anita_utils.hub import resolve_model
+    from anita_utils.model import load_tokenizer
+    from anita_utils.record import Run
+    from anita_utils.stages import find_stage
+    from anita_utils.training import training_rows
+
+    stage = find_stage(Run(Path("unwritten"), settings, seed), name)
+    documents = stage.documents()  # before a model is looked for: a wrong file is said at once
+    tokenizer = load_tokenizer(resolve_model(settings.model.base, settings.model.revision))
+    training_rows(stage, tokenizer, documents)
+    return stage.counts
+
+
+def chosen(name: str, profile: str, base: str | None, changes: list[str]) -> Profile:
+    """The profile as the options change it. AnitaError where it has no such stage."""
+    settings = changed(load_profile(profile), name, base, changes)
+    if name not in settings.order:
+        raise AnitaError(f"profile '{settings.name}' has no stage '{name}': its order is {', '.join(settings.order)}")
+    return settings
 
 
 def changed(profile: Profile, stage: str, base: str | None, changes: Iterable[str]) -> Profile:
@@ -96,6 +130,7 @@ def quieten() -> None:
 
 def summary(stage: Stage, kept: bool) -> str:
     """What was trained, in a line."""
+    from anita_utils.data import RowCounts
     from anita_utils.memory import GIB
     from anita_utils.record import clock
 
@@ -104,5 +139,6 @@ def summary(stage: Stage, kept: bool) -> str:
     return (
         f"{stage.name}: {'in the cache, unchanged' if kept else 'trained'}: {info['steps']:,} updates, "
         f"{info['tokens']:,} tokens{cut}, {info['tokens_per_second']:,.0f} tokens/s, {clock(info['seconds'])}, "
-        f"peak memory {info['peak_memory_bytes'] / GIB:.2f} GiB: {where}"
+        f"peak memory {info['peak_memory_bytes'] / GIB:.2f} GiB: {where}\n"
+        f"rows: {RowCounts(**info['rows'])}"
     )

@@ -7,16 +7,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anita_utils import AnitaError, checkout, shown
-from anita_utils.download import download_model, resolve_revision
+from anita_utils import AnitaError, shown
+from anita_utils.cache import digest
+from anita_utils.download import MODEL_FILES, download_model, resolve_revision
+from anita_utils.paths import data_dir, file_hash
 
 if TYPE_CHECKING:
     from anita_utils.profile import Profile
@@ -25,22 +25,9 @@ SHIPPED_BASE = "tiny-llama-3-instruct"
 STAGES = ("base", "sft", "italian", "dpo")
 RESTORE = "restore the file (git checkout, or train the stage again)"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # those of old without an owner are no models for this course
+# The files that decide what a model answers
+DECISIVE = [*MODEL_FILES, "additional_chat_templates/*.jinja"]
 COMMIT = re.compile(r"[0-9a-f]{40}")  # the name of a snapshot's folder in the Hub's cache
-
-
-def data_dir() -> Path:
-    """The folder with the course's data: `ANITA_DATA` if set, else the checkout's `data/`, else the packaged copy.
-
-    Raises AnitaError when there is none.
-    """
-    root = checkout()
-    candidates = [Path(os.environ["ANITA_DATA"])] if os.environ.get("ANITA_DATA") else []
-    candidates += [root / "data"] if root else []
-    candidates += [Path(__file__).parent / "_data"]
-    if candidates[0].is_dir():
-        return candidates[0].absolute()
-    remedy = "correct ANITA_DATA or unset it" if os.environ.get("ANITA_DATA") else "reinstall the package"
-    raise AnitaError(f"no data folder at {shown(candidates[0])}: {remedy}")
 
 
 def resolve_model(name: str, revision: str | None = None, run=None) -> str:
@@ -158,24 +145,24 @@ def check_safetensors(file: Path, remedy: str = RESTORE) -> None:
         raise AnitaError(f"{shown(file)} is truncated ({size:,} of {expected:,} bytes): {remedy}")
 
 
-def file_hash(path: str | Path) -> str:
-    with Path(path).open("rb") as file:  # in pieces: weights can be larger than the memory
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def model_key(path: str | Path) -> str:
-    """What tells a model's weights from all others: their hash, or the commit of a snapshot from the Hub."""
+    """What tells a model from all others: a hash of its weights, configuration, tokenizer and chat template, or the
+    commit of a snapshot from the Hub.
+    """
     path = Path(path)
-    if not path.is_dir():
-        return str(path)
     if path.parent.name == "snapshots" and COMMIT.fullmatch(path.name):
         return f"{path.parents[1].name}@{path.name}"
-    files = [(weights, weights.stat()) for weights in sorted(path.glob("*.safetensors"))]
-    return _weights_hash(*((weights, stat.st_size, stat.st_mtime_ns) for weights, stat in files))
+    files = sorted(file for pattern in DECISIVE for file in path.glob(pattern))
+    return digest([[file.name, _hash_once(file, _stamp(file))] for file in files])
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What changes with a file's contents: size, times of change, place on the disk."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 @cache
-def _weights_hash(*files: tuple[Path, int, int]) -> str:
-    """The hash of files, given with size and time of change: they are read again only when one of these is another."""
-    hashes = "".join(file_hash(weights) for weights, _, _ in files)
-    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
+def _hash_once(file: Path, stamp: tuple[int, ...]) -> str:
+    """The hash of a file, read again only when its stamp is another: weights can be large."""
+    return file_hash(file)

@@ -10,7 +10,6 @@ is known again wherever it was made, and whoever has it need not train. Scores a
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from typing import Any
 import pandas
 
 from anita_utils import AnitaError, shown
-from anita_utils.hub import data_dir
+from anita_utils.cache import digest
 from anita_utils.intervals import Measurement, pairs_won
+from anita_utils.paths import data_dir, read_lines, write_text
 from anita_utils.profile import REHEARSAL
-from anita_utils.record import write_text
 
 NOTEBOOK = "ablation"  # under which its rows stand in metrics.jsonl
 DIGITS = 6
@@ -110,8 +109,7 @@ def read_kept(file: Path) -> Kept:
     """The results in a file; none where it is not there. AnitaError for a line that cannot be read."""
     lines: dict[tuple[str, int], dict] = {}
     weights: dict[str, dict] = {}
-    texts = file.read_text("utf-8").splitlines() if file.is_file() else []
-    for number, text in enumerate(texts, 1):
+    for number, text in read_lines(file) if file.is_file() else []:
         try:
             line = json.loads(text)
             if "of" in line:
@@ -156,11 +154,10 @@ def make_line(place: dict[str, Any], figures: list[dict], measured: list[Measure
         name = " ".join(filter(None, m.name))
         sums, weighed, _ = m.totals()
         scores[name], weights[name] = [[short(value) for value in values] for values in (sums, weighed)]
-    digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()[:16]
     line = place | {
         "figures": [[short(row[key]) for key in FIGURE] for row in figures],
         "curve": [[short(row[key]) for key in CURVE] for row in curve],
-        "weights": digest,
+        "weights": digest(weights),
         "scores": scores,
     }
     return line, weights

@@ -15,7 +15,7 @@ from typing import Any
 import pandas
 import yaml
 
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.profile import Profile, load_profile
 
 FIRST, LAST = "authors at first upload", "authors' last script"

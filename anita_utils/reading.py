@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anita_utils.data import contents, read_jsonl
+from anita_utils.data import contents
 from anita_utils.evaluation import language_of
-from anita_utils.hub import SHIPPED_BASE, data_dir
+from anita_utils.hub import SHIPPED_BASE
 from anita_utils.normalisation import normalise
+from anita_utils.paths import data_dir
+from anita_utils.rows import read_jsonl
 from anita_utils.stages import find_stage
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -22,56 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anita_utils import AnitaError, checkout, shown
 from anita_utils.machine import detect_machine
+from anita_utils.paths import locked, read_lines, read_text, replacing, runs_dir, write_text
 from anita_utils.profile import REHEARSAL, Profile, load_profile, parse_profile
 
 RUN_NAME = re.compile(r"[\w][\w.-]*")
+FORMAT = 2  # of run.json: 2 since its profile has the libraries' own names
 RESERVED = {"latest", "cache"}  # other things that live in the folder of runs
-
-
-def runs_dir() -> Path:
-    """The folder of all runs: `ANITA_RUNS` if set, else the checkout's `runs/`, else `runs/` in the working folder."""
-    if os.environ.get("ANITA_RUNS"):
-        return Path(os.environ["ANITA_RUNS"]).expanduser().absolute()
-    return (checkout() or Path.cwd()) / "runs"
-
-
-def cache_dir() -> Path:
-    """The folder of the cache that all runs share: `ANITA_CACHE` if set, else `cache/` beside the runs."""
-    cache = os.environ.get("ANITA_CACHE")
-    return Path(cache).expanduser().absolute() if cache else runs_dir() / "cache"
-
-
-@contextmanager
-def environment(**settings: str) -> Iterator[None]:
-    """Sets environment variables, for this process and those it starts, until the block ends."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def write_text(file: Path, text: str) -> None:
-    """Writes a file whole or not at all: whoever is killed half-way leaves the old one standing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, "utf-8")
-        temporary.replace(file)
-    except OSError:  # a full disk, say
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def remembered(kind: str, key: Any, make: Callable[[], Any]) -> Any:
-    """What `make` returns, as JSON; from the cache that all runs share where it was made before under the same key."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    file = cache_dir() / kind / f"{digest}.json"
-    if not file.is_file():
-        write_text(file, json.dumps(make(), ensure_ascii=False))
-    return json.loads(file.read_text("utf-8"))
 
 
 def clock(seconds: float) -> str:
@@ -111,13 +67,13 @@ class Run:
     def open(
         cls, name: str = "latest", profile: str | Path | Profile = "cpu", seed: int = 42, newest: bool = True
     ) -> Run:
-        """Opens the run called `name`, making it if need be, and points `runs/latest` at it, unless it is a rehearsal.
+        """Opens the run called `name`, making it if need be; for the lessons, points `runs/latest` at it.
 
         name: a folder's name under `runs/`. "latest" is the newest run if it has this profile, else a run called after
             the profile.
         profile: a profile's name, the path of one, or the Profile itself.
         seed: the seed of everything drawn at random.
-        newest: whether `runs/latest` is to point at it; an ablation is no run of the lessons.
+        newest: whether `runs/latest` is to point at it. Only a run of the lessons moves it; a rehearsal never does.
 
         A run keeps its profile: AnitaError when a run of that name has another one, when run.json is damaged, or when
         the machine cannot do what the profile asks.
@@ -132,26 +88,26 @@ class Run:
             raise AnitaError(f"'{name}' cannot name a run: use letters, digits, '.', '_' and '-'")
 
         run = cls(runs_dir() / name, profile, seed)
-        known = run.info() if (run.folder / "run.json").is_file() else {"lessons": {}}
-        if known.get("profile", {}).get("name", profile.name) != profile.name:
-            raise AnitaError(
-                f"run '{name}' was made with profile '{known['profile']['name']}', not '{profile.name}': "
-                "choose another name with --run"
-            )
-        lessons = known["lessons"]
-        if (known.get("profile"), known.get("seed")) != (profile.model_dump(), seed):  # what ran, ran on other terms
-            lessons = {lesson: done | {"status": "outdated"} for lesson, done in lessons.items()}
-        run._write_info(
-            {
+        with run._changing() as info:
+            if info.get("profile", {}).get("name", profile.name) != profile.name:
+                raise AnitaError(
+                    f"run '{name}' was made with profile '{info['profile']['name']}', not '{profile.name}': "
+                    "choose another name with --run"
+                )
+            lessons = info.get("lessons", {})
+            if (info.get("profile"), info.get("seed")) != (profile.model_dump(), seed):  # made on other terms
+                lessons = {lesson: done | {"status": "outdated"} for lesson, done in lessons.items()}
+            started = info.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
+            info |= {
+                "format": FORMAT,
                 "profile": profile.model_dump(),
                 "seed": seed,
                 "commit": git_commit(),
                 "machine": machine.model_dump(mode="json", exclude={"versions"}),
                 "versions": machine.versions,
-                "started": known.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+                "started": started,
                 "lessons": lessons,
             }
-        )
         if newest and not profile.name.startswith(REHEARSAL):  # whose figures mean nothing
             _point_latest(run.folder)
         return run
@@ -174,8 +130,18 @@ class Run:
         """run.json: profile, seed, commit, machine, versions, lessons."""
         return _read_info(self.folder / "run.json")
 
-    def _write_info(self, info: dict[str, Any]) -> None:
-        write_text(self.folder / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+    @property
+    def kept(self) -> bool:
+        """Whether the run has a run.json; an arm of an ablation has none."""
+        return (self.folder / "run.json").is_file()
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        """run.json, to be changed inside the block; no other process changes it meanwhile."""
+        with locked(self.folder / "run.json"):
+            info = self.info() if self.kept else {}
+            yield info
+            write_text(self.folder / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
 
     def record(self, notebook: str, metrics: list[dict | Metric]) -> pandas.DataFrame:
         """Writes what a lesson measured into metrics.jsonl, in place of what the same lesson wrote before.
@@ -195,8 +161,9 @@ class Run:
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
                 raise AnitaError(f"{notebook}: metric {values}: {key}: {first['msg']}: correct the row") from error
-        kept = [row for row in self._rows() if row.notebook != notebook]
-        write_text(self.folder / "metrics.jsonl", "".join(row.model_dump_json() + "\n" for row in kept + rows))
+        with locked(self.folder / "metrics.jsonl"):
+            kept = [row for row in self._rows() if row.notebook != notebook]
+            write_text(self.folder / "metrics.jsonl", "".join(row.model_dump_json() + "\n" for row in kept + rows))
         shown_columns = ["stage", "metric", "language", "split", "value", "ci_low", "ci_high", "n"]
         return _table(rows)[shown_columns]
 
@@ -207,7 +174,7 @@ class Run:
     def _rows(self) -> list[Metric]:
         file = self.folder / "metrics.jsonl"
         rows = []
-        for number, line in enumerate(file.read_text("utf-8").splitlines() if file.is_file() else [], start=1):
+        for number, line in read_lines(file) if file.is_file() else []:
             try:
                 rows.append(Metric.model_validate_json(line))
             except ValidationError as error:
@@ -225,14 +192,25 @@ class Run:
         from anita_utils.figures import describe
 
         file = self.folder / "figures" / f"{notebook}-{name}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=150, bbox_inches="tight")
+        with replacing(file) as temporary:
+            figure.savefig(temporary, dpi=150, bbox_inches="tight")
         write_text(file.with_suffix(".txt"), describe(figure))
         return file
 
     def model_dir(self, stage: str) -> Path:
         """The folder of a stage's model: models/<stage>, with adapter/ and merged/ in it."""
         return self.folder / "models" / stage
+
+    @property
+    def base_key(self) -> str | None:
+        """What tells the run's base from other models (`hub.model_key`); None before anything was made of it."""
+        return self.info().get("base_key") if self.kept else None
+
+    def note_base(self, key: str) -> None:
+        """Keeps the base's key in run.json, so that what was measured of it is found where the base itself is not."""
+        if self.kept and self.base_key != key:
+            with self._changing() as info:
+                info["base_key"] = key
 
     def last_stage(self) -> str:
         """The last stage, in the profile's order, whose merged model is there; "base" if none is."""
@@ -241,10 +219,9 @@ class Run:
 
     def lesson_done(self, notebook: str, seconds: float, peak_memory_bytes: int | None, status: str) -> None:
         """Notes in run.json how a lesson went; `status` is "done" or "failed" (later maybe "outdated")."""
-        info = self.info()
         lesson = {"seconds": round(seconds, 1), "peak_memory_bytes": peak_memory_bytes, "status": status}
-        info["lessons"] = dict(sorted((info["lessons"] | {notebook: lesson}).items()))
-        self._write_info(info)
+        with self._changing() as info:
+            info["lessons"] = dict(sorted((info["lessons"] | {notebook: lesson}).items()))
 
 
 def _table(rows: list[Metric]) -> pandas.DataFrame:
@@ -254,11 +231,17 @@ def _table(rows: list[Metric]) -> pandas.DataFrame:
 def _read_info(file: Path) -> dict[str, Any]:
     """run.json, checked for the keys that reading a run needs."""
     try:
-        info = json.loads(file.read_text("utf-8"))
+        info = json.loads(read_text(file))
         if not {"profile", "seed", "lessons"} <= info.keys():
             raise ValueError("keys are missing")
     except (ValueError, AttributeError) as error:
         raise AnitaError(f"{shown(file)} is damaged ({error}): delete the file, or the run's folder") from error
+    if info.get("format", 1) != FORMAT:
+        raise AnitaError(
+            f"run '{file.parent.name}' was made by {'an older' if info.get('format', 1) < FORMAT else 'a newer'} "
+            f"version of the course, with other keys: choose another name with --run, or delete {shown(file.parent)} "
+            "(`anita cache` lists what it left in the cache)"
+        )
     return info
 
 
@@ -291,7 +274,13 @@ def where_and_when() -> dict[str, Any]:
     return {"machine": machine, "commit": git_commit(), "when": date.today().isoformat()}
 
 
-def last_model() -> str:
-    """The last stage of the latest run that has a model; "base" without a run."""
-    run = Run.latest()
-    return run.last_stage() if run else "base"
+def chosen_run(name: str | None = None) -> Run | None:
+    """The run that a command works on, the one named or the latest; says on standard error which. None without one."""
+    run = Run.load(name) if name else Run.latest()
+    return run and say_which(run)
+
+
+def say_which(run: Run) -> Run:
+    """Says on standard error which run is used, since `latest` may be another than was meant."""
+    print(f"run '{run.folder.name}' (profile {run.profile.name}, seed {run.seed})", file=sys.stderr)
+    return run

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from anita_utils.hub import SHIPPED_BASE, data_dir
+from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import Machine, detect_machine
+from anita_utils.paths import data_dir, environment, write_text
 from anita_utils.profile import REHEARSAL, HubData, Model, Profile, load_profile, parse_profile
-from anita_utils.record import Run, environment, write_text
+from anita_utils.record import Run
 from anita_utils.training import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def few(rows: list[dict], each: int = PROBES) -> list[dict]:
 
 def small_data(folder: Path) -> Path:
     """A data folder for `ANITA_DATA`: the course's own, linked, but with a few probes of each kind."""
-    from anita_utils.data import read_jsonl
+    from anita_utils.rows import read_jsonl
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -19,7 +19,8 @@ import pandas
 from anita_utils import AnitaError, shown, tables
 from anita_utils.comparison import compared, stored
 from anita_utils.figures import figure_texts, with_alternative_texts
-from anita_utils.record import Run, clock, write_text
+from anita_utils.paths import write_text
+from anita_utils.record import Run, clock
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAPTION = (

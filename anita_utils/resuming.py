@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted, and one process a stage.
+"""Checkpoints that can be trusted.
 
 A checkpoint is good only with its manifest: the hashes of its files, written last and renamed into place. Whatever was
 killed before, or changed since, is seen by it.
@@ -11,16 +11,12 @@ PosixPath('checkpoint-100')
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
-from typing import IO
 
-from anita_utils.hub import file_hash
-from anita_utils.record import write_text
+from anita_utils.paths import file_hash, write_text
 
 MANIFEST = "manifest.json"
-_locks: dict[Path, IO] = {}  # those that this process holds
 
 
 def write_manifest(folder: Path, seconds: float) -> None:
@@ -80,34 +76,3 @@ def drop_unfinished(work: Path) -> None:
     for folder in checkpoints(work):
         if not (folder / MANIFEST).is_file():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def take_lock(file: Path, what: str) -> None:
-    """Waits until no other process holds the lock `file`, then holds it, until `give_lock` or the process's end.
-
-    what: named in the line that is printed when there is need to wait. Taken twice by one process, it is held once.
-    """
-    import fcntl
-
-    if file in _locks:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = file.open("a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        print(f"{what} is being trained by process {handle.read() or 'unknown'}: waiting for it", flush=True)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:  # a file system that knows no locks: then nobody waits
-        pass
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()
-    _locks[file] = handle
-
-
-def give_lock(file: Path) -> None:
-    """Lets others have the lock, if this process holds it."""
-    if handle := _locks.pop(file, None):
-        handle.close()

@@ -13,9 +13,10 @@ import pandas
 from rich.console import Console
 from rich.table import Table
 
-from anita_utils.hub import STAGES, data_dir, resolve_model
+from anita_utils.hub import STAGES, resolve_model
 from anita_utils.intervals import Measurement, rows
 from anita_utils.machine import detect_machine
+from anita_utils.paths import data_dir
 from anita_utils.profile import Profile, load_profile
 from anita_utils.record import Run
 from anita_utils.statistics import LEVEL, paired_tests
@@ -51,14 +52,16 @@ def dry_run(suite: str, as_json: bool = False) -> int:
     return 1 if any(row["problem"] for row in found) else 0
 
 
-def profile_for(model: str, profile: str | None, suite: str | None, limit: int | None) -> Profile:
-    """The profile to measure a model by: the one named, that of the latest run for a stage, else cpu.
+def profile_for(
+    model: str, profile: str | None, suite: str | None, limit: int | None, run: Run | None = None
+) -> Profile:
+    """The profile to measure a model by: the one named, that of the run for a stage, else cpu.
 
     suite and limit take the place of the profile's own; with a suite, the profile's limit no longer holds.
     AnitaError for one that there is not, or that this machine cannot compute.
     """
-    run = Run.latest() if profile is None and model in STAGES else None
-    settings = run.profile if run else load_profile(profile or "cpu")
+    of_run = run is not None and profile is None and model in STAGES
+    settings = run.profile if of_run else load_profile(profile or "cpu")
     if suite:
         suite_named(suite)
         settings.evaluation.suite, settings.evaluation.limit = suite, None
@@ -66,8 +69,10 @@ def profile_for(model: str, profile: str | None, suite: str | None, limit: int |
     return settings
 
 
-def measure(models: list[str], settings: Profile, only: str | None = None) -> list[list[Measurement]]:
-    """Every measure of each model (a stage of the latest run, a folder, a name on the Hub), cached or new.
+def measure(
+    models: list[str], settings: Profile, only: str | None = None, run: Run | None = None
+) -> list[list[Measurement]]:
+    """Every measure of each model (a stage of the run, a folder, a name on the Hub), cached or new.
 
     only: "benchmarks", or "answers" for all others.
 
@@ -75,17 +80,24 @@ def measure(models: list[str], settings: Profile, only: str | None = None) -> li
     """
     settings.check(detect_machine())
     pinned = {settings.model.base: settings.model.revision}
-    paths = [resolve_model(model, pinned.get(model)) for model in models]
+    paths = [resolve_model(model, pinned.get(model), run) for model in models]
 
     from anita_utils.evaluation import evaluate  # after a wrong name was told
 
     return [evaluate(path, settings, only != "answers", only != "benchmarks") for path in paths]
 
 
-def evaluate_models(model: str, against: str | None, settings: Profile, as_json: bool, only: str | None = None) -> None:
+def evaluate_models(
+    model: str,
+    against: str | None,
+    settings: Profile,
+    as_json: bool,
+    only: str | None = None,
+    run: Run | None = None,
+) -> None:
     """Measures a model, and `against`, another one, in the same way; prints the figures, and their paired tests."""
     suite = settings.evaluation.suite
-    after, *others = measure([model, against] if against else [model], settings, only)
+    after, *others = measure([model, against] if against else [model], settings, only, run)
     tests = paired_tests(others[0], after) if others else []
     if as_json:
         outcome = {"model": model, "profile": settings.name, "evaluation": settings.evaluation.model_dump()}

@@ -7,34 +7,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
-from anita_utils.data import read_jsonl
-from anita_utils.datasets_hub import fetch
+from anita_utils.cache import Entry, made_by
+from anita_utils.data import RowCounts
+from anita_utils.datasets_hub import fetch, left_out_of
 from anita_utils.failures import explained
-from anita_utils.hub import data_dir, file_hash, model_key, resolve_model
-from anita_utils.machine import LIBRARIES
+from anita_utils.hub import model_key, resolve_model
 from anita_utils.model import merge_adapter
+from anita_utils.paths import data_dir, file_hash, locked, take_lock, write_text
 from anita_utils.profile import Stage as Settings
-from anita_utils.record import Run, cache_dir, write_text
-from anita_utils.resuming import give_lock, last_good, take_lock, trained_seconds
+from anita_utils.record import Run
+from anita_utils.resuming import last_good, trained_seconds
+from anita_utils.rows import read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 CORPORA = {"sft": ["sft"], "italian": ["italian_text", "italian_replay"], "dpo": ["dpo"]}
-# raise it when training.py or data.py changes what a stage learns, so that no cached stage is taken for a new one
-ENGINE = 2
 
 
 @dataclass
@@ -44,9 +43,27 @@ class Stage:
     run: Run
     name: str
     settings: Settings
-    parent: str
-    parent_path: str
-    parent_key: str
+    before: Stage | None = None  # the stage it builds on; None builds on the profile's base
+    counts: RowCounts = field(default_factory=RowCounts)  # of its rows, once they are read and encoded
+
+    @property
+    def parent(self) -> str:
+        return self.before.name if self.before else "base"
+
+    @cached_property
+    def parent_path(self) -> str:
+        """The folder of the model it starts from; a base on the Hub is fetched, once."""
+        if self.before:
+            return self.before.merged
+        return resolve_model(self.run.profile.model.base, self.run.profile.model.revision)
+
+    @cached_property
+    def parent_key(self) -> str:
+        if self.before:
+            return self.before.key
+        key = model_key(self.parent_path)
+        self.run.note_base(key)
+        return key
 
     @cached_property
     def corpora(self) -> list[Path]:
@@ -67,39 +84,51 @@ class Stage:
         return paths
 
     def documents(self) -> list[dict]:
-        """The training rows, shuffled by the seed when they come from several files."""
+        """The training rows in the course's own shape, shuffled by the seed, as many as the profile asks for.
+
+        `counts` then says how many were read, and how many left out and why.
+        """
         from random import Random
 
-        rows = [row for path in self.corpora for row in read_jsonl(path)]
+        rows, left_out = [], Counter()
+        for path in self.corpora:
+            good, others = read_rows(path)
+            rows += good
+            left_out += others
+        for corpus in set(self.settings.data) & set(self.run.profile.datasets):
+            left_out += left_out_of(corpus, self.run.profile.datasets[corpus])
         Random(self.run.seed).shuffle(rows)
-        return rows[: self.settings.examples]
+        taken = rows[: self.settings.examples]
+        self.counts = RowCounts(len(rows) + left_out.total(), left_out, len(rows) - len(taken))
+        return taken
 
     @cached_property
     def recipe(self) -> dict:
         """Everything the result depends on; its hash names the stage in the cache."""
-        from importlib.metadata import version
 
         profile = self.run.profile
         return {
             "stage": self.name,
-            "settings": self.settings.model_dump(),
+            "settings": self.settings.model_dump() | {"data": [corpus_name(corpus) for corpus in self.settings.data]},
             "precision": profile.precision,
             "dtype": profile.model.dtype,
             "quantisation": profile.quantisation.model_dump(),
             "seed": self.run.seed,
             "parent": self.parent_key,
             "data": [file_hash(path) for path in self.corpora],
-            "versions": {name: version(name) for name in LIBRARIES[:6]},
-            "engine": ENGINE,
-        }
+        } | made_by("stages")
+
+    @property
+    def key(self) -> str:
+        return self.entry.key
 
     @cached_property
-    def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:16]
+    def entry(self) -> Entry:
+        return Entry(f"stages/{self.name}", self.recipe)
 
     @property
     def folder(self) -> Path:
-        return cache_dir() / "stages" / f"{self.name}-{self.key}"
+        return self.entry.path
 
     @property
     def work(self) -> Path:
@@ -123,25 +152,16 @@ class Stage:
     def merged(self) -> str:
         return str(self.folder / "merged")
 
-    @property
-    def lock(self) -> Path:
-        return self.folder.with_name(f".{self.folder.name}.lock")
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Inside, no other process trains this stage: whoever comes second waits."""
-        take_lock(self.lock, f"stage '{self.name}'")
-        try:
-            yield
-        finally:
-            give_lock(self.lock)
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, no other process trains this stage: the second one waits."""
+        return locked(self.folder, f"stage '{self.name}'")
 
     def checkpoint(self) -> str | None:
         """The newest good checkpoint of a killed training, to hand to `trainer.train`; None to begin anew.
 
         From here to `finish` no other process trains this stage. AnitaError where one just did.
         """
-        take_lock(self.lock, f"stage '{self.name}'")
+        self.lock = take_lock(self.folder, f"stage '{self.name}'")
         if self.done:
             raise AnitaError(f"stage '{self.name}' was trained by another process meanwhile: run this again to take it")
         folder = last_good(self.work)
@@ -162,7 +182,7 @@ class Stage:
             shutil.rmtree(finished, ignore_errors=True)
         shutil.rmtree(self.work, ignore_errors=True)
         self.link()
-        give_lock(self.lock)
+        self.lock.release(force=True)  # a cell that was interrupted and run again took it twice
 
     def summary(self, trainer) -> dict:
         """What stage.json holds. The seconds are those of all the trainer's lives, where it was killed."""
@@ -179,6 +199,7 @@ class Stage:
             "history": history,
             "steps": trainer.state.global_step,
             "tokens": tokens,
+            "rows": asdict(self.counts),
             "cut_tokens": cut_tokens(trainer.train_dataset, self.settings.max_length),
             "seconds": round(seconds, 2),
             "tokens_per_second": round(tokens * self.settings.epochs / seconds, 1),
@@ -203,6 +224,11 @@ class Stage:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(self.folder, link.parent), target_is_directory=True)
         temporary.replace(link)
+
+
+def corpus_name(corpus: str) -> str:
+    """How a corpus is called in what is kept: of a file its name alone, since its contents are known by their hash."""
+    return Path(corpus).name if corpus.endswith(".jsonl") else corpus
 
 
 def token_count(dataset: Dataset) -> int:
@@ -248,8 +274,5 @@ def find_stage(run: Run, name: str) -> Stage:
     if name not in profile.order:
         raise AnitaError(f"profile '{profile.name}' has no stage '{name}': its order is {', '.join(profile.order)}")
     position = profile.order.index(name)
-    if position == 0:
-        base = resolve_model(profile.model.base, profile.model.revision)
-        return Stage(run, name, profile.stages[name], "base", base, model_key(base))
-    parent = find_stage(run, profile.order[position - 1])
-    return Stage(run, name, profile.stages[name], parent.name, parent.merged, parent.key)
+    before = find_stage(run, profile.order[position - 1]) if position else None
+    return Stage(run, name, profile.stages[name], before)

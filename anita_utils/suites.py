@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from anita_utils import AnitaError, shown
-from anita_utils.hub import data_dir
 from anita_utils.intervals import Measurement
+from anita_utils.paths import data_dir
 from anita_utils.profile import Profile
 
 if TYPE_CHECKING:

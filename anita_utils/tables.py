@@ -15,7 +15,7 @@ import pandas
 from anita_utils.arms import load_ablation
 from anita_utils.comparison import verdict
 from anita_utils.contamination import course_overlaps
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.record import Run, clock
 from anita_utils.scoreboard import PUBLISHED, VERSIONS, is_share, published
 from anita_utils.suites import FAMILIES, SUITES

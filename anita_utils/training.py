@@ -16,13 +16,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError
-from anita_utils.data import PackedCollator, count_tokens, like_lengths, packed_rows, render
+from anita_utils.data import (
+    PackedCollator,
+    count_tokens,
+    encode,
+    fitting,
+    fitting_pairs,
+    like_lengths,
+    packed_rows,
+)
 from anita_utils.failures import explained
 from anita_utils.head import score_labels_only
 from anita_utils.hub import resolve_model
 from anita_utils.model import keep_freed_memory, load_model, load_tokenizer
 from anita_utils.record import Run
-from anita_utils.stages import Stage, find_stage
+from anita_utils.stages import Stage, corpus_name, find_stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -159,26 +167,43 @@ def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) 
 
     documents: the stage's own, where they have been encoded already and need not be once more.
 
+    What cannot be learnt from is left out here, before the order is fixed: `stage.counts` says how many rows are
+    trained whole, how many cut, and how many left out and why. AnitaError where none is left.
+
     TRL's DPO packs nothing, so the pairs come in batches of like length, and the trainer must keep that order (its
     own `group_by_length` looks for a column that its DPO does not have, and raises).
     """
     from datasets import Dataset
 
-    documents = documents or stage.documents()
+    settings = stage.settings
+    if documents is None:
+        documents = stage.documents()
+    check_kind(stage, documents)
+    counts = stage.counts.before_encoding()
     if stage.name == "dpo":
-        if "chosen" not in documents[0]:
-            names = ", ".join(stage.settings.data)
-            raise AnitaError(f"stages.dpo.data: {names} holds no preference pairs: name a corpus that does")
         pairs = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents]
-        lengths = [
-            max(len(render(pair["prompt"] + pair[side], tokenizer)) for side in ("chosen", "rejected"))
-            for pair in pairs
-        ]
-        order = like_lengths(lengths, stage.settings.batch_size, stage.run.seed)
-        return Dataset.from_list([pairs[number] for number in order])
-    return packed_rows(
-        documents, tokenizer, stage.settings.row_length or stage.settings.max_length, stage.settings.max_length
-    )
+        pairs, lengths = fitting_pairs(pairs, tokenizer, settings.max_length, counts)
+        order = like_lengths(lengths, settings.batch_size, stage.run.seed)
+        rows = Dataset.from_list([pairs[number] for number in order])
+    else:
+        examples = fitting([encode(row, tokenizer) for row in documents], settings.max_length, counts)
+        rows = packed_rows(examples, tokenizer, settings.row_length or settings.max_length, settings.max_length)
+    stage.counts = counts
+    if not len(rows):
+        raise AnitaError(
+            f"stage '{stage.name}' has nothing to train on ({counts}): "
+            f"check stages.{stage.name}.data, or raise max_length"
+        )
+    return rows
+
+
+def check_kind(stage: Stage, documents: list[dict]) -> None:
+    """AnitaError where preference pairs stand in another stage than DPO, or anything else in it."""
+    wrong = sum(("chosen" in row) != (stage.name == "dpo") for row in documents)
+    if wrong:
+        names = ", ".join(corpus_name(corpus) for corpus in stage.settings.data)
+        are = "no preference pairs" if stage.name == "dpo" else "preference pairs, which only dpo takes"
+        raise AnitaError(f"stages.{stage.name}.data: {wrong:,} rows of {names} are {are}: name another corpus")
 
 
 def build_trainer(stage: Stage):

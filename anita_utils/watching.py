@@ -20,6 +20,8 @@ from anita_utils.resuming import trained_seconds, write_manifest
 
 WATCH = "anita"
 EVERY = 30  # seconds between two lines where a line cannot be rewritten
+SAVE_SECONDS = 240  # a kill loses at most five minutes, the time of a few updates included
+LEAST_LOGS = 5  # of a training, where it has so many updates
 
 
 class Progress:
@@ -57,10 +59,24 @@ class Watch(TrainerCallback):
         from anita_utils.stages import token_count
 
         self.began, self.first = time.monotonic(), state.global_step
+        self.saved = self.began
+        # A short training is logged often enough to have a curve; a log changes nothing of the training
+        state.logging_steps = max(1, min(state.logging_steps, state.max_steps // LEAST_LOGS))
         self.before = trained_seconds(checkpoint(args, state)) or 0.0
         self.tokens = token_count(train_dataloader.dataset) * args.num_train_epochs / state.max_steps  # an update
         self.progress = Progress()
         self.loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), math.nan)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Saves by time as well as by updates, and with a log, so that the checkpoint holds all losses up to it."""
+        now = time.monotonic()
+        an_update = (now - self.began) / (state.global_step - self.first)
+        to_the_next_log = an_update * min(state.logging_steps, state.max_steps - state.global_step)
+        if control.should_log and now - self.saved + to_the_next_log > SAVE_SECONDS:
+            control.should_save = True
+        if now - self.saved > SAVE_SECONDS:  # so slow that a log would come too late
+            control.should_log = control.should_save = True
+        return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = logs.get("loss", logs.get("train_loss"))  # the latter once, at the end: the mean of all
@@ -77,6 +93,7 @@ class Watch(TrainerCallback):
         self.progress.show(f"{self.line(args, state)}, {clock(left)} left")
 
     def on_save(self, args, state, control, **kwargs):
+        self.saved = time.monotonic()
         if state.is_world_process_zero:
             write_manifest(checkpoint(args, state), self.before + time.monotonic() - self.began)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from random import Random
 
 from anita_utils.contamination import Item, find_leaks
-from anita_utils.record import where_and_when, write_text
+from anita_utils.paths import write_text
+from anita_utils.record import where_and_when
 
 RESULTS = Path(__file__).parent / "results"
 SYLLABLES = [c + v for c in ("b", "c", "d", "f", "g", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr")

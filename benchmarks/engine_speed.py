@@ -33,8 +33,9 @@ from anita_utils.headless import quieten
 from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import detect_machine
 from anita_utils.memory import bytes_by_part, job_of
+from anita_utils.paths import environment, write_text
 from anita_utils.profile import Profile, load_profile
-from anita_utils.record import environment, where_and_when, write_text
+from anita_utils.record import where_and_when
 from anita_utils.watching import Watch
 
 LENGTHS = (128, 256, 512, 1024)

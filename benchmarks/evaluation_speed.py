@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median
 
 from anita_utils import AnitaError, shown
-from anita_utils.hub import data_dir
-from anita_utils.record import where_and_when, write_text
+from anita_utils.paths import data_dir, write_text
+from anita_utils.record import where_and_when
 
 RESULTS = Path(__file__).parent / "results"
 GOALS = {"piccola_seconds": 60, "ratio": 5, "quick_seconds": 20}  # at most, at least, at most

@@ -38,8 +38,9 @@ from anita_utils.failures import no_memory
 from anita_utils.headless import quieten
 from anita_utils.machine import detect_machine
 from anita_utils.memory import GIB, bytes_by_part, job_of
+from anita_utils.paths import environment, write_text
 from anita_utils.profile import Profile
-from anita_utils.record import environment, where_and_when, write_text
+from anita_utils.record import where_and_when
 from anita_utils.stages import Stage, peak_memory
 from anita_utils.watching import Watch
 

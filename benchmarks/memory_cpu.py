@@ -57,8 +57,9 @@ def make_trainer(folder: Path, job):
 
     from anita_utils.data import PackedCollator
     from anita_utils.head import score_labels_only
-    from anita_utils.hub import SHIPPED_BASE, data_dir
+    from anita_utils.hub import SHIPPED_BASE
     from anita_utils.model import load_model
+    from anita_utils.paths import data_dir
     from anita_utils.training import PREPACKED, adapters_in_fp32
 
     ids = torch.randint(CONFIG["vocab_size"], (4 * job.batch, job.length)).tolist()
@@ -86,8 +87,9 @@ def ranking(folder: Path, job):
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
-    from anita_utils.hub import SHIPPED_BASE, data_dir
+    from anita_utils.hub import SHIPPED_BASE
     from anita_utils.model import load_model
+    from anita_utils.paths import data_dir
 
     tokenizer = AutoTokenizer.from_pretrained(data_dir() / SHIPPED_BASE)
     lm = HFLM(load_model(folder, job.quantisation).eval(), tokenizer=tokenizer, batch_size=job.batch)
@@ -148,7 +150,8 @@ def main() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from anita_utils.memory import GIB
-    from anita_utils.record import where_and_when, write_text
+    from anita_utils.paths import write_text
+    from anita_utils.record import where_and_when
 
     torch.manual_seed(0)
     result = where_and_when() | {"tolerance": TOLERANCE, "cases": []}

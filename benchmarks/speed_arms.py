@@ -36,7 +36,7 @@ def open_stage(profile: Profile, name: str, tokens: int, length: int | None = No
         settings.batch_size = max(1, 1024 // length)
     run = Run.open("speed", profile, SEED)
     base = resolve_model(profile.model.base)
-    stage = Stage(run, name, settings, "base", base, "")
+    stage = Stage(run, name, settings)
     settings.examples = None
     tokenizer, sizes, held = load_tokenizer(base), [], 0
     for row in stage.documents():

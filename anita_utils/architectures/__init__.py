@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
-from anita_utils.hub import SHIPPED_BASE, data_dir
+from anita_utils.hub import SHIPPED_BASE
+from anita_utils.paths import data_dir
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from anita_utils import AnitaError
-from anita_utils.hub import data_dir
-from anita_utils.record import write_text
+from anita_utils.paths import data_dir, write_text
 from anita_utils.world import benchmarks, cards, stages
 from anita_utils.world.corpora import italian_sample, pretraining, second_reading, third_reading
 from anita_utils.world.library import Document, Library

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from anita_utils.record import write_text
+from anita_utils.paths import write_text
 from anita_utils.world.library import Library
 from anita_utils.world.tokenizer import VOCABULARY
 

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from anita_utils import AnitaError
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.world.italian import EnglishNoun, Noun, sentence
 
 LANGUAGES = ("en", "it")

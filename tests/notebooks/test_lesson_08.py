@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from anita_utils import audit, evaluation, suites
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
 
 LESSON = Path(__file__).parents[2] / "notebooks" / "08_bias_and_safety.ipynb"

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from few_arms import ARMS
 
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,9 @@ from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
 from anita_utils import training
 from anita_utils.headless import quieten
-from anita_utils.hub import file_hash
+from anita_utils.paths import environment, file_hash
 from anita_utils.profile import load_profile
-from anita_utils.record import Run, environment
+from anita_utils.record import Run
 from anita_utils.resuming import MANIFEST, checkpoints, damage
 
 TRAINED, FOUND = 10, 11  # how a life ends

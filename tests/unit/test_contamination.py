@@ -7,9 +7,9 @@ import pytest
 
 from anita_utils import checkout, contamination
 from anita_utils.contamination import Item, course_overlaps, find_leaks, overlaps, read_items, texts_of
-from anita_utils.data import read_jsonl
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
+from anita_utils.rows import read_jsonl
 
 GOOSE = Item("goose", "What kind of animal is a goose?", ("A goose is a bird.",), ("A goose is a mammal.",))
 STORY = Item(

@@ -15,11 +15,11 @@ from anita_utils.data import (
     like_lengths,
     pack,
     packed_rows,
-    read_jsonl,
     render,
 )
-from anita_utils.hub import data_dir
 from anita_utils.model import load_tokenizer
+from anita_utils.paths import data_dir
+from anita_utils.rows import read_jsonl
 
 CHATS = [
     [{"role": "user", "content": "What is the capital of Piedmont?"}, {"role": "assistant", "content": "Turin."}],

@@ -1,15 +1,17 @@
 """Data sets in their own columns, read from fixtures by the path that also streams from the Hub."""
 
 import warnings
+from collections import Counter
 
 import pytest
 
 from anita_utils import AnitaError, training
-from anita_utils.data import encode, read_jsonl
-from anita_utils.datasets_hub import adapter, fetch, preference, rows, turns
-from anita_utils.hub import data_dir
+from anita_utils.data import encode
+from anita_utils.datasets_hub import fetch, rows
+from anita_utils.paths import data_dir
 from anita_utils.profile import HubData, load_profile
 from anita_utils.record import Run
+from anita_utils.rows import read_jsonl
 
 FIXTURES = data_dir() / "fixtures"
 # data set on the Hub: its fixture, the columns of a row in the course's format, how many of the rows teach something
@@ -73,52 +75,13 @@ def test_several_turns_of_prompt_are_kept_in_order():
     assert first["chosen"][0]["content"].startswith("The Mole")
 
 
-def test_a_pair_already_split_is_left_as_it_is():
-    row = {
-        "prompt": [{"role": "user", "content": "Chi?"}],
-        "chosen": [{"role": "assistant", "content": "Io."}],
-        "rejected": [{"role": "assistant", "content": "I."}],
-    }
-    assert preference(row) == row
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rejected": "Sì."},
-        {"chosen": ""},
-        {"question": " "},
-        {"chosen": None},
-        {"chosen": [{"role": "user", "content": "No?"}], "rejected": [{"role": "user", "content": "Sì?"}]},
-    ],
-)
-def test_pairs_that_teach_nothing_are_left_out(change):
-    row = {"question": "Piove?", "chosen": "Sì.", "rejected": "No."}
-    assert preference(row) is not None
-    assert preference(row | change) is None
-
-
-def test_answers_to_different_prompts_are_no_pair():
-    def chat(question, answer):
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-    row = {"prompt": "Dove?", "chosen": chat("Dove?", "Qui."), "rejected": chat("Quando?", "Oggi.")}
-    assert preference(row) is None
-
-
-def test_speakers_of_older_chat_data_are_understood():
-    assert turns([{"from": "human", "value": "Ciao"}, {"from": "gpt", "value": "Ciao!"}]) == [
-        {"role": "user", "content": "Ciao"},
-        {"role": "assistant", "content": "Ciao!"},
-    ]
-    with pytest.raises(AnitaError, match=r"a turn has the keys \['text', 'who'\]: expected role and content"):
-        turns([{"who": "me", "text": "Ciao"}])
-
-
 def test_toxic_and_truthy_rows_can_be_left_out():
     name, settings = "mlabonne/orpo-dpo-mix-40k", local("orpo_dpo_mix_40k.jsonl", without=["toxic-dpo", "truthy-dpo"])
     kept = [row["prompt"][0]["content"] for row in rows(name, settings)]
     assert len(kept) == 3
+    counts = Counter()
+    assert len(list(rows(name, settings, counts))) == 3
+    assert counts == {"of a source that is left out (without)": 2}
     assert not any("unkind" in prompt or "bulls" in prompt for prompt in kept)
     assert len(list(rows(name, settings.model_copy(update={"without": ["toxic-dpo"]})))) == 4
 
@@ -151,15 +114,9 @@ def test_unknown_columns_are_listed_beside_those_expected(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"domanda": "Chi?", "risposta": "Io."}\n', "utf-8")
     message = refusal("some/one", local(file))
-    assert message.startswith("data set 'some/one' has the columns domanda, risposta: expected chosen + prompt")
+    assert message.startswith("data set 'some/one': the columns are domanda, risposta: expected chosen + rejected")
     for expected in ("messages", "conversations", "instruction + output", "text"):
         assert f"or {expected}" in message
-
-
-def test_the_authors_trap_other_columns_do_not_matter():
-    """Their script removed ultrafeedback's columns by name, and so took no other data set."""
-    for extra in ({"score_chosen"}, {"prompt_id"}, {"source", "question"}, {"anything"}):
-        assert adapter("x/y", {"prompt", "chosen", "rejected"} | extra) is preference
 
 
 @pytest.mark.parametrize("content", ["", '{"text": "uno"}\n{"text": \n'])
@@ -204,7 +161,7 @@ def test_a_sample_is_fetched_once_and_survives_the_odd_separators_of_the_web(run
     assert fetch("gsarti/clean_mc4_it", local("clean_mc4_it.json.gz")) == file
     assert file.stat().st_mtime_ns == stamp
     assert fetch("gsarti/clean_mc4_it", local("clean_mc4_it.json.gz", sample=2)) != file
-    assert len(list(file.parent.iterdir())) == 2
+    assert len(list(file.parent.glob("*.jsonl"))) == 2
 
 
 def test_a_changed_local_file_is_another_sample(runs, tmp_path):
@@ -220,7 +177,7 @@ def test_a_broken_download_leaves_nothing(runs, tmp_path):
     file.write_text('{"nothing": "known"}\n', "utf-8")
     with pytest.raises(AnitaError):
         fetch("some/one", local(file))
-    assert list((runs / "cache" / "datasets").iterdir()) == []
+    assert [file.suffix for file in (runs / "cache" / "datasets").iterdir()] == [".lock"]
 
 
 def test_a_non_commercial_licence_is_said_before_the_download(runs):
@@ -250,5 +207,5 @@ def test_a_stage_trains_on_a_data_set_of_the_hub(runs, small_profile, tokenizer)
 
 def test_chats_are_no_preference_pairs(runs, small_profile, tokenizer):
     small_profile.stages["dpo"].data = ["sft"]
-    with pytest.raises(AnitaError, match="stages.dpo.data: sft holds no preference pairs"):
+    with pytest.raises(AnitaError, match="stages.dpo.data: 160 rows of sft are no preference pairs"):
         training.training_rows(training.find_stage(Run.open("t", small_profile, 42), "dpo"), tokenizer)

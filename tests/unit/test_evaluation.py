@@ -6,11 +6,12 @@ import torch
 from scipy import stats
 
 from anita_utils import evaluation
-from anita_utils.data import encode_chat, encode_text, read_jsonl
+from anita_utils.data import encode_chat, encode_text
 from anita_utils.evaluation import language_of, log_likelihoods, names_it, refuses
-from anita_utils.hub import data_dir
 from anita_utils.intervals import Measurement, differences, rows
+from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
+from anita_utils.rows import read_jsonl
 from anita_utils.statistics import paired_tests
 from anita_utils.world.tables import load_world
 

@@ -5,10 +5,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from anita_utils import training
-from anita_utils.data import IGNORED, PackedCollator, count_tokens, encode_chat, encode_text, packed_rows, read_jsonl
-from anita_utils.hub import data_dir
+from anita_utils.data import IGNORED, PackedCollator, count_tokens, encode_chat, encode_text, packed_rows
 from anita_utils.model import load_model
+from anita_utils.paths import data_dir
 from anita_utils.record import Run
+from anita_utils.rows import read_jsonl
 
 ASK = {"role": "user", "content": "What is the capital of Piedmont?"}
 ANSWER = {"role": "assistant", "content": "The capital of Piedmont is Turin."}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from anita_utils import evaluation
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
 from anita_utils.suites import FAMILIES, SCORES
 

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from anita_utils import AnitaError, hub
-from anita_utils.hub import check_safetensors, data_dir, on_hub, resolve_model
+from anita_utils.hub import check_safetensors, on_hub, resolve_model
+from anita_utils.paths import data_dir
 from anita_utils.record import Run
 
 

@@ -3,7 +3,7 @@
 import pandas
 import pytest
 
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.profile import PROFILES, Profile, load_profile
 from anita_utils.provenance import FIRST, LAST, UNKNOWN, comments, markdown, settings_table
 

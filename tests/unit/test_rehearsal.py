@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from anita_utils import AnitaError
-from anita_utils.hub import SHIPPED_BASE, data_dir
+from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import Machine
+from anita_utils.paths import data_dir, environment
 from anita_utils.profile import PROFILES, load_profile
-from anita_utils.record import Run, environment
+from anita_utils.record import Run
 from anita_utils.rehearsal import NEEDS_A_GPU, few, possible, rehearse, rehearse_course, small_data
 
 NAMES = sorted(file.stem for file in PROFILES.glob("*.yaml"))

@@ -14,7 +14,8 @@ from anita_utils.comparison import compared, stored, verdict
 from anita_utils.evaluation import PARTS, evaluation_file
 from anita_utils.hub import resolve_model
 from anita_utils.intervals import Measurement, rows
-from anita_utils.record import Run, write_text
+from anita_utils.paths import write_text
+from anita_utils.record import Run
 from anita_utils.report import write_report
 from anita_utils.suites import FAMILIES
 

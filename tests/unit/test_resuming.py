@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from anita_utils import AnitaError, checkout, training
-from anita_utils.record import Run, where_and_when, write_text
+from anita_utils.paths import write_text
+from anita_utils.record import Run, where_and_when
 from anita_utils.resuming import damage, give_lock, last_good, trained_seconds, write_manifest
 
 LIVES = Path(__file__).with_name("lives.py")

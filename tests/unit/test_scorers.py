@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from anita_utils import suites
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.suites import FAMILIES, SUITES
 
 ITEMS = 20

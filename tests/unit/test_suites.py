@@ -10,7 +10,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from anita_utils import AnitaError, evaluation, suites
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.profile import Evaluation, load_profile
 from anita_utils.suites import FAMILIES, PICCOLA, SCORES, SUITES, Benchmark, Suite, load_tasks, resolve, task_manager
 

@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 
 from anita_utils import AnitaError
-from anita_utils.data import read_jsonl
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
+from anita_utils.rows import read_jsonl
 from anita_utils.world import benchmarks, everyday, stages
 from anita_utils.world.corpora import pretraining, second_reading, third_reading
 from anita_utils.world.library import Library

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from anita_utils import evaluation, reading, zero_shot
-from anita_utils.data import read_jsonl
-from anita_utils.hub import data_dir
+from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
+from anita_utils.rows import read_jsonl
 from anita_utils.verdicts import MARGIN, Groups, Matched, Paired, found_anything, shuffled_p, verdict, verdicts
 from anita_utils.world.chats import SYLLABLES
 from anita_utils.world.library import Library

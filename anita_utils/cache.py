@@ -1,0 +1,206 @@
+"""The cache that all runs share: an entry is named by all it depends on, so that nothing old is taken for new.
+
+>>> entry = cached("evaluations/answers", {"model": "4c1a94be6f1c5d1f", "settings": {"batch_size": 64}})
+>>> entry.value(make)       # what is kept there; where nothing is, what `make()` returns, which is then kept
+
+What the caller names is joined by what all entries of a kind depend on: the versions of the libraries, and a number for
+each function, that their contents come from. Whoever changes what one of these functions returns raises its number
+here; `tests/unit/test_cache.py` compares each function's source with its number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from anita_utils.paths import cache_dir, read_text, runs_dir, write_text
+
+# Rows, templates and tokens: what training and measuring share.
+ENCODING = {
+    "data.encode": 1, "data.encode_chat": 1, "data.encode_text": 1, "data.render": 1, "model.load_tokenizer": 1,
+    "model.load_model": 1, "model.quantisation_config": 1, "model.keep_gradients_exact": 1,
+}  # fmt: skip
+MEASURING = ENCODING | {
+    "evaluation.names_it": 1, "evaluation.language_of": 1, "evaluation.refuses": 1, "evaluation.ask": 1,
+    "evaluation.share": 1, "evaluation.right_in_either": 1, "evaluation.right_in_language": 1,
+    "evaluation.judge_answers": 1, "evaluation.scored_logits": 1, "evaluation.log_likelihoods": 1,
+    "evaluation.perplexity": 1, "evaluation.preferences": 1, "evaluation.pair_likelihoods": 1,
+    "evaluation.pair_clusters": 1, "evaluation.measure_answers": 1, "normalisation.normalise": 1, "model.chat": 1,
+    "model.continue_chats": 1, "model.load_for_evaluation": 1, "intervals.Measurement": 1,
+}  # fmt: skip
+# By kind of entry: the functions that its contents come from, each with the number of its present way.
+FUNCTIONS: dict[str, dict[str, int]] = {
+    "stages": ENCODING | {
+        "data.pack": 1, "data.packed_rows": 1, "data.like_lengths": 1, "data.PackedCollator": 1,
+        "stages.Stage.documents": 1, "training.training_arguments": 1, "training.lora_config": 1,
+        "training.adapters_in_fp32": 1, "training.load_for_training": 1, "training.training_rows": 1,
+        "training.build_trainer": 1, "head.score_labels_only": 1, "head.token_scores": 1, "model.merge_adapter": 1,
+    },
+    "evaluations": MEASURING | {
+        "suites.run_benchmarks": 1, "suites.load_tasks": 1, "ranking.Ranker": 1, "ranking.rows_of": 1,
+        "ranking.batches": 1, "ranking.laid_out": 1, "ranking.mask_of": 1, "ranking.scored": 1,
+    },
+    "curves": MEASURING | {
+        "curves.OnTheWay": 1, "curves.held_out": 1, "curves.pair_measures": 1, "curves.entropy": 1,
+    },
+    "comparisons": {
+        "comparison.compare": 1, "intervals.differences": 1, "statistics.paired_tests": 1,
+    },
+    "contamination": {
+        "contamination.Index": 1, "contamination.find_leaks": 1, "contamination.read_items": 1,
+    },
+    "datasets": {},
+}  # fmt: skip
+# By kind of entry: the libraries whose versions decide its contents.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "stages": ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "tokenizers"),
+    "evaluations": ("torch", "transformers", "lm_eval", "tokenizers", "py3langid"),
+    "curves": ("torch", "transformers", "tokenizers", "py3langid"),
+    "comparisons": ("numpy", "scipy"),
+    "contamination": (),
+    "datasets": ("datasets",),
+}
+
+
+def digest(values: Any) -> str:
+    """Sixteen letters that stand for a JSON value: the same for the same value, however its keys are ordered."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def made_by(kind: str) -> dict[str, dict]:
+    """The versions of the libraries and the numbers of the functions that entries of this kind come from."""
+    return {"libraries": {name: _version(name) for name in LIBRARIES[kind]}, "functions": FUNCTIONS[kind]}
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A place in the cache. Made by `cached`."""
+
+    name: str  # kind and label: "stages/sft"
+    depends: dict[str, Any]  # all that its contents depend on
+
+    @cached_property
+    def key(self) -> str:
+        return digest(self.depends)
+
+    @property
+    def path(self) -> Path:
+        """The folder of an entry that holds files; `file` is the file of one that holds a value."""
+        return cache_dir() / f"{self.name}-{self.key}"
+
+    @property
+    def file(self) -> Path:
+        return self.path.with_name(self.path.name + ".json")
+
+    def read(self) -> Any | None:
+        """The value kept here; None where there is none, or what stands there cannot be read."""
+        try:
+            return json.loads(self.file.read_text("utf-8"))["value"]
+        except (OSError, ValueError, KeyError, TypeError):  # never written, or damaged: made once more
+            return None
+
+    def write(self, value: Any) -> None:
+        """Keeps a value that JSON can hold."""
+        write_text(self.file, json.dumps({"made_of": self.depends, "value": value}, ensure_ascii=False))
+
+    def value(self, make: Callable[[], Any]) -> Any:
+        """The value kept here; where there is none, what `make` returns, which is kept."""
+        if self.read() is None:
+            self.write(make())
+        return self.read()
+
+
+def cached(name: str, *depends: Any) -> Entry:
+    """The entry called `name` ("kind/label") that depends on these values, and on the code and libraries of its kind.
+
+    Nothing is looked up, made or downloaded: whether the entry is there is a question to the entry.
+    """
+    return Entry(name, {"depends": list(depends)} | made_by(name.partition("/")[0]))
+
+
+# ---------------------------------------------------------------- what is in it
+
+
+class Content(NamedTuple):
+    """Something in the cache: where, its kind, its bytes, the runs that use it, and why it is not used any more."""
+
+    path: Path
+    kind: str
+    size: int
+    runs: list[str]
+    old: str  # empty for what this version of the course takes
+
+
+def contents() -> list[Content]:
+    """Everything in the cache, kind by kind; what is being trained and has checkpoints counts as a kind of its own."""
+    users = _users()
+    found = []
+    for folder in sorted(path for path in cache_dir().glob("*") if path.is_dir()):
+        for path in sorted(folder.iterdir()):
+            if path.suffix == ".lock" or (path.suffix == ".json" and path.with_suffix(".jsonl").is_file()):
+                continue
+            kind = "checkpoints" if path.name.startswith(".") else folder.name
+            old = "" if kind == "checkpoints" else outdated(folder.name, path)
+            found.append(Content(path, kind, _size(path), users.get(os.path.realpath(path), []), old))
+    return found
+
+
+def outdated(kind: str, path: Path) -> str:
+    """Why this version of the course does not take an entry; empty where it does."""
+    try:
+        file = path / "stage.json" if path.is_dir() else path.with_suffix(".json")
+        made = json.loads(read_text(file))
+        made = made["recipe"] if path.is_dir() else made["made_of"]
+        then, now = made["libraries"] | made["functions"], made_by(kind)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return "made by an older version of the course"
+    now = now["libraries"] | now["functions"]
+    changed = [name for name in then | now if then.get(name) != now.get(name)]
+    return f"{changed[0]} was {then.get(changed[0])}, is {now.get(changed[0])}" if changed else ""
+
+
+def prune(days: float | None = None) -> Iterator[Content]:
+    """Deletes, and yields, what this version does not take and no run uses; with `days` also all that no run uses and
+    that is older.
+    """
+    for content in contents():
+        aged = days is not None and time.time() - content.path.stat().st_mtime > days * 86_400
+        if content.runs or not (content.old or aged):
+            continue
+        if content.path.is_dir():
+            shutil.rmtree(content.path)
+        else:
+            content.path.unlink()
+            content.path.with_suffix(".json").unlink(missing_ok=True)
+        yield content
+
+
+def _users() -> dict[str, list[str]]:
+    """The runs that use an entry, by its real path."""
+    users: dict[str, list[str]] = {}
+    for link in runs_dir().glob("*/models/*"):
+        run = link.parents[1]
+        if not run.is_symlink():  # `latest` is one of the others
+            users.setdefault(os.path.realpath(link), []).append(run.name)
+    return users
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
