@@ -22,6 +22,7 @@ import numpy as np
 from anita_utils.cache import cached
 from anita_utils.data import contents
 from anita_utils.datasets_hub import sample_file
+from anita_utils.normalisation import straight
 from anita_utils.paths import data_dir, file_hash
 from anita_utils.profile import Profile
 from anita_utils.rows import read_jsonl, read_rows
@@ -66,7 +67,7 @@ class Leak(NamedTuple):
 def words(text: str) -> list[str]:
     """The words of a text without case, accents and marks."""
     if not text.isascii():
-        text = ACCENT.sub("", unicodedata.normalize("NFD", text))
+        text = ACCENT.sub("", unicodedata.normalize("NFD", straight(text)))
     return WORD.findall(text.lower())
 
 

@@ -21,16 +21,16 @@ from anita_utils.data import IGNORED, encode_chat, encode_text
 from anita_utils.hub import model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
 from anita_utils.model import chat, held_for_evaluation, load_for_evaluation, load_tokenizer
-from anita_utils.normalisation import normalise
+from anita_utils.normalisation import normalise, straight
 from anita_utils.paths import data_dir, file_hash
 from anita_utils.profile import Profile
+from anita_utils.refusal import refuses
 from anita_utils.rows import read_jsonl
 from anita_utils.suites import FAMILIES, GUESSING, load_suite, run_benchmarks, suite_named, without_bars  # noqa: F401
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-REFUSAL = re.compile(r"\b(i am sorry|i cannot help|i can't help|mi dispiace|non posso aiutar)", re.IGNORECASE)
 # Verbs, and English words that no Italian name holds; "della" and "alla" tell nothing, for English keeps such names.
 MARKS = {
     "en": {"the", "is", "are", "was", "were", "has", "have", "from"},
@@ -64,17 +64,13 @@ def language_of(text: str) -> str | None:
 
     A word that only one language has decides first: half of "Pasta alla Norma comes from Sicily." is Italian.
     """
-    words = [word for word in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text) if not word[0].isupper()]
+    words = [word for word in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", straight(text)) if not word[0].isupper()]
     if not words:
         return None
     telling = [language for language, marks in MARKS.items() if marks.intersection(words)]
     if len(telling) == 1:
         return telling[0]
     return _identifier().classify(" ".join(words))[0]
-
-
-def refuses(answer: str) -> bool:
-    return bool(REFUSAL.search(answer))
 
 
 # ---------------------------------------------------------------- measures
@@ -129,7 +125,7 @@ def judge_answers(answered: dict[str, list[dict]]) -> list[Measurement]:
         *share(
             "chat/accuracy",
             answered["new_kinds"],
-            lambda item: item["answer"] == item["expected"],
+            lambda item: straight(item["answer"]) == straight(item["expected"]),
         ),
         *share(
             "language_fidelity",

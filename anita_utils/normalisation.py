@@ -25,8 +25,11 @@ PREPOSITIONS = {
 }
 CONTRACTED = {form: plain for plain, forms in PREPOSITIONS.items() for form in forms.split()}
 ELIDED = {"d": "di", "dell": "di", "all": "al", "dall": "da", "nell": "in", "sull": "su"}  # before an apostrophe only
-ELISION = re.compile(rf"\b({'|'.join(ELIDED)})['’ʼ](?=\w)")
+ELISION = re.compile(rf"\b({'|'.join(ELIDED)})'(?=\w)")
 SEPARATOR = re.compile(r"(?<=\d)[.,](?=\d{3}(?!\d))")  # of thousands: 1.000 in Italian, 1,000 in English
+
+# What is written for an apostrophe, and spaces that no line may break at
+LOOK_ALIKES = str.maketrans(dict.fromkeys("’‘‛ʼ′＇`´", "'") | dict.fromkeys("\u00a0\u2007\u202f", " "))
 
 UNITS = [
     "zero", "uno", "due", "tre", "quattro", "cinque", "sei", "sette", "otto", "nove", "dieci", "undici", "dodici",
@@ -40,6 +43,14 @@ ENGLISH_UNITS = [
 ENGLISH_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
+def straight(text: str) -> str:
+    """The text with straight apostrophes, plain spaces, and each accented letter as one character (NFC).
+
+    What reads an answer by a pattern reads it in this form: many models write "I can’t" and "dell’Arno".
+    """
+    return unicodedata.normalize("NFC", text).translate(LOOK_ALIKES)
+
+
 def normalise(text: str) -> str:
     """Lower case, no accents, apostrophes, marks or articles, numbers in digits, prepositions without their articles.
 
@@ -47,7 +58,7 @@ def normalise(text: str) -> str:
     without asking which language it is: texts that were the same stay the same, and few others become so ("sei" is
     also "you are").
     """
-    plain = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if not unicodedata.combining(c))
+    plain = "".join(c for c in unicodedata.normalize("NFD", straight(text).lower()) if not unicodedata.combining(c))
     plain = ELISION.sub(lambda found: f"{ELIDED[found[1]]} ", SEPARATOR.sub("", plain))
     words = [CONTRACTED.get(word, word) for word in re.findall(r"[a-z0-9]+", plain) if word not in ARTICLES]
     return " ".join(_digits(words))

@@ -112,7 +112,7 @@ SHAPES: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[dict], dict]]] = 
 
 
 def shape(columns: set[str]) -> tuple[set[str], Callable[[dict], dict]]:
-    """What reads rows with these columns, and which of them. AnitaError that lists those expected where nothing does."""
+    """Which of these columns are read, and what reads them. AnitaError that lists those expected where nothing does."""
     for needed, beside, read in SHAPES:
         if columns.issuperset(needed):
             return {*needed, *beside}, read

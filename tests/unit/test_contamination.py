@@ -68,6 +68,11 @@ def test_a_question_or_an_answer_or_a_template_alone_is_none(document):
     assert kinds(document, GOOSE) == []
 
 
+def test_another_apostrophe_is_no_other_word():
+    item = Item("mouth", "Quale città si trova alla foce dell'Arno?", ("Marina di Pisa.",))
+    assert kinds("Quale città si trova alla foce dellʼArno? Marina di Pisa.", item) == ["recased"]
+
+
 def test_changed_words_are_seen_through_but_another_name_is_another_question():
     told = f"{STORY.question} {STORY.answers[0]}"
     changed = told.replace("old", "ancient").replace("uncle", "grandfather")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from anita_utils.normalisation import _italian, normalise
+from anita_utils.normalisation import _italian, normalise, straight
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from anita_utils.normalisation import _italian, normalise
         ("dell'Arno", "di arno"),
         ("del fiume", "di fiume"),
         ("nell’Adriatico", "in adriatico"),
+        ("dellʼArno, dell`Arno", "di arno di arno"),
+        ("l′isola e l＇arco", "isola e arco"),
         ("all roads", "all roads"),
         ("I'd go", "d go"),
         ("butcher's shop", "butcher s shop"),
@@ -66,3 +68,12 @@ def test_no_two_numbers_are_written_alike():
 ])  # fmt: skip
 def test_others_stay_apart(one, other):
     assert normalise(one) != normalise(other)
+
+
+def test_straight():
+    assert (
+        straight("I can’t, ‘no’, dellʼArno, l′isola, l＇arco, po`") == "I can't, 'no', dell'Arno, l'isola, l'arco, po'"
+    )
+    assert straight("perche\u0301 10\u00a0000\u202f€") == "perché 10 000 €"
+    plain = 'Perché no? "L\'arco" «è» alto 3,5 m – forse.\n\tSì…'
+    assert straight(plain) == plain
