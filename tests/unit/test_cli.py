@@ -28,7 +28,7 @@ def model(monkeypatch, runs):
     fake.chat = chat
     monkeypatch.setitem(sys.modules, "anita_utils.model", fake)
     monkeypatch.setattr("anita_utils.model", fake, raising=False)
-    monkeypatch.setattr("anita_utils.hub.resolve_model", lambda name: f"path of {name}")
+    monkeypatch.setattr("anita_utils.hub.resolve_model", lambda name, run=None: f"path of {name}")
     return calls
 
 

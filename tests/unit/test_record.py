@@ -117,7 +117,7 @@ def test_wrong_rows_are_refused_and_nothing_is_written(runs, row, complaint):
     assert len(run.metrics()) == 1
 
 
-@pytest.mark.parametrize("line", ["{", '{"stage": "sft"}', "", "[]"])
+@pytest.mark.parametrize("line", ["{", '{"stage": "sft"}', "0", "[]"])
 def test_malformed_lines_are_named_with_their_number(runs, line):
     run = Run.open("trial", "cpu")
     run.record("02_sft", [ROW])

@@ -11,8 +11,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from anita_utils import figures, report, tables
 from anita_utils.comparison import compared, stored, verdict
-from anita_utils.evaluation import PARTS, evaluation_file
-from anita_utils.hub import resolve_model
+from anita_utils.evaluation import PARTS, evaluation_entry
+from anita_utils.hub import model_key
 from anita_utils.intervals import Measurement, rows
 from anita_utils.paths import write_text
 from anita_utils.record import Run
@@ -59,17 +59,19 @@ def make_run(name, right=RIGHT):
     for stage, figures_of in right.items():
         path = run.model_dir(stage) / "merged"
         if stage == "base":
-            path = resolve_model(run.profile.model.base)
+            key = "base"
+            run.note_base(key)
         else:
             path.mkdir(parents=True)
             (path / "model.safetensors").write_bytes(f"{name} {stage}".encode())
             info = {"seconds": 75.0, "tokens": 120_000, "tokens_per_second": 1600.0, "steps": 300,
                     "peak_memory_bytes": 2**30}  # fmt: skip
             write_text(run.model_dir(stage) / "stage.json", json.dumps(info))
+            key = model_key(path)
         measured = dict(zip(("benchmarks", "answers"), measurements(*figures_of), strict=True))
         for part in PARTS:
             kept = {"answers": {}, "measured": [asdict(m) for m in measured[part]]}
-            write_text(evaluation_file(path, run.profile, part), json.dumps(kept))
+            evaluation_entry(key, run.profile, part).write(kept)
         recorded += rows([*measured["benchmarks"], *measured["answers"]], stage)
     run.record("05_evaluation", recorded)
     return run

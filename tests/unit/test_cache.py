@@ -1,0 +1,192 @@
+"""A cache entry is named by all it depends on; what it holds, and what no version takes any more, can be seen."""
+
+import json
+import shutil
+
+import pytest
+from fingerprints import FILE, fingerprint, numbers
+
+from anita_utils import AnitaError, cache, comparison, evaluation
+from anita_utils.cache import cached, digest
+from anita_utils.hub import model_key
+from anita_utils.record import Run
+
+# ---------------------------------------------------------------- names
+
+
+def test_a_function_whose_source_changed_has_another_number():
+    """Raise the number in anita_utils/cache.py, then run tests/unit/fingerprints.py."""
+    known = json.loads(FILE.read_text("utf-8"))
+    assert {name: [number, fingerprint(name)] for name, number in sorted(numbers().items())} == known
+
+
+def test_layout_comments_and_docstrings_are_no_change(tmp_path, monkeypatch):
+    module = tmp_path / "made_up.py"
+
+    def written(source):
+        module.write_text(source, "utf-8")
+        import importlib
+        import linecache
+        import sys
+
+        sys.modules.pop("anita_utils.made_up", None)
+        linecache.clearcache()
+        spec = importlib.util.spec_from_file_location("anita_utils.made_up", module)
+        sys.modules["anita_utils.made_up"] = loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return fingerprint("made_up.f")
+
+    plain = written("def f(x):\n    return x + 1\n")
+    assert (
+        written(
+            'def f(x):\n    """Adds one."""\n\n    # at once\n    return (\n        x + 1)\n'.replace(
+                "(\n        x + 1)", "x  +  1"
+            )
+        )
+        == plain
+    )
+    assert written("def f(x):\n    return x + 2\n") != plain
+
+
+def test_the_key_depends_on_values_libraries_and_functions(monkeypatch):
+    first = cached("comparisons/pair", ["a"], ["b"]).key
+    assert cached("comparisons/pair", ["a"], ["b"]).key == first
+    assert cached("comparisons/pair", ["b"], ["a"]).key != first
+    monkeypatch.setitem(cache.FUNCTIONS, "comparisons", cache.FUNCTIONS["comparisons"] | {"comparison.compare": 99})
+    assert cached("comparisons/pair", ["a"], ["b"]).key != first
+    monkeypatch.undo()
+    monkeypatch.setattr(cache, "_version", lambda library: "0.0")
+    assert cached("comparisons/pair", ["a"], ["b"]).key != first
+
+
+def test_every_kind_has_functions_and_libraries():
+    assert cache.FUNCTIONS.keys() == cache.LIBRARIES.keys()
+
+
+def test_a_digest_is_that_of_the_value_however_it_is_ordered():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+def test_a_value_is_made_once_and_a_damaged_one_again(runs):
+    entry, made = cached("contamination/x", 1), []
+    assert [entry.value(lambda: made.append(1) or {"n": 2}) for _ in range(2)] == [{"n": 2}] * 2
+    assert made == [1]
+    entry.file.write_text(entry.file.read_text("utf-8")[:-5], "utf-8")
+    assert entry.read() is None
+    assert entry.value(lambda: {"n": 3}) == {"n": 3}
+
+
+# ---------------------------------------------------------------- models
+
+
+@pytest.fixture
+def folder(tiny_path, tmp_path):
+    return shutil.copytree(tiny_path, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"]
+)
+def test_a_model_is_told_by_each_of_its_files(folder, name):
+    """Only the template replaced, figures stayed those of the old one: open-instruct#1497."""
+    before = model_key(folder)
+    text = (folder / name).read_text("utf-8")
+    (folder / name).write_text(text + " ", "utf-8")
+    assert model_key(folder) != before
+    (folder / name).unlink()
+    assert model_key(folder) != before
+    (folder / name).write_text(text, "utf-8")
+    assert model_key(folder) == before
+
+
+def test_a_note_beside_a_model_is_no_other_model(folder):
+    before = model_key(folder)
+    (folder / "README.md").write_text("Mine.", "utf-8")
+    assert model_key(folder) == before
+
+
+def test_an_edit_that_keeps_size_and_time_is_seen(folder):
+    import os
+
+    file = folder / "chat_template.jinja"
+    before, stat = model_key(folder), file.stat()
+    file.write_text(file.read_text("utf-8").replace("role", "elor"), "utf-8")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stat().st_size == stat.st_size and model_key(folder) != before
+
+
+def test_another_template_is_measured_and_trained_again(runs, folder, tiny_profile, done):
+    from anita_utils.training import find_stage
+
+    tiny_profile.model.base = str(folder)
+    run = Run.open("t", tiny_profile, 42)
+    evaluation.evaluate(folder, tiny_profile)
+    key = find_stage(run, "sft").key
+    (folder / "chat_template.jinja").write_text((folder / "chat_template.jinja").read_text("utf-8") + "\n", "utf-8")
+    evaluation.evaluate(folder, tiny_profile)
+    assert len(done.measured) == len(set(done.measured)) == 2
+    assert find_stage(run, "sft").key != key
+
+
+# ---------------------------------------------------------------- questions about it
+
+
+def test_what_was_measured_is_found_where_the_base_is_not_on_this_machine(
+    runs, folder, tiny_profile, done, monkeypatch
+):
+    """A report elsewhere downloaded the whole model to find files in the cache."""
+    from anita_utils import hub, stages
+    from anita_utils.training import find_stage, train_stage
+
+    tiny_profile.model.base, tiny_profile.order = str(folder), ["sft"]
+    run = Run.open("t", tiny_profile, 42)
+    stage = train_stage(find_stage(run, "sft"))
+    for path in (folder, stage.merged):
+        evaluation.evaluate(path, tiny_profile)
+    shutil.rmtree(folder)
+    for module in (hub, stages):
+        monkeypatch.setattr(module, "resolve_model", lambda *_: pytest.fail("a name was resolved"))
+    kept = comparison.stored(Run.load("t"))
+    assert set(kept) == {"base", "sft"}
+    assert comparison.compared(kept["base"], kept["sft"])
+
+
+def test_what_the_cache_holds_and_what_is_old(runs, tiny_profile, done, anita):
+    from anita_utils.training import find_stage, train_stage
+
+    tiny_profile.order = ["sft"]
+    run = Run.open("t", tiny_profile, 42)
+    stage = train_stage(find_stage(run, "sft"))
+    evaluation.evaluate(stage.merged, tiny_profile)
+    old = runs / "cache" / "evaluations" / "0123456789abcdef-answers.json"
+    old.write_text('{"answers": {}, "measured": []}', "utf-8")
+    aged = json.loads(
+        (entry := evaluation.evaluation_entry(model_key(stage.merged), tiny_profile, "answers")).file.read_text("utf-8")
+    )
+    aged["made_of"]["libraries"]["transformers"] = "4.40.1"
+    (runs / "cache" / "evaluations" / "answers-0000000000000000.json").write_text(json.dumps(aged), "utf-8")
+
+    found = {content.path.name: content for content in cache.contents()}
+    assert found[stage.folder.name].runs == ["t"] and found[stage.folder.name].old == ""
+    assert found[entry.file.name].old == ""
+    assert found[old.name].old == "made by an older version of the course"
+    assert found["answers-0000000000000000.json"].old.startswith("transformers was 4.40.1, is ")
+
+    code, out, _ = anita("cache")
+    assert code == 0 and "evaluations" in out and "transformers was 4.40.1" in out
+    code, out, _ = anita("cache", "--prune")
+    assert code == 0 and "deleted: 2 entries" in out
+    assert not old.exists() and entry.file.is_file() and stage.done
+    assert anita("cache", "--older-than", "3")[0] == 2
+    assert "deleted: 2 entries" in anita("cache", "--prune", "--older-than", "0")[1]  # not the stage that a run uses
+    assert stage.done and not entry.file.is_file()
+
+
+def test_a_run_of_an_older_version_is_one_line(runs, small_profile):
+    run = Run.open("t", small_profile, 42)
+    info = run.info()
+    del info["format"]
+    (run.folder / "run.json").write_text(json.dumps(info), "utf-8")
+    for action in (lambda: Run.load("t"), lambda: Run.open("t", small_profile, 42)):
+        with pytest.raises(AnitaError, match="run 't' was made by an older version of the course.*--run"):
+            action()
