@@ -114,7 +114,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
     profile: Annotated[
         str | None,
-        typer.Option(help="Whose evaluation.bits the model is held in.", show_default="the latest run's"),
+        typer.Option(help="Whose evaluation.load_in_4bit the model is held in.", show_default="the latest run's"),
     ] = None,
 ) -> None:
     """Ask a model; without prompts, an interactive chat."""

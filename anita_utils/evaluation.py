@@ -266,7 +266,7 @@ def measured_with(profile: Profile) -> dict:
         "code": VERSION,
         "benchmarks": suite_named(profile.evaluation.suite),
     }
-    if profile.evaluation.bits or profile.model.dtype != "float32":  # another rounding, other figures
+    if profile.evaluation.load_in_4bit or profile.model.dtype != "float32":  # another rounding, other figures
         parts["held"] = [profile.model.dtype, held_for_evaluation(profile).model_dump()]
     return parts
 
