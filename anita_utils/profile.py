@@ -160,7 +160,7 @@ class Evaluation(Section):
     )
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
     load_in_4bit: bool = Field(
-        False, description="How a model is held to be measured or talked to: in 4 bits as in training, or model.dtype."
+        False, description="Measure and talk to models in 4 bits, as in training; false: in model.dtype."
     )
     batch_size: int = Field(gt=0, description="Prompts per forward pass.")
     max_new_tokens: int = Field(gt=0, description="Where an answer is cut off.")
