@@ -253,7 +253,8 @@ def cell_line(cell: Cell, source: dict) -> tuple[dict, dict]:
 
     measured = evaluate(cell.model, cell.profile)
     infos = [stage.info for stage in cell.stages]
-    tokens = sum(info["tokens"] * stage.settings.epochs for info, stage in zip(infos, cell.stages, strict=True))
+    passes = [stage.settings.num_train_epochs for stage in cell.stages]
+    tokens = sum(info["tokens"] * times for info, times in zip(infos, passes, strict=True))
     costs = zip(COSTS, (tokens, sum(info["seconds"] for info in infos)), strict=True)
     nowhere = {"stage": cell.last, "language": "all", "split": None, "n": None}
     figures = rows(measured, cell.last) + [nowhere | {"metric": metric, "value": value} for metric, value in costs]

@@ -117,7 +117,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
     profile: Annotated[
         str | None,
-        typer.Option(help="Whose evaluation.bits the model is held in.", show_default="the run's"),
+        typer.Option(help="Whose evaluation.load_in_4bit the model is held in.", show_default="the run's"),
     ] = None,
     run: commands.RunName = None,
 ) -> None:

@@ -98,8 +98,9 @@ def quantisation_of(profile: Profile) -> str:
     computed = COMPUTE_DTYPES[profile.precision]
     if quantisation_config(profile.quantisation, computed) is None:
         return f"none: {profile.model.dtype}"
-    double = "quantised twice" if profile.quantisation.double else "quantised once"
-    return f"{profile.quantisation.type}, {double}, computed in {computed}; the others in {profile.model.dtype}"
+    held = profile.quantisation
+    double = "quantised twice" if held.bnb_4bit_use_double_quant else "quantised once"
+    return f"{held.bnb_4bit_quant_type}, {double}, computed in {computed}; the others in {profile.model.dtype}"
 
 
 def weights_of(profile: Profile) -> int:
@@ -126,10 +127,11 @@ def adapter(stage: Stage) -> str:
     with torch.device("meta"):
         adapted = get_peft_model(meta_model(profile.model.base), lora_config(stage))
     count = parameter_counts(adapted)["trainable"]
-    planned = trainable(Job(profile.model.base, stage.settings.lora.r, targets=tuple(stage.settings.lora.targets)))
+    lora = stage.settings.lora
+    planned = trainable(Job(profile.model.base, lora.r, targets=tuple(lora.target_modules)))
     if count != planned:
         raise ValueError(f"PEFT trains {count:,} weights, the planner counts {planned:,}")
-    return f"r = {stage.settings.lora.r}: {count:,} weights to train"
+    return f"r = {lora.r}: {count:,} weights to train"
 
 
 def batch_of(profile: Profile, corpus: str, name: str | None) -> str:
@@ -156,7 +158,7 @@ def taker(profile: Profile, corpus: str) -> str:
 def packed_batch(stage: Stage) -> tuple[tuple[int, int], int]:
     """The shape of a batch of packed rows, and how many of its tokens are scored."""
     tokenizer = load_tokenizer(resolve_model(SHIPPED_BASE))
-    rows = training_rows(stage, tokenizer).to_list()[: stage.settings.batch_size]
+    rows = training_rows(stage, tokenizer).to_list()[: stage.settings.per_device_train_batch_size]
     batch = PackedCollator(tokenizer.pad_token_id)(rows)
     return tuple(batch["input_ids"].shape), int((batch["labels"] != IGNORED).sum())
 

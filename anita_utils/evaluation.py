@@ -250,7 +250,7 @@ def measured_with(profile: Profile) -> dict:
         "evaluation": profile.evaluation.model_dump(exclude_none=True),
         "data": [file_hash(file) for file in files if file.suffix in {".jsonl", ".yaml", ".py"}],
         "benchmarks": suite_named(profile.evaluation.suite),
-        "held": [profile.model.dtype, held.model_dump() if held.bits else None],
+        "held": [profile.model.dtype, held.model_dump() if held.load_in_4bit else None],
     }
 
 

@@ -58,7 +58,7 @@ class Job:
     r: int = 16
     batch: int = 1  # rows a step on one device; in DPO a pair is one
     length: int = 1024  # tokens a row
-    quantisation: Quantisation = field(default_factory=lambda: Quantisation(bits=4))
+    quantisation: Quantisation = field(default_factory=lambda: Quantisation(load_in_4bit=True))
     optimizer: str = "adamw_torch"
     checkpointing: bool = True
     dtype: str = "bfloat16"  # of the weights that are not quantised
@@ -90,14 +90,14 @@ def job_of(profile: Profile, stage: str | None = None) -> Job:
     return Job(
         model=profile.model.base,
         r=settings.lora.r,
-        batch=settings.batch_size,
+        batch=settings.per_device_train_batch_size,
         length=settings.row_length or settings.max_length,
         quantisation=profile.quantisation,
-        optimizer=settings.optimizer,
+        optimizer=settings.optim,
         checkpointing=settings.gradient_checkpointing,
         dtype=profile.model.dtype,
         precision=profile.precision,
-        targets=tuple(settings.lora.targets),
+        targets=tuple(settings.lora.target_modules),
         pairs=stage == "dpo",
     )
 
@@ -108,7 +108,7 @@ def evaluation_job(profile: Profile) -> Job:
         model=profile.model.base,
         batch=profile.evaluation.batch_size,
         length=min(LONGEST_TEXT[profile.evaluation.suite], architecture(profile.model.base).context),
-        quantisation=profile.quantisation.model_copy(update={"bits": profile.evaluation.bits}),
+        quantisation=profile.quantisation.model_copy(update={"load_in_4bit": profile.evaluation.load_in_4bit}),
         dtype=profile.model.dtype,
         precision=profile.precision,
         trained=False,
@@ -128,13 +128,13 @@ def trainable(job: Job) -> int:
 
 def bits_per_weight(quantisation: Quantisation) -> float:
     """4 bits and a scale for every 64 weights: in fp32, or in 8 bits with an fp32 scale for every 256 scales."""
-    return 4 + (8 / 64 + 32 / (64 * 256) if quantisation.double else 32 / 64)
+    return 4 + (8 / 64 + 32 / (64 * 256) if quantisation.bnb_4bit_use_double_quant else 32 / 64)
 
 
 def base_bytes(job: Job) -> tuple[int, int]:
     """Bytes of the frozen weights: those in 4 bits, and those in the job's dtype."""
     shape = architecture(job.model)
-    quantised = shape.quantised if job.quantisation.bits else 0
+    quantised = shape.quantised if job.quantisation.load_in_4bit else 0
     in_4_bits = round(quantised * bits_per_weight(job.quantisation) / 8)
     return in_4_bits, (shape.parameters - quantised) * WIDTH[job.dtype]
 
@@ -206,7 +206,7 @@ def working_memory(job: Job, on_gpu: bool = True) -> tuple[int, int]:
     shape, (tokens, places, width) = architecture(job.model), extent(job)
     hidden, inner = shape.hidden * tokens * width, shape.feed_forward * tokens * width
     # The largest matrix, unpacked to be multiplied.
-    unpacked = shape.hidden * shape.feed_forward * width if job.quantisation.bits else 0
+    unpacked = shape.hidden * shape.feed_forward * width if job.quantisation.load_in_4bit else 0
     # One layer's backward pass: gradients of its output and of the product, then of gate and up.
     layer = hidden + inner + max(inner, unpacked)
     if job.checkpointing:  # every layer keeps its input alone; the one in work is computed again
@@ -262,7 +262,7 @@ def plan(job: Job) -> dict:
     fits = {name: needed["total"] <= room(name) for name in GPUS}
     return {
         "parameters": shape.parameters,
-        "quantized_parameters": shape.quantised if job.quantisation.bits else 0,
+        "quantized_parameters": shape.quantised if job.quantisation.load_in_4bit else 0,
         "trainable_parameters": trainable(job),
         "bytes": needed,
         "fits": fits,
@@ -275,7 +275,7 @@ def savings(job: Job, on_gpu: bool = True) -> dict[str, int]:
     changes = {
         "checkpointing": {"checkpointing": True},
         "optimizer adamw_8bit": {"optimizer": "adamw_8bit"},
-        "quant nf4": {"quantisation": Quantisation(bits=4)},
+        "quant nf4": {"quantisation": Quantisation(load_in_4bit=True)},
         "half the batch" + " with twice the accumulation" * job.trained: {"batch": max(1, job.batch // 2)},
         "half the length": {"length": max(1, job.length // 2)},
     }

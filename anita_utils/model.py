@@ -52,14 +52,9 @@ def quantisation_config(quantisation: Quantisation, compute_dtype: str = "float3
     import torch
     from transformers import BitsAndBytesConfig
 
-    if quantisation.bits is None:
+    if not quantisation.load_in_4bit:
         return None
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantisation.type,
-        bnb_4bit_use_double_quant=quantisation.double,
-        bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
-    )
+    return BitsAndBytesConfig(**quantisation.model_dump(), bnb_4bit_compute_dtype=getattr(torch, compute_dtype))
 
 
 def load_model(
@@ -93,12 +88,12 @@ def load_model(
 
 
 def held_for_evaluation(profile: Profile) -> Quantisation:
-    """How the profile holds a model that is only looked at: in `evaluation.bits`, of the kind it trains with."""
-    return profile.quantisation.model_copy(update={"bits": profile.evaluation.bits})
+    """How the profile holds a model that is only looked at: `evaluation.load_in_4bit`, of the kind it trains with."""
+    return profile.quantisation.model_copy(update={"load_in_4bit": profile.evaluation.load_in_4bit})
 
 
 def load_for_evaluation(path: str | Path, profile: Profile, revision: str | None = None) -> PreTrainedModel:
-    """A model that is measured or talked to, never trained: in 4 bits where the profile's `evaluation.bits` says so."""
+    """A model that is measured or talked to, never trained: in 4 bits where `evaluation.load_in_4bit` says so."""
     dtype = profile.model.dtype
     return load_model(path, held_for_evaluation(profile), dtype, compute_dtype=dtype, revision=revision).eval()
 
@@ -147,7 +142,7 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, dtype:
     if missing := [name for name in parameters if name not in files]:
         raise AnitaError(f"{shown(base)}: no weights for {missing[0]}: restore the model, or take another")
     if shared := [name for weight, (name, _) in layers.items() if weight not in parameters]:
-        raise AnitaError(f"{shared[0]} shares its weights with another layer: leave it out of lora.targets")
+        raise AnitaError(f"{shared[0]} shares its weights with another layer: leave it out of lora.target_modules")
 
     out.mkdir(parents=True, exist_ok=True)
     parts = split_torch_state_dict_into_shards(parameters, max_shard_size=PART)

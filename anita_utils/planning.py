@@ -20,7 +20,7 @@ def choose_job(profile: Profile | None, stage: str | None, quant: str | None, **
     if quant is not None:
         if quant not in ("nf4", "none"):
             raise AnitaError(f"no quantisation '{quant}': choose nf4 or none")
-        given["quantisation"] = Quantisation(bits=4 if quant == "nf4" else None)
+        given["quantisation"] = Quantisation(load_in_4bit=quant == "nf4")
     if profile is not None:
         return replace(job_of(profile, stage), **given)
     if "model" not in given:
@@ -46,7 +46,7 @@ def measured_speed(profile: Profile | None, stage: str | None, job: Job) -> tupl
         return None
     done, machine = json.loads(file.read_text("utf-8")), run.info()["machine"]
     where = f"measured in run '{run.folder.name}' on {machine['gpu'] or machine['cpu']}"
-    return done["tokens"] * profile.stages[stage].epochs, done["tokens_per_second"], where
+    return done["tokens"] * profile.stages[stage].num_train_epochs, done["tokens_per_second"], where
 
 
 def time_and_cost(

@@ -45,6 +45,22 @@ ORDERS = {
     "journal": ["sft", "dpo", "italian"],  # the journal's abstract, and an author's answer (HF#1): SFT on English
 }
 RENAMED = {"piccola-italia": "piccola", "leaderboards": "paper"}  # suites, in runs that were made before
+# Keys that had names of their own before they took those of TRL, PEFT and bitsandbytes.
+LIBRARY_NAMES = {
+    "batch_size": "per_device_train_batch_size",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs",
+    "warmup": "warmup_steps",
+    "schedule": "lr_scheduler_type",
+    "optimizer": "optim",
+    "alpha": "lora_alpha",
+    "rslora": "use_rslora",
+    "dropout": "lora_dropout",
+    "targets": "target_modules",
+    "bits": "load_in_4bit",
+    "type": "bnb_4bit_quant_type",
+    "double": "bnb_4bit_use_double_quant",
+}
 REHEARSAL = "rehearsal-"  # how the profile begins that `anita_utils.rehearsal` makes of another
 
 
@@ -69,17 +85,27 @@ class Model(Section):
 
 
 class Quantisation(Section):
-    bits: Literal[4] | None = Field(description="4 for bitsandbytes' 4-bit weights, null for none.")
-    type: Literal["nf4", "fp4"] = Field("nf4", description="The 16 levels: normal-float (QLoRA's) or plain float.")
-    double: bool = Field(True, description="Whether the scales are quantised too: 4.127 bits, not 4.5.")
+    """Under the names of transformers' BitsAndBytesConfig."""
+
+    load_in_4bit: bool = Field(description="Whether bitsandbytes holds the weights in 4 bits.")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
+        "nf4", description="The 16 levels: normal-float (QLoRA's) or plain float."
+    )
+    bnb_4bit_use_double_quant: bool = Field(
+        True, description="Whether the scales are quantised too: 4.127 bits, not 4.5."
+    )
 
 
 class Lora(Section):
+    """Under the names of PEFT's LoraConfig."""
+
     r: int = Field(gt=0, description="The rank of the update.")
-    alpha: float = Field(gt=0, description="The update is scaled by alpha / r (alpha / sqrt(r) with rslora).")
-    rslora: bool = Field(False, description="Rank-stabilised scaling: alpha / sqrt(r).")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    targets: list[Projection] = Field(PROJECTIONS, min_length=1, description="The linear layers that get an adapter.")
+    lora_alpha: float = Field(gt=0, description="The update is scaled by lora_alpha / r (/ sqrt(r) with use_rslora).")
+    use_rslora: bool = Field(False, description="Rank-stabilised scaling: lora_alpha / sqrt(r).")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: list[Projection] = Field(
+        PROJECTIONS, min_length=1, description="The linear layers that get an adapter."
+    )
 
 
 class HubData(Section):
@@ -98,19 +124,27 @@ class HubData(Section):
 
 
 class Stage(Section):
+    """From learning_rate on under the names of TRL's SFTConfig and DPOConfig; row_length alone is the course's own."""
+
     data: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = Field(
         min_length=1, description="The corpora: each a shipped name, a .jsonl file, or a name under `datasets`."
     )
     examples: int | None = Field(None, gt=0, description="How many examples to take; null takes all.")
     lora: Lora = Field(description="The adapter of this stage.")
     learning_rate: float = Field(gt=0, description="The peak learning rate.")
-    batch_size: int = Field(gt=0, description="Rows per device and step.")
-    gradient_accumulation: int = Field(1, gt=0, description="Steps whose gradients are added up before an update.")
-    epochs: float = Field(1.0, gt=0, description="Passes over the data.")
-    warmup: float = Field(0.0, ge=0, description="Warm-up: a number of updates from 1 on, a share of them below 1.")
+    per_device_train_batch_size: int = Field(gt=0, description="Rows per device and step.")
+    gradient_accumulation_steps: int = Field(
+        1, gt=0, description="Steps whose gradients are added up before an update."
+    )
+    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data.")
+    warmup_steps: float = Field(
+        0.0, ge=0, description="Warm-up: a number of updates from 1 on, a share of them below 1."
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="The learning rate after warm-up.")
-    optimizer: Optimizer = Field("adamw_torch", description="The optimiser, by transformers' name.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="The learning rate after warm-up."
+    )
+    optim: Optimizer = Field("adamw_torch", description="The optimiser, by transformers' name.")
     max_length: int = Field(gt=0, description="Longer examples are cut at this many tokens.")
     row_length: int | None = Field(None, gt=0, description="Pack examples into rows of this length; null pads.")
     gradient_checkpointing: bool = Field(False, description="Compute activations twice to hold fewer of them.")
@@ -125,8 +159,8 @@ class Evaluation(Section):
         "three. italian: these three and more."
     )
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
-    bits: Literal[4] | None = Field(
-        None, description="How a model is held to be measured or talked to: 4 as in training, null in model.dtype."
+    load_in_4bit: bool = Field(
+        False, description="Measure and talk to models in 4 bits, as in training; false: in model.dtype."
     )
     batch_size: int = Field(gt=0, description="Prompts per forward pass.")
     max_new_tokens: int = Field(gt=0, description="Where an answer is cut off.")
@@ -269,13 +303,15 @@ def parse_profile(values: dict, source: str) -> Profile:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first complaint in one line: key, what is wrong, remedy."""
-    first, *others = error.errors()
+    """The first complaint in one line: key, what is wrong, remedy.
+
+    Unknown keys come before missing ones, for they may be these by another name.
+    """
+    first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(map(str, first["loc"])).removesuffix(".[key]")
     if first["type"] == "extra_forbidden":
-        allowed = _keys_beside(first["loc"])
-        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
-        remedy = f"did you mean '{close[0]}'?" if close else f"remove it; known here: {', '.join(allowed)}"
+        meant, allowed = _meant(first["loc"]), _keys_beside(first["loc"])
+        remedy = f"did you mean '{meant}'?" if meant else f"remove it; known here: {', '.join(allowed)}"
         complaint = f"{key}: unknown key: {remedy}"
     elif first["type"] == "missing":
         complaint = f"{key}: missing: add it"
@@ -287,6 +323,14 @@ def _explain(error: ValidationError) -> str:
         wrong = first["msg"].removeprefix("Value error, ")
         complaint = f"{key}: {reprlib.repr(first['input'])} will not do: {wrong[0].lower()}{wrong[1:]}"
     return " ".join(complaint.split()) + (f" (and {len(others)} more)" if others else "")
+
+
+def _meant(location: tuple) -> str | None:
+    """The key that is probably meant by an unknown one: its name today, or one spelt alike."""
+    key, allowed = str(location[-1]), _keys_beside(location)
+    if LIBRARY_NAMES.get(key) in allowed:
+        return LIBRARY_NAMES[key]
+    return next(iter(difflib.get_close_matches(key, allowed, n=1)), None)
 
 
 def _keys_beside(location: tuple) -> list[str]:

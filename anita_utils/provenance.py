@@ -34,7 +34,7 @@ FIXED = {
 }
 # Parameters that stand elsewhere in a profile than under their stage.
 ELSEWHERE = {
-    "quantisation.bits": "quantisation.bits",
+    "quantisation.load_in_4bit": "quantisation.load_in_4bit",
     "precision": "precision",
     "seed": "seed",
     "max_new_tokens": "evaluation.max_new_tokens",

@@ -1,7 +1,7 @@
 """A rehearsal: every lesson under a profile's own keys, with the shipped model and data, in a few steps.
 
 >>> rehearsed, changes = rehearse(load_profile("h100"), detect_machine())
->>> rehearsed.name, rehearsed.stages["dpo"].lora.r, rehearsed.stages["dpo"].gradient_accumulation
+>>> rehearsed.name, rehearsed.stages["dpo"].lora.r, rehearsed.stages["dpo"].gradient_accumulation_steps
 ('rehearsal-h100', 64, 12)
 
 So that no branch of a lesson is first run on a rented GPU. Its figures mean nothing: they stay in a run of their own,
@@ -55,11 +55,11 @@ def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
         for corpus in set(stage.data) & set(new.datasets):
             new.datasets[corpus] = shipped_data(new.datasets[corpus], CORPORA.get(name, "sft"))
         stage.examples = min(EXAMPLES, stage.examples or EXAMPLES)
-        stage.epochs = EPOCHS
+        stage.num_train_epochs = EPOCHS
         stage.max_length = min(LENGTH, stage.max_length)
         stage.row_length = stage.row_length and min(LENGTH, stage.row_length)
-        if machine.gpu is None and NEEDS_A_GPU.search(stage.optimizer):
-            stage.optimizer = "adamw_torch"
+        if machine.gpu is None and NEEDS_A_GPU.search(stage.optim):
+            stage.optim = "adamw_torch"
     new.evaluation.suite = "piccola"  # the data of others is on the Hub
     new.evaluation.limit = min(ITEMS, new.evaluation.limit or ITEMS)
     new.evaluation.max_new_tokens = min(ANSWER, new.evaluation.max_new_tokens)
@@ -83,8 +83,8 @@ def shipped_data(settings: HubData, corpus: str) -> HubData:
 
 def changes(old: Profile, new: Profile) -> list[str]:
     """What a rehearsal changes, as people say it; what stays the same is left out."""
-    optimizers = {stage.optimizer for name, stage in old.stages.items() if stage != new.stages[name]}
-    optimizers -= {stage.optimizer for stage in new.stages.values()}
+    optimizers = {stage.optim for name, stage in old.stages.items() if stage != new.stages[name]}
+    optimizers -= {stage.optim for stage in new.stages.values()}
     swaps = [
         (old.model.base, new.model.base),
         (old.precision, new.precision),

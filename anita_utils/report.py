@@ -27,7 +27,7 @@ CAPTION = (
     "Shares in per cent, with 95 % intervals in brackets; the difference is the last stage less the base, for shares "
     "in percentage points. Where two lessons measured the same thing, the later one counts."
 )
-IN_4_BITS = " All models were held in 4 bits to be measured (evaluation.bits)."
+IN_4_BITS = " All models were held in 4 bits to be measured (evaluation.load_in_4bit)."
 # What stands first in the table, and how it is written: (how the metric's name begins, kind).
 METRICS = [
     ("benchmark/mean", "share"),
@@ -102,7 +102,7 @@ def _content(run: Run) -> dict[str, Any]:
         "profile": info["profile"],
         "seed": info["seed"],
         "commit": (info.get("commit") or "unknown").replace("+", " (with changes)"),
-        "caption": CAPTION + IN_4_BITS * bool(run.profile.evaluation.bits),
+        "caption": CAPTION + IN_4_BITS * run.profile.evaluation.load_in_4bit,
         "stages": stages,
         "sheets": [sheet for sheet in sheets if sheet.rows],
         "results": [row for row in rows if row["place"] < len(METRICS)],

@@ -202,7 +202,7 @@ class Stage:
             "rows": asdict(self.counts),
             "cut_tokens": cut_tokens(trainer.train_dataset, self.settings.max_length),
             "seconds": round(seconds, 2),
-            "tokens_per_second": round(tokens * self.settings.epochs / seconds, 1),
+            "tokens_per_second": round(tokens * self.settings.num_train_epochs / seconds, 1),
             "peak_memory_bytes": peak_memory(),
         }
 

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
 PREPACKED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
 COMPUTE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# The settings of a stage that SFTConfig and DPOConfig take as they are.
+AS_IN_TRL = {
+    "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "warmup_steps",
+    "weight_decay", "lr_scheduler_type", "optim", "max_length", "gradient_checkpointing",
+}  # fmt: skip
 LOG_EVERY, SAVE_EVERY = 5, 100  # updates; a checkpoint comes with a log, so that it holds all losses up to it
 
 
@@ -94,11 +99,7 @@ def lora_config(stage: Stage) -> LoraConfig:
     """PEFT's configuration of the stage's adapter."""
     from peft import LoraConfig
 
-    lora = stage.settings.lora
-    return LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, use_rslora=lora.rslora, lora_dropout=lora.dropout, target_modules=lora.targets,
-        bias="none", task_type="CAUSAL_LM",
-    )  # fmt: skip
+    return LoraConfig(**stage.settings.lora.model_dump(), bias="none", task_type="CAUSAL_LM")
 
 
 def training_arguments(stage: Stage) -> dict:
@@ -108,19 +109,10 @@ def training_arguments(stage: Stage) -> dict:
     from anita_utils.watching import WATCH
 
     keep_freed_memory()
-    settings, precision = stage.settings, stage.run.profile.precision
+    precision = stage.run.profile.precision
     return {
+        **stage.settings.model_dump(include=AS_IN_TRL),
         "output_dir": str(stage.work),
-        "learning_rate": settings.learning_rate,
-        "per_device_train_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
-        "num_train_epochs": settings.epochs,
-        "warmup_steps": settings.warmup,  # a share of the updates below 1
-        "weight_decay": settings.weight_decay,
-        "lr_scheduler_type": settings.schedule,
-        "optim": settings.optimizer,
-        "max_length": settings.max_length,
-        "gradient_checkpointing": settings.gradient_checkpointing,
         "train_sampling_strategy": "sequential" if stage.name == "dpo" else "random",
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
@@ -183,7 +175,7 @@ def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) 
     if stage.name == "dpo":
         pairs = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents]
         pairs, lengths = fitting_pairs(pairs, tokenizer, settings.max_length, counts)
-        order = like_lengths(lengths, settings.batch_size, stage.run.seed)
+        order = like_lengths(lengths, settings.per_device_train_batch_size, stage.run.seed)
         rows = Dataset.from_list([pairs[number] for number in order])
     else:
         examples = fitting([encode(row, tokenizer) for row in documents], settings.max_length, counts)

@@ -69,7 +69,7 @@ def compare(profile: Profile, tokens: int, rounds: int) -> dict:
         arms = {arm: make(stage) for arm, make in makers.items()}
         if name == "sft":
             plain = profile.model_copy(deep=True)
-            plain.quantisation.bits = None
+            plain.quantisation.load_in_4bit = False
             arms["unquantised"] = course(open_stage(plain, name, tokens))
         if detect_machine().avx512_bf16:  # without such instructions it takes ten times as long
             half = profile.model_copy(deep=True)
@@ -89,7 +89,7 @@ def peaks(profile: Profile) -> dict:
     found = {}
     for name in profile.order:
         stage = open_stage(profile, name, 20_000)
-        stage.settings.gradient_accumulation = 2  # gradients and optimiser are there when activations peak
+        stage.settings.gradient_accumulation_steps = 2  # gradients and optimiser are there when activations peak
         trainer = training.build_trainer(stage)
         trainer.args.save_strategy, trainer.args.max_steps = "no", 2
         trainer.remove_callback(Watch)

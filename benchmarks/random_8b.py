@@ -106,8 +106,8 @@ def words() -> list[str]:
 def open_stage(profile: Profile, name: str) -> Drawn:
     """The profile's stage, with texts that never end and an update every second step."""
     settings = profile.stages[name].model_copy()
-    settings.examples, settings.epochs = settings.examples or EXAMPLES, FOREVER
-    settings.gradient_accumulation = min(2, settings.gradient_accumulation)
+    settings.examples, settings.num_train_epochs = settings.examples or EXAMPLES, FOREVER
+    settings.gradient_accumulation_steps = min(2, settings.gradient_accumulation_steps)
     return Drawn(Run.open(f"8b-{profile.name}", profile, SEED), name, settings, "base", profile.model.base, "")
 
 

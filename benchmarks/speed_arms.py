@@ -33,7 +33,7 @@ def open_stage(profile: Profile, name: str, tokens: int, length: int | None = No
     settings = profile.stages[name].model_copy()
     if length:
         settings.max_length = settings.row_length = length
-        settings.batch_size = max(1, 1024 // length)
+        settings.per_device_train_batch_size = max(1, 1024 // length)
     run = Run.open("speed", profile, SEED)
     base = resolve_model(profile.model.base)
     stage = Stage(run, name, settings)

@@ -18,7 +18,8 @@ LESSONS = len(list((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")))
 # Rehearsals at a time: one, where other tests run beside these
 WORKERS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(4, joblib.cpu_count())
 # What a stage of a rehearsal takes from the profile as it is
-KEPT = ["lora", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "weight_decay", "schedule", "beta"]
+KEPT = ["lora", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps"]
+KEPT += ["weight_decay", "lr_scheduler_type", "beta"]
 CHATML = """{% if messages[0]['role'] != 'system' %}<|im_start|>system
 Answer briefly.<|im_end|>
 {% endif %}{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] }}<|im_end|>

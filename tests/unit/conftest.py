@@ -37,7 +37,7 @@ def small_profile():
     profile = load_profile("cpu")
     for stage in profile.stages.values():
         stage.examples = 160
-        stage.batch_size = 4
+        stage.per_device_train_batch_size = 4
     return profile
 
 
@@ -116,7 +116,8 @@ def tiny(random_model):
     profile = load_profile("cpu")
     profile.model.base = str(random_model)
     for stage in profile.stages.values():
-        stage.examples, stage.batch_size, stage.warmup = 8, 4, 0  # so few updates are all warm-up otherwise
+        stage.examples, stage.per_device_train_batch_size = 8, 4
+        stage.warmup_steps = 0  # so few updates are all warm-up otherwise
     profile.evaluation.limit, profile.evaluation.max_new_tokens = 1, 4
     return profile
 

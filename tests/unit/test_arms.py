@@ -77,9 +77,13 @@ def claiming(**changes):
         ({"arms": {"sft": {"set": {}}}}, "arms.yaml: arms.sft.asks: missing: add it"),
         (
             changed(set={"stages.italian.lora.rank": 8}),
-            "arm 'new': stages.italian.lora.rank: unknown key: remove it; known here: r, alpha",
+            "arm 'new': stages.italian.lora.rank: unknown key: remove it; known here: r, lora_alpha",
         ),
-        (changed(set={"stages.italain.epochs": 2}), "arm 'new': stages.italain: unknown key: did you mean 'italian'?"),
+        (changed(set={"stages.italain.beta": 2}), "arm 'new': stages.italain: unknown key: did you mean 'italian'?"),
+        (
+            changed(set={"stages.dpo.epochs": 2}),
+            "arm 'new': stages.dpo.epochs: unknown key: did you mean 'num_train_epochs'?",
+        ),
         (changed(set={"stages.sft.lora.r": -1}), "arm 'new': stages.sft.lora.r: -1 will not do"),
         (changed(set={"order": ["sft", "rlhf"]}), "arm 'new': order: 'rlhf' has no settings"),
         (changed(set={"order": "paper"}), "arm 'new': order: paper has SFT on English and Italian"),

@@ -64,12 +64,12 @@ def test_the_last_stage_of_the_latest_run_is_the_default(anita, model, runs):
 def test_a_model_is_held_as_the_latest_run_or_the_profile_named_says(anita, model, runs):
     anita("chat", "base", "--prompt", "Ciao")
     profile = load_profile("cpu")
-    profile.evaluation.bits = 4
+    profile.evaluation.load_in_4bit = True
     Run.open("trial", profile)
     anita("chat", "base", "--prompt", "Ciao")
     anita("chat", "base", "--prompt", "Ciao", "--profile", "h100")
     assert [held.name for held in model.held] == ["cpu", "cpu", "h100"]
-    assert [held.evaluation.bits for held in model.held] == [None, 4, None]
+    assert [held.evaluation.load_in_4bit for held in model.held] == [False, True, False]
 
 
 def test_without_prompts_it_converses(anita, model, monkeypatch):

@@ -276,7 +276,7 @@ def test_ablations_stay_out_of_the_results_and_benchmarks_come_first(runs):
     assert "7777.00" not in report
     assert "4 bits" not in report
     profile = load_profile("cpu")
-    profile.evaluation.bits = 4
+    profile.evaluation.load_in_4bit = True
     quantised = Run.open("quantised", profile)
     quantised.record("05", [{"stage": "base", "metric": "perplexity", "value": 3}])
     assert "All models were held in 4 bits to be measured" in write_report(quantised).read_text("utf-8")

@@ -18,8 +18,8 @@ def on_the_way(model, tokenizer, profile):
 
 def test_a_watched_arm_is_measured_on_its_way_and_comes_out_the_same(runs, tiny, done, arms, kept_results, monkeypatch):
     monkeypatch.setattr(curves, "held_out", on_the_way)
-    values = ARMS | {"arms": ARMS["arms"] | {"long": {"asks": "And longer?", "points": 4,
-                                                      "set": {"order": ["sft"], "stages.sft.epochs": 12}}}}  # fmt: skip
+    longer = {"order": ["sft"], "stages.sft.num_train_epochs": 12}
+    values = ARMS | {"arms": ARMS["arms"] | {"long": {"asks": "And longer?", "points": 4, "set": longer}}}
     found = load_ablation(arms(values))
     run, cells = ablation.ablate(tiny, found, [1], ["long"], keep=True, say=quiet)
     curve = kept.load_kept("cpu").curve("long")
@@ -49,7 +49,7 @@ def test_a_killed_watched_training_keeps_its_points(runs, tiny, monkeypatch):
     """Points up to the checkpoint stay, later ones are measured again: the curve is that of an unbroken training."""
     monkeypatch.setattr(training, "SAVE_EVERY", 10)
     monkeypatch.setattr(training, "LOG_EVERY", 5)
-    tiny.order, tiny.stages["sft"].epochs = ["sft"], 20
+    tiny.order, tiny.stages["sft"].num_train_epochs = ["sft"], 20
     stage = training.find_stage(Run.open("whole", tiny, 1), "sft")
     whole = curves.watched(stage, 8, on_the_way)
     calls = []

@@ -56,7 +56,8 @@ def test_a_profile_is_tried_without_its_weights(dry_run, name):
         stage, rows, height, width, scored = batch.groups()
         assert 3 <= int(rows) <= 5 and 0 < int(scored) < int(height) * int(width)
         assert stage == ("dpo" if "dpo" in corpus or "feedback" in corpus else "italian" if "mc4" in corpus else "sft")
-        assert int(height) == (2 * min(int(rows), load_profile(name).stages["dpo"].batch_size) if stage == "dpo" else 1)
+        pairs = min(int(rows), load_profile(name).stages["dpo"].per_device_train_batch_size)
+        assert int(height) == (2 * pairs if stage == "dpo" else 1)
     assert re.search(r"total +│( +\d+\.\d\d +│){4}", out)  # three stages and the evaluation
     assert re.search(rf"all stages and the evaluation fit .*{GPUS[name]}", out)
     assert "failed" not in out and "Warning" not in out
@@ -99,10 +100,10 @@ def test_a_failure_is_one_line_and_exit_1(dry_run, tmp_path, change, line):
     ("change", "words"),
     [
         (lambda v: v.update(precision="fp8"), "mine.yaml: precision: 'fp8' will not do"),
-        (lambda v: v["stages"]["dpo"].update(optimizer="adamx"), "mine.yaml: stages.dpo.optimizer: 'adamx' will not"),
+        (lambda v: v["stages"]["dpo"].update(optim="adamx"), "mine.yaml: stages.dpo.optim: 'adamx' will not"),
         (
-            lambda v: v["stages"]["sft"]["lora"].update(targets=["query"]),
-            "mine.yaml: stages.sft.lora.targets.0: 'query'",
+            lambda v: v["stages"]["sft"]["lora"].update(target_modules=["query"]),
+            "mine.yaml: stages.sft.lora.target_modules.0: 'query'",
         ),
     ],
 )

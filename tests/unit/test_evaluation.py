@@ -116,8 +116,8 @@ def test_lm_eval_scores_equal_our_own(model, tokenizer):
     assert measured["benchmark/arc", "it", None].scores == scores
 
 
-@pytest.mark.parametrize("bits", [None, 4])
-def test_a_model_is_measured_in_the_bits_that_the_profile_says(base_path, monkeypatch, bits):
+@pytest.mark.parametrize("in_4_bits", [False, True])
+def test_a_model_is_measured_in_the_bits_that_the_profile_says(base_path, monkeypatch, in_4_bits):
     class Seen(Exception):
         pass
 
@@ -126,20 +126,21 @@ def test_a_model_is_measured_in_the_bits_that_the_profile_says(base_path, monkey
         raise Seen({type(module).__name__ for module in model.modules()})
 
     profile = load_profile("cpu")
-    profile.evaluation.bits = bits
+    profile.evaluation.load_in_4bit = in_4_bits
     monkeypatch.setattr(evaluation, "run_benchmarks", look)
     with pytest.raises(Seen) as seen:
         list(evaluation._measure(base_path, profile, ["benchmarks"]))
-    assert ("Linear4bit" in seen.value.args[0]) == (bits == 4)
+    assert ("Linear4bit" in seen.value.args[0]) == in_4_bits
 
 
 def test_another_rounding_is_another_measurement(base_path):
     """Bits, and 4 bits of another type, and 16 bits: none is taken from the cache for another."""
     keys = set()
-    for bits, kind, dtype in [(None, "nf4", "float32"), (4, "nf4", "float32"), (4, "fp4", "float32"),
-                              (None, "nf4", "float16"), (None, "nf4", "bfloat16")]:  # fmt: skip
+    for in_4_bits, kind, dtype in [(False, "nf4", "float32"), (True, "nf4", "float32"), (True, "fp4", "float32"),
+                                   (False, "nf4", "float16"), (False, "nf4", "bfloat16")]:  # fmt: skip
         profile = load_profile("cpu")
-        profile.evaluation.bits, profile.quantisation.type, profile.model.dtype = bits, kind, dtype
+        profile.evaluation.load_in_4bit, profile.model.dtype = in_4_bits, dtype
+        profile.quantisation.bnb_4bit_quant_type = kind
         keys.add(evaluation.evaluation_key(base_path, profile))
     assert len(keys) == 5
 

@@ -19,7 +19,7 @@ LEVELS = torch.tensor([
 
 
 def nf4(double):
-    return Quantisation(bits=4, type="nf4", double=double)
+    return Quantisation(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
 
 
 def quantised_layers(model):

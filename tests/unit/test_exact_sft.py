@@ -126,7 +126,7 @@ def bare_loop(model, batches, settings, rate_at):
 
 def test_a_hundred_updates_are_those_of_a_bare_loop(runs, tiny_profile, monkeypatch):
     settings = tiny_profile.stages["sft"]
-    settings.examples, settings.batch_size, settings.warmup = 400, 2, 10
+    settings.examples, settings.per_device_train_batch_size, settings.warmup_steps = 400, 2, 10
     settings.learning_rate = 1e-3
     own = training.training_arguments
     changes = {"logging_steps": 1, "max_steps": 100, "save_strategy": "no"}

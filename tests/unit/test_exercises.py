@@ -162,7 +162,7 @@ def test_the_8b_counts_are_the_planners():
     from anita_utils.memory import Job, base_bytes, trainable
     from anita_utils.profile import Quantisation
 
-    nf4 = Quantisation(bits=4, type="nf4", double=True)
+    nf4 = Quantisation(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     job = Job(model="meta-llama/Meta-Llama-3-8B-Instruct", r=16, quantisation=nf4)
     assert sum(base_bytes(job)) == exercises.EXERCISES["nf4_bytes"].cases[1][1]
     assert trainable(job) == 32 * exercises.EXERCISES["lora_size"].cases[1][1]

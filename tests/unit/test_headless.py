@@ -54,6 +54,7 @@ def test_settings_and_base_are_changed_as_asked():
     [
         ("learning_rate", "write key=value"),
         ("learning_rat=1", r"stages\.sft\.learning_rat: unknown key: did you mean 'learning_rate'"),
+        ("epochs=2", r"stages\.sft\.epochs: unknown key: did you mean 'num_train_epochs'"),
         ("learning_rate=fast", r"stages\.sft\.learning_rate: 'fast' will not do"),
         ("learning_rate=[", "the value is no YAML"),
         ("stages.rl.beta=1", "no such section"),

@@ -82,9 +82,9 @@ def test_the_base_of_the_8b_takes_5_31_gib():
     assert other == 2 * (525_336_576 * 2 + 266_240)
     assert round((in_4_bits + other) / 1e9, 2) == 5.70
     assert round((in_4_bits + other) / GIB, 2) == 5.31
-    single = replace(Job(LLAMA), quantisation=Quantisation(bits=4, double=False))
+    single = replace(Job(LLAMA), quantisation=Quantisation(load_in_4bit=True, bnb_4bit_use_double_quant=False))
     assert base_bytes(single)[0] == 6_979_321_856 * 4.5 / 8
-    assert base_bytes(replace(single, quantisation=Quantisation(bits=None))) == (0, 2 * 8_030_261_248)
+    assert base_bytes(replace(single, quantisation=Quantisation(load_in_4bit=False))) == (0, 2 * 8_030_261_248)
 
 
 def test_weights_gradients_and_optimiser_by_hand():
@@ -182,7 +182,7 @@ def test_a_pair_takes_what_two_rows_take_while_layers_are_checkpointed():
 def test_measuring_the_8b_by_hand():
     """Three copies of a score for each token and word; the 70B's keys, values and states are more than one of them."""
     job = job_of(load_profile("colab-t4"), "evaluation")
-    assert (job.batch, job.length, job.quantisation.bits) == (2, 4096, 4)
+    assert (job.batch, job.length, job.quantisation.load_in_4bit) == (2, 4096, True)
     parts = bytes_by_part(job)
     assert parts["base"] == sum(base_bytes(T4))
     assert parts["activations"] == 0

@@ -34,8 +34,8 @@ def large_profile(tmp_path):
     values = copy.deepcopy(CPU)
     values.update(name="large", precision="bf16", model={"base": LLAMA, "dtype": "bfloat16"})
     for stage in values["stages"].values():
-        stage.update(batch_size=4, max_length=2048, row_length=None, gradient_checkpointing=True)
-    values["stages"]["sft"]["optimizer"] = "paged_adamw_8bit"
+        stage.update(per_device_train_batch_size=4, max_length=2048, row_length=None, gradient_checkpointing=True)
+    values["stages"]["sft"]["optim"] = "paged_adamw_8bit"
     file = tmp_path / "large.yaml"
     file.write_text(yaml.safe_dump(values), "utf-8")
     return file
@@ -52,7 +52,7 @@ def test_a_t4_fits_a_short_row_and_is_refused_a_large_batch():
 
 
 def test_no_single_card_fits_the_70b_unquantised_and_the_advice_is_to_quantise():
-    outcome = plan(Job(LARGE, quantisation=Quantisation(bits=None)))
+    outcome = plan(Job(LARGE, quantisation=Quantisation(load_in_4bit=False)))
     assert not any(outcome["fits"].values())
     assert outcome["quantized_parameters"] == 0
     assert "a shorter row or a smaller batch alone is not enough" in outcome["advice"][0]
@@ -132,7 +132,7 @@ def test_each_profile_can_measure_its_model_on_its_gpu():
     for name, gpu in {"colab-t4-1b": "T4", "colab-t4": "T4", "h100": "H100-80"}.items():
         assert plan(job_of(load_profile(name), "evaluation"))["fits"][gpu], name
     in_16_bits = load_profile("colab-t4")
-    in_16_bits.evaluation.bits, in_16_bits.evaluation.batch_size = None, 1
+    in_16_bits.evaluation.load_in_4bit, in_16_bits.evaluation.batch_size = False, 1
     found = plan(job_of(in_16_bits, "evaluation"))
     assert found["bytes"]["base"] == 2 * 8_030_261_248 > GPUS["T4"] * GIB and not found["fits"]["T4"]
 
@@ -158,7 +158,7 @@ def test_a_trained_stage_of_the_same_profile_gives_its_speed(runs):
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"tokens": 1000, "tokens_per_second": 50.0}), "utf-8")
     tokens, speed, where = measured_speed(profile, "dpo", job)
-    assert (tokens, speed) == (1000 * profile.stages["dpo"].epochs, 50.0)
+    assert (tokens, speed) == (1000 * profile.stages["dpo"].num_train_epochs, 50.0)
     assert where.startswith("measured in run 'trial' on ")
     assert measured_speed(profile, "dpo", replace(job, batch=job.batch + 1)) is None
     assert measured_speed(profile, "sft", job_of(profile, "sft")) is None

@@ -31,7 +31,7 @@ def stage_in(request, tmp_path, base_path, runs):
         profile.model.base, profile.model.dtype = str(tmp_path / "base"), LONG[precision]
         profile.precision, profile.order = precision, [request.param]
         settings = profile.stages[request.param]
-        settings.batch_size, settings.examples, settings.row_length = 2, 4, None
+        settings.per_device_train_batch_size, settings.examples, settings.row_length = 2, 4, None
         if request.param == "sft":
             settings.examples = 24  # packed: a few rows
         # Not by Run.open, which refuses such a profile where the machine computes so slowly

@@ -1,6 +1,7 @@
 """Profiles: what loads, what is refused and in which words; the machine."""
 
 import copy
+import inspect
 import re
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 
 from anita_utils import AnitaError
 from anita_utils.machine import Machine, detect_machine
-from anita_utils.profile import PROFILES, HubData, Lora, Profile, Stage, load_profile
+from anita_utils.profile import PROFILES, HubData, Lora, Profile, Quantisation, Stage, load_profile
 from anita_utils.provenance import comments
 
 CPU = yaml.safe_load((PROFILES / "cpu.yaml").read_text("utf-8"))
@@ -80,8 +81,8 @@ def test_only_known_revisions_are_pinned(file):
 @pytest.mark.parametrize("name", ["cpu", "laptop", "colab-t4-1b", "colab-t4", "h100"])
 def test_what_no_source_states_is_never_given_as_the_authors(name):
     said = comments(PROFILES / f"{name}.yaml")
-    unknown = ["lora.rslora", "batch_size", "gradient_accumulation", "epochs", "warmup", "weight_decay", "schedule"]
-    unknown += ["optimizer", "max_length", "row_length"]
+    unknown = ["lora.use_rslora", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"]
+    unknown += ["warmup_steps", "weight_decay", "lr_scheduler_type", "optim", "max_length", "row_length"]
     for key in unknown:
         assert re.match(r"ours.*not confirmed", said[f"stages.italian.{key}"]), key
     assert "inferred" in said["stages.italian.learning_rate"]
@@ -99,10 +100,10 @@ def test_profiles_fit_their_machines():
 
 def test_the_sizes_the_machines_were_measured_for():
     t4, large = load_profile("colab-t4").stages, load_profile("h100").stages
-    assert (t4["sft"].batch_size, t4["sft"].max_length) == (1, 1024)
-    assert (t4["dpo"].batch_size, t4["dpo"].max_length) == (1, 512)
-    assert (large["sft"].batch_size, large["sft"].row_length) == (4, 4096)
-    assert (large["dpo"].batch_size, large["dpo"].max_length) == (8, 1024)
+    assert (t4["sft"].per_device_train_batch_size, t4["sft"].max_length) == (1, 1024)
+    assert (t4["dpo"].per_device_train_batch_size, t4["dpo"].max_length) == (1, 512)
+    assert (large["sft"].per_device_train_batch_size, large["sft"].row_length) == (4, 4096)
+    assert (large["dpo"].per_device_train_batch_size, large["dpo"].max_length) == (8, 1024)
     assert all(stage.gradient_checkpointing for stage in [*t4.values(), *large.values()])
 
 
@@ -138,16 +139,68 @@ def test_unknown_profile_names_the_choice():
 
 
 def test_unknown_key_is_named_with_the_nearest(tmp_path):
-    message = refusal(tmp_path, lambda v: v["stages"]["sft"]["lora"].update(alfa=1))
-    assert "stages.sft.lora.alfa: unknown key: did you mean 'alpha'?" in message
+    message = refusal(tmp_path, lambda v: v["stages"]["sft"]["lora"].update(lora_alfa=1))
+    assert "stages.sft.lora.lora_alfa: unknown key: did you mean 'lora_alpha'?" in message
     assert "'learning_rate'?" in refusal(tmp_path, lambda v: v["stages"]["dpo"].update(learning_rat=1))
     assert "known here: name, model" in refusal(tmp_path, lambda v: v.update(zzz=1))
 
 
 @pytest.mark.parametrize(
+    ("section", "old", "new"),
+    [
+        ("stages.sft", "batch_size", "per_device_train_batch_size"),
+        ("stages.italian", "gradient_accumulation", "gradient_accumulation_steps"),
+        ("stages.dpo", "epochs", "num_train_epochs"),
+        ("stages.sft", "warmup", "warmup_steps"),
+        ("stages.sft", "schedule", "lr_scheduler_type"),
+        ("stages.dpo", "optimizer", "optim"),
+        ("stages.italian.lora", "alpha", "lora_alpha"),
+        ("stages.dpo.lora", "rslora", "use_rslora"),
+        ("stages.sft.lora", "dropout", "lora_dropout"),
+        ("stages.sft.lora", "targets", "target_modules"),
+        ("quantisation", "bits", "load_in_4bit"),
+        ("quantisation", "type", "bnb_4bit_quant_type"),
+        ("quantisation", "double", "bnb_4bit_use_double_quant"),
+        ("evaluation", "bits", "load_in_4bit"),
+    ],
+)
+def test_an_old_name_is_answered_with_todays(tmp_path, section, old, new):
+    """In place of the new one, so that it is missing too, and beside it."""
+
+    def put(values, keep):
+        for key in section.split("."):
+            values = values[key]
+        values[old] = values[new] if keep else values.pop(new)
+
+    for keep in (False, True):
+        message = refusal(tmp_path, lambda values, keep=keep: put(values, keep))
+        assert f"{section}.{old}: unknown key: did you mean '{new}'?" in message
+
+
+def test_an_old_name_is_no_clue_where_the_new_one_has_no_place(tmp_path):
+    assert "model.epochs: unknown key: remove it; known here: base" in refusal(
+        tmp_path, lambda values: values["model"].update(epochs=1)
+    )
+
+
+def test_every_setting_has_the_name_that_its_library_gives_it():
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+    from trl import DPOConfig, SFTConfig
+
+    ours = {"data", "examples", "lora", "row_length", "beta"}
+    for config in (SFTConfig, DPOConfig):
+        assert set(Stage.model_fields) - ours <= set(inspect.signature(config).parameters)
+    assert "beta" in inspect.signature(DPOConfig).parameters
+    assert set(Lora.model_fields) <= set(inspect.signature(LoraConfig).parameters)
+    assert set(Quantisation.model_fields) <= set(inspect.signature(BitsAndBytesConfig).parameters)
+
+
+@pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda v: v["stages"]["sft"].update(batch_size="many"), "stages.sft.batch_size: 'many' will not do"),
+        (lambda v: v["stages"]["sft"].update(optim="many"), "stages.sft.optim: 'many' will not do"),
+        (lambda v: v["quantisation"].update(load_in_4bit=4), "quantisation.load_in_4bit: 4 will not do"),
         (lambda v: v["stages"]["sft"].update(learning_rate=-1), "stages.sft.learning_rate: -1 will not do"),
         (lambda v: v.update(precision="fp8"), "precision: 'fp8' will not do"),
         (lambda v: v["model"].pop("base"), "model.base: missing"),

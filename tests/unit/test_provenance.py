@@ -46,11 +46,11 @@ def test_the_settings_that_changed(table):
     first, last, ours = (table[name, "value"] for name in (FIRST, LAST, "ours (h100)"))
     assert (first["sft", "learning_rate"], last["sft", "learning_rate"]) == ("8e-6", "2e-4")
     assert (first["dpo", "learning_rate"], last["dpo", "learning_rate"]) == ("5e-6", "5e-5")
-    assert (first["dpo", "epochs"], last["dpo", "epochs"]) == ("2", "1")
+    assert (first["dpo", "num_train_epochs"], last["dpo", "num_train_epochs"]) == ("2", "1")
     assert last["italian", "learning_rate"] == "2e-5 (inferred)"
-    assert (ours["sft", "learning_rate"], ours["dpo", "lora.rslora"]) == ("2e-4", "yes")
+    assert (ours["sft", "learning_rate"], ours["dpo", "lora.use_rslora"]) == ("2e-4", "yes")
     assert ours["italian", "starts_from"] != ours["sft", "starts_from"] == load_profile("h100").model.base
-    assert ours["sft", "lora.targets"] == first["sft", "lora.targets"]
+    assert ours["sft", "lora.target_modules"] == first["sft", "lora.target_modules"]
 
 
 def test_a_profile_that_says_nothing_is_told_apart(tmp_path):
@@ -58,7 +58,7 @@ def test_a_profile_that_says_nothing_is_told_apart(tmp_path):
     lines = (PROFILES / "cpu.yaml").read_text("utf-8").splitlines()
     file.write_text("\n".join(line.partition(" #")[0] for line in lines if not line.lstrip().startswith("#")), "utf-8")
     mine = settings_table(file)["ours (mine)"]
-    assert mine.loc[("sft", "batch_size")].tolist() == ["4", "ours: the profile gives no source"]
+    assert mine.loc[("sft", "per_device_train_batch_size")].tolist() == ["4", "ours: the profile gives no source"]
 
 
 def test_a_loaded_profile_keeps_its_sources(table):

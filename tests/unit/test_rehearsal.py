@@ -15,8 +15,8 @@ from anita_utils.rehearsal import NEEDS_A_GPU, few, possible, rehearse, rehearse
 
 NAMES = sorted(file.stem for file in PROFILES.glob("*.yaml"))
 # The keys a rehearsal may change, the last part of each
-CHANGED = {"name", "base", "revision", "dtype", "precision", "files", "sample", "without", "examples", "epochs"}
-CHANGED |= {"max_length", "row_length", "optimizer", "limit", "suite", "max_new_tokens"}
+CHANGED = {"name", "base", "revision", "dtype", "precision", "files", "sample", "without", "examples"}
+CHANGED |= {"num_train_epochs", "max_length", "row_length", "optim", "limit", "suite", "max_new_tokens"}
 KIND = ("language", "split", "kind", "side")
 REST = {"cpu": "some", "cores": 2, "memory_bytes": 8 * 2**30, "system": "Linux", "python": "3.11", "versions": {}}
 
@@ -55,7 +55,7 @@ def test_only_what_must_be_is_changed_and_the_machine_can_run_it(name, where):
     assert {key.rpartition(".")[2] for key in before if before[key] != after[key]} <= CHANGED
     for stage in rehearsed.stages.values():
         assert stage.examples == 32 and stage.max_length <= 256 and (stage.row_length or 0) <= 256
-        assert computer.gpu or not NEEDS_A_GPU.search(stage.optimizer)
+        assert computer.gpu or not NEEDS_A_GPU.search(stage.optim)
     assert all("\n" not in change for change in changes)
     assert all("None" not in change for change in changes)
 
@@ -63,9 +63,10 @@ def test_only_what_must_be_is_changed_and_the_machine_can_run_it(name, where):
 def test_the_large_profile_on_a_laptop():
     rehearsed, changes = rehearse(load_profile("h100"), machine())
     dpo = rehearsed.stages["dpo"]
-    assert (dpo.lora.r, dpo.lora.alpha, dpo.lora.rslora) == (64, 16, True)
-    assert (dpo.batch_size, dpo.gradient_accumulation, dpo.schedule, dpo.learning_rate) == (8, 12, "linear", 5e-5)
-    assert dpo.gradient_checkpointing and dpo.optimizer == "adamw_torch" and dpo.row_length is None
+    assert (dpo.lora.r, dpo.lora.lora_alpha, dpo.lora.use_rslora) == (64, 16, True)
+    assert (dpo.per_device_train_batch_size, dpo.gradient_accumulation_steps) == (8, 12)
+    assert (dpo.lr_scheduler_type, dpo.learning_rate) == ("linear", 5e-5)
+    assert dpo.gradient_checkpointing and dpo.optim == "adamw_torch" and dpo.row_length is None
     assert rehearsed.stages["sft"].row_length == 256
     assert rehearsed.evaluation.suite == "piccola" and rehearsed.evaluation.limit == 4
     assert changes[:5] == [
@@ -80,7 +81,7 @@ def test_the_large_profile_on_a_laptop():
 def test_a_gpu_keeps_the_optimisers_and_what_precision_it_has():
     on_large, _ = rehearse(load_profile("h100"), MACHINES["H100"])
     assert (on_large.precision, on_large.model.dtype) == ("bf16", "bfloat16")
-    assert on_large.stages["sft"].optimizer == "paged_adamw_8bit"
+    assert on_large.stages["sft"].optim == "paged_adamw_8bit"
     on_t4, _ = rehearse(load_profile("h100"), MACHINES["T4"])
     assert (on_t4.precision, on_t4.model.dtype) == ("fp16", "float16")
 
@@ -146,7 +147,7 @@ def lesson(folder):
     second = new_code_cell(
         "from anita_utils.hub import data_dir\nfrom anita_utils.record import Run\n"
         'run = Run.open(run, profile, seed)\nrun.record("00_first", [{"stage": "base", "metric": "x", "value": 1}])\n'
-        "print(run.profile.stages['dpo'].gradient_accumulation, data_dir().name, data_dir().parent.name)"
+        "print(run.profile.stages['dpo'].gradient_accumulation_steps, data_dir().name, data_dir().parent.name)"
     )
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=[first, second], metadata=kernel), folder / "00_first.ipynb")

@@ -32,7 +32,7 @@ def measured(monkeypatch, runs):
         return (found[:-1] if benchmarks else []) + (found[-1:] if answers else [])
 
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
-    monkeypatch.setattr(scoreboard, "resolve_model", lambda name, revision=None, run=None: f"{revision or 'path'}/{name}")
+    monkeypatch.setattr(scoreboard, "resolve_model", lambda name, rev=None, run=None: f"{rev or 'path'}/{name}")
     return calls
 
 

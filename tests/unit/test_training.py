@@ -106,7 +106,7 @@ def test_the_merged_model_differs_from_its_parent_by_the_adapter_alone(runs, sma
     for name, weight in merged.items():
         key = f"base_model.model.{name.removesuffix('.weight')}"
         if f"{key}.lora_A.weight" in adapter:
-            update = adapter[f"{key}.lora_B.weight"] @ adapter[f"{key}.lora_A.weight"] * (lora.alpha / lora.r)
+            update = adapter[f"{key}.lora_B.weight"] @ adapter[f"{key}.lora_A.weight"] * (lora.lora_alpha / lora.r)
             assert torch.allclose(weight, parent[name] + update, atol=1e-5), name
         else:
             assert torch.equal(weight, parent[name]), name

@@ -20,7 +20,7 @@ from anita_utils.model import (
 from anita_utils.profile import Quantisation
 from anita_utils.record import Run
 
-NF4 = Quantisation(bits=4, type="nf4", double=True)
+NF4 = Quantisation(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 PROMPTS = ["What is the capital of Piedmont?", "Which sea does the Po flow into, and where is the Colosseum?", "Hello!"]
 
 
