@@ -97,7 +97,7 @@ class Entry:
 
     @cached_property
     def key(self) -> str:
-        return digest(self.depends)
+        return digest([self.name, self.depends])
 
     @property
     def path(self) -> Path:

@@ -84,6 +84,9 @@ class RowCounts:
     cut: int = 0  # longer than a row may be: the end is lost
     whole: int = 0
 
+    def __post_init__(self) -> None:  # from JSON, where they are plain objects
+        self.left_out, self.unfit = Counter(self.left_out), Counter(self.unfit)
+
     def before_encoding(self) -> RowCounts:
         """The counts of reading alone."""
         return RowCounts(self.read, self.left_out, self.not_taken)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
+from anita_utils.paths import FULL, LOCKED
 from anita_utils.resuming import drop_unfinished
 
 if TYPE_CHECKING:
     from anita_utils.stages import Stage
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-LOCKED = {errno.EACCES, errno.EPERM, errno.EROFS}
 # torch and safetensors raise errors of their own about files, without the number that an OSError has.
 UNWRITTEN = ("PytorchStreamWriter", "inline_container", "os error")
 

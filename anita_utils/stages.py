@@ -12,7 +12,7 @@ import os
 import shutil
 from collections import Counter
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -199,7 +199,7 @@ class Stage:
             "history": history,
             "steps": trainer.state.global_step,
             "tokens": tokens,
-            "rows": asdict(self.counts),
+            "rows": vars(self.counts),
             "cut_tokens": cut_tokens(trainer.train_dataset, self.settings.max_length),
             "seconds": round(seconds, 2),
             "tokens_per_second": round(tokens * self.settings.num_train_epochs / seconds, 1),

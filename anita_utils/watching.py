@@ -75,7 +75,9 @@ class Watch(TrainerCallback):
         if control.should_log and now - self.saved + to_the_next_log > SAVE_SECONDS:
             control.should_save = True
         if now - self.saved > SAVE_SECONDS:  # so slow that a log would come too late
-            control.should_log = control.should_save = True
+            control.should_save = True
+        if control.should_save and state.global_step < state.max_steps:
+            control.should_log = True
         return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -89,7 +89,7 @@ def test_without_prompts_it_converses(anita, model, monkeypatch):
         (("report", "nowhere"), "anita: no run 'nowhere'"),
         (("chat", "sft", "--prompt", "x"), "anita: no run yet"),
         (("chat", "./nowhere", "--prompt", "x"), "anita: no model folder nowhere"),
-        (("chat", "--prompts", "nowhere.txt"), "anita: nowhere.txt cannot be read"),
+        (("chat", "--prompts", "nowhere.txt"), "anita: nowhere.txt: no such file"),
         (("chat", "--prompt", "x", "--prompts", "y"), "anita: --prompt and --prompts exclude"),
     ],
 )

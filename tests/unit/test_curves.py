@@ -37,10 +37,10 @@ def test_a_watched_arm_is_measured_on_its_way_and_comes_out_the_same(runs, tiny,
     _, cells = ablation.ablate(tiny, load_ablation(arms(values)), [1], ["long"], say=quiet)
     unwatched = next(cell for cell in cells if cell.arm == "long")
     assert model_key(unwatched.model) == watched_model
-    assert not curves.complete(curves.curve_file(unwatched.stages[-1], 4))
+    assert not curves.complete(curves.curve(unwatched.stages[-1], 4))
     count = len(done.trained)
     curves.watched(unwatched.stages[-1], 4)
-    assert len(done.trained) == count + 1 and curves.complete(curves.curve_file(unwatched.stages[-1], 4))
+    assert len(done.trained) == count + 1 and curves.complete(curves.curve(unwatched.stages[-1], 4))
     curves.watched(unwatched.stages[-1], 4)
     assert len(done.trained) == count + 1  # from the cache
 
@@ -64,8 +64,8 @@ def test_a_killed_watched_training_keeps_its_points(runs, tiny, monkeypatch):
     stage = training.find_stage(Run.open("killed", tiny, 1), "sft")
     with pytest.raises(KeyboardInterrupt):
         curves.watched(stage, 8, dies)
-    before = curves.read_points(curves.curve_file(stage, 8))
-    assert len(before) == 6 and not curves.complete(curves.curve_file(stage, 8))
+    before = curves.curve(stage, 8).read()
+    assert len(before) == 6 and not curves.complete(curves.curve(stage, 8))
     again = []
     rows = curves.watched(stage, 8, lambda *args: again.append(1) or on_the_way(*args))
     assert rows == whole and 0 < len(again) < 9

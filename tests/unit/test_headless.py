@@ -25,13 +25,15 @@ def test_a_stage_is_trained_with_those_before_it_then_taken_from_the_cache(
     lines = out.splitlines()
     assert lines[0].startswith("sft: ") and ", done in 0:" in lines[0]
     assert lines[1].startswith("italian: ") and lines[2].startswith("italian: trained: ")
-    assert " tokens/s, " in lines[2] and len(lines) == 3
+    assert " tokens/s, " in lines[2] and len(lines) == 5
+    assert lines[3] == "rows: 7,200 read, 7,136 not taken (examples), 0 cut, 64 whole"
+    assert lines[4] == "run 'cpu': `anita chat italian --run cpu` asks it"
     # the same, and by the same name in the cache, as the lessons train
     stage = training.find_stage(Run.open("cpu", tiny_profile, 42), "italian")
     assert stage.done and (stage.run.model_dir("italian") / "merged").is_dir()
 
     code, out, _ = anita("train", "italian", "--profile", tiny_file)
-    assert code == 0 and out.startswith("italian: in the cache, unchanged: ") and out.count("\n") == 1
+    assert code == 0 and out.startswith("italian: in the cache, unchanged: ") and out.count("\n") == 3
 
     changes = ("--run", "cpu", "--set", "learning_rate=1e-4", "--no-resume")
     code, out, _ = anita("train", "sft", "--profile", tiny_file, *changes)

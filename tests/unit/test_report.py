@@ -234,7 +234,8 @@ def test_every_saved_figure_of_the_lessons_is_found():
 def test_two_runs_are_compared_item_by_item(run, anita, runs):
     other = make_run("other", RIGHT | {"dpo": (30, 36, 1.3)})
     code, out, err = anita("report", "trial", "other")
-    assert (code, err) == (0, "") and out.strip().endswith("against-trial.html")
+    assert code == 0 and err.startswith("run 'trial' (profile cpu, seed 42)\nrun 'other'")
+    assert out.strip().endswith("against-trial.html")
     text = (other.folder / "against-trial.md").read_text("utf-8").replace("\u00a0", " ")
     assert text.count("\n## ") == 5  # the two runs, and four stages
     dpo = text.partition("## dpo")[2]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from anita_utils import AnitaError, checkout, training
 from anita_utils.paths import write_text
 from anita_utils.record import Run, where_and_when
-from anita_utils.resuming import damage, give_lock, last_good, trained_seconds, write_manifest
+from anita_utils.resuming import damage, last_good, trained_seconds, write_manifest
 
 LIVES = Path(__file__).with_name("lives.py")
 
@@ -105,7 +105,7 @@ def test_a_stage_that_another_process_trained_meanwhile_is_not_trained_again(run
     stage = training.train_stage(training.find_stage(Run.open("t", tiny_profile, 42), "sft"))
     with pytest.raises(AnitaError, match="was trained by another process meanwhile"):
         stage.checkpoint()
-    give_lock(stage.lock)
+    stage.lock.release()
 
 
 def in_lives(tmp_path, profile, *arguments):
