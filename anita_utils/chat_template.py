@@ -1,8 +1,8 @@
-"""What does a tokenizer's chat template do, and can it be trained on? Found by rendering, never by reading the template.
+"""What does a tokenizer's chat template do, and can it be trained on? Found by rendering, not by reading the template.
 
 >>> template = inspect_template(load_tokenizer("data/tiny-llama-3-instruct"))
 >>> template.end_of_turn, template.system, template.default_system
-('<|eot_id|>', 'own turn', 0)
+('<|eot_id|>', 'a turn of its own', 0)
 
 `model.checked_tokenizer` loads a tokenizer and asks all of this; `data.encode_chat` takes from here which tokens of a
 chat are scored.
@@ -25,7 +25,7 @@ ANSWER, MORE = "Mirtillo nero.", "Ginepro rosso."
 ANOTHER_MODEL = "take a model whose template does, or another chat_template.jinja for this one"
 
 # In front of a template: the system text joins the first user turn. In the template itself, because TRL and lm-eval
-# render chats too. The empty expression at the end keeps Jinja from trimming a line break that the template begins with.
+# render chats too. The empty expression keeps Jinja from trimming a line break that the template begins with.
 SYSTEM_IN_USER = (
     "{%- if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' %}"
     "{%- set first = {'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']} %}"
@@ -48,7 +48,7 @@ class ChatTemplate:
     alternates: whether two user turns in a row are refused.
     """
 
-    system: Literal["own turn", "first user turn", "none"]
+    system: Literal["a turn of its own", "the first user turn", "none"]
     bos: str | None
     default_system: int
     end_of_turn: str
@@ -66,19 +66,17 @@ class ChatTemplate:
         """The facts in one line, for people."""
         known = [
             f"begins with {self.bos}" if self.bos else "no BOS",
-            "no system role" if self.system == "none" else f"system text in its {self.system}",
+            {"none": "no system role"}.get(self.system, f"system text in {self.system}"),
             f"a turn ends with {self.end_of_turn}",
         ]
-        if self.system == "first user turn":
-            known[1] = "system text in the first user turn"
         if self.default_system:
-            known.append(f"a system prompt of its own adds {self.default_system} tokens to each chat without one")
+            known.append(f"adds a system prompt of {self.default_system} tokens to each chat without one")
         if self.overhang:
-            known.append(f"the generation prompt ends with {self.overhang} tokens that no answered chat has")
+            known.append(f"the last {self.overhang} of the generation prompt's tokens are in no answered chat")
         if self.before_answer:
             known.append(f"{self.before_answer!r} stands before an answer, not scored")
         if not self.grows:
-            known.append("earlier turns are rewritten, so only chats of one answer can be trained on")
+            known.append("rewrites earlier turns, so only chats of one answer can be trained on")
         if self.alternates:
             known.append("roles must alternate")
         return "; ".join(known)
@@ -93,11 +91,14 @@ def without_system_role(template: str) -> str:
 
 
 def render_text(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
-    """The chat as the text that is tokenized. AnitaError, one line, where the template refuses or fails."""
+    """The chat as the text that is tokenized.
+
+    AnitaError, one line, where the template refuses the chat, fails, or leaves out what the user or the system says.
+    """
     if not tokenizer.chat_template:
         raise AnitaError("the tokenizer has no chat template: take a model that was tuned to chat")
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
     except Exception as error:  # a template is a program of somebody else's: it can fail in any way
         said = " ".join(str(error).split()) or type(error).__name__
         has_system = any(message.get("role") == "system" for message in messages)
@@ -106,6 +107,14 @@ def render_text(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_ge
         else:
             remedy = "correct the chat (each turn a role and a text, user and assistant in turn), or the template"
         raise AnitaError(f"the chat template cannot render a chat ({said}): {remedy}") from error
+    for message in messages:
+        role, words = message.get("role"), message.get("content")
+        if role != "assistant" and isinstance(words, str) and words.strip() not in text:
+            raise AnitaError(
+                f"the chat template leaves out or changes the words of the role '{role}': drop such turns, or set "
+                "model.system_in_user: true in the profile where they are the system's"
+            )
+    return text
 
 
 def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -113,29 +122,22 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def scored_tokens(
-    messages: list[dict], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[tuple[int, int]]]:
+def scored_tokens(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[tuple[int, int]]]:
     """The chat's token ids, and where each answer is scored: from its first token up to and with the end of its turn.
 
     An answer's tokens begin where the tokens of the text before it cease to be those of the whole: a space that the
     template puts before the words, and which the model has to write too, is scored with them.
 
-    AnitaError when the template does not write an answer's words as they are, rewrites earlier turns, leaves out
-    another turn's words, or ends a turn with no special token.
+    AnitaError as in `render_text`, and when the template does not write an answer's words as they are, rewrites
+    earlier turns, or ends a turn with no special token.
     """
     text = render_text(messages, tokenizer)
     ids = token_ids(text, tokenizer)
     spans = []
     for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
+        if message.get("role") == "assistant":
             start, end = _answer(messages, turn, text, tokenizer)
             spans.append((_first_token(text[:start], ids, tokenizer), len(token_ids(text[:end], tokenizer))))
-        elif isinstance(message["content"], str) and message["content"].strip() not in text:
-            raise AnitaError(
-                f"the chat template leaves out or changes the words of the role '{message['role']}': drop that turn, "
-                "or set model.system_in_user: true in the profile where they are the system's"
-            )
     return ids, spans
 
 
@@ -149,7 +151,8 @@ def _answer(messages: list[dict], turn: int, text: str, tokenizer: PreTrainedTok
     written = upto[len(before) : len(upto) - len(after)]
     if not (upto.startswith(before) and upto.endswith(after)) or written.strip() != said.strip():
         raise AnitaError(
-            f"the chat template does not write the answer's words as they are: leave out what it drops, or {ANOTHER_MODEL}"
+            "the chat template does not write the answer's words as they are: leave out what it drops, or "
+            + ANOTHER_MODEL
         )
     end = len(upto) - len(after) + len(_end_of_turn(after, tokenizer)[0])
     if text[:end] != upto[:end]:
@@ -179,8 +182,8 @@ def _end_of_turn(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, i
     known = tokenizer.added_tokens_decoder.get(first)
     if not known or not known.special or not follows.startswith(token):
         raise AnitaError(
-            f"the chat template ends an answer with {follows[:20]!r}, which does not begin with one special token of "
-            f"the tokenizer: {ANOTHER_MODEL}, or add the token to the tokenizer"
+            f"no special token of the tokenizer ends an answer in the chat template ({follows[:20]!r} follows it): "
+            f"{ANOTHER_MODEL}, or add that token to the tokenizer"
         )
     return after[: len(after) - len(follows)] + token, first
 
@@ -246,7 +249,7 @@ def _renders(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> bool:
     return True
 
 
-def _system_place(tokenizer: PreTrainedTokenizerBase, opening: str) -> Literal["own turn", "first user turn", "none"]:
+def _system_place(tokenizer: PreTrainedTokenizerBase, opening: str) -> str:
     """Where a system turn's text goes; `opening` is what stands before the question of a chat without a system turn.
 
     It has a turn of its own where the user's turn opens between its text and the question.
@@ -254,11 +257,8 @@ def _system_place(tokenizer: PreTrainedTokenizerBase, opening: str) -> Literal["
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     if not _renders(messages, tokenizer):
         return "none"
-    _, found, rest = render_text(messages, tokenizer).partition(SYSTEM)
-    if not found:
-        return "none"
-    between = rest.partition(QUESTION)[0]
-    return "own turn" if _common_suffix(between.rstrip(), opening.rstrip()) else "first user turn"
+    between = render_text(messages, tokenizer).partition(SYSTEM)[2].partition(QUESTION)[0]
+    return "a turn of its own" if _common_suffix(between.rstrip(), opening.rstrip()) else "the first user turn"
 
 
 def _default_system(text: str, turn_end: str, bos: str | None, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -276,10 +276,11 @@ def _common_suffix(one: str, other: str) -> str:
     return commonprefix([one[::-1], other[::-1]])[::-1]
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int | None) -> None:
     """AnitaError for an id beyond the model's embedding: of the vocabulary, of padding, BOS or EOS, or of a chat.
 
-    An added token that nothing writes may lie beyond it: Gemma 3's image token does.
+    An added token that nothing writes may lie beyond it: Gemma 3's image token does. embedding_rows: None where they
+    are not known; then nothing is checked.
     """
     added = tokenizer.added_tokens_decoder
     used = {number for number in tokenizer.get_vocab().values() if number not in added}
@@ -288,7 +289,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> 
         ask = [{"role": "user", "content": QUESTION}]
         used |= set(token_ids(render_text(ask, tokenizer, add_generation_prompt=True), tokenizer))
         used |= set(token_ids(render_text([*ask, {"role": "assistant", "content": ANSWER}], tokenizer), tokenizer))
-    if (last := max(used)) >= embedding_rows:
+    if embedding_rows is not None and (last := max(used)) >= embedding_rows:
         raise AnitaError(
             f"the tokenizer's {tokenizer.convert_ids_to_tokens(last)!r} has the id {last:,}, and the model's embedding "
             f"{embedding_rows:,} rows: take the tokenizer that belongs to the model"

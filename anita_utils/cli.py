@@ -148,6 +148,7 @@ def load_chat(name: str | None, system: str | None, max_new_tokens: int, profile
 
     profile: the one that says how to hold it; by default the latest run's, or `cpu` where there is no run.
     """
+    from anita_utils.chat_template import render_text
     from anita_utils.hub import resolve_model
     from anita_utils.profile import load_profile
     from anita_utils.record import Run, last_model
@@ -157,9 +158,12 @@ def load_chat(name: str | None, system: str | None, max_new_tokens: int, profile
     path = resolve_model(name or last_model())  # before the slow imports, so that a wrong name is told at once
 
     from anita_utils.model import chat as generate
-    from anita_utils.model import load_for_evaluation, load_tokenizer
+    from anita_utils.model import checked_tokenizer, load_for_evaluation
 
-    model, tokenizer = load_for_evaluation(path, settings), load_tokenizer(path)
+    tokenizer = checked_tokenizer(path, settings.model.system_in_user)
+    if system:  # a template that refuses or drops it says so before the weights are loaded
+        render_text([{"role": "system", "content": system}, {"role": "user", "content": "?"}], tokenizer)
+    model = load_for_evaluation(path, settings)
     return lambda prompts: generate(model, tokenizer, prompts, system, max_new_tokens)
 
 

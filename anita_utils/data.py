@@ -74,7 +74,7 @@ def encode_chat(
 
 
 def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> list[int]:
-    """The chat as token ids, with exactly the one BOS that the template writes. AnitaError where it cannot be rendered."""
+    """The chat as token ids, with exactly the one BOS that the template writes; AnitaError where that fails."""
     return token_ids(render_text(messages, tokenizer, add_generation_prompt), tokenizer)
 
 

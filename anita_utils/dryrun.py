@@ -16,15 +16,17 @@ import transformers
 from peft import get_peft_model
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
+from anita_utils import shown
 from anita_utils.architectures import architecture, meta_model
+from anita_utils.chat_template import inspect_template
 from anita_utils.data import IGNORED, PackedCollator
 from anita_utils.datasets_hub import rows as hub_rows
 from anita_utils.hub import SHIPPED_BASE, data_dir, on_hub, resolve_model
 from anita_utils.memory import GIB, GPUS, Job, bytes_by_part, job_of, plan, trainable
-from anita_utils.model import load_tokenizer, parameter_counts, quantisation_config
+from anita_utils.model import checked_tokenizer, parameter_counts, quantisation_config
 from anita_utils.profile import Profile, load_profile
 from anita_utils.record import Run, environment
 from anita_utils.training import COMPUTE_DTYPES, PREPACKED, Stage, lora_config, training_arguments, training_rows
@@ -69,7 +71,8 @@ def attempts(profile: Profile) -> Iterator[tuple[str, Callable[[], str]]]:
     for name, stage in stages.items():
         yield f"{name}, trainer", lambda stage=stage: configuration(stage)
         yield f"{name}, adapter", lambda stage=stage: adapter(stage)
-    yield "tokenizer", lambda: f"{SHIPPED_BASE}'s" + ", as the profile's own is on the Hub" * on_hub(profile.model.base)
+    yield "tokenizer", lambda: whose_tokenizer(profile)
+    yield "chat template", lambda: str(inspect_template(tokenizer_here(profile)))
     named = [(corpus, name) for name in profile.order for corpus in profile.stages[name].data]
     others = [(corpus, None) for corpus in profile.datasets if corpus not in dict(named)]
     for corpus, name in named + others:
@@ -152,9 +155,23 @@ def taker(profile: Profile, corpus: str) -> str:
     return next(name for name in profile.stages if (name == "dpo") == pairs)
 
 
+def whose_tokenizer(profile: Profile) -> str:
+    """Which tokenizer renders the data here."""
+    if on_hub(profile.model.base):
+        return f"{SHIPPED_BASE}'s, as the profile's own is on the Hub"
+    base = profile.model.base
+    return f"{base if base == SHIPPED_BASE else shown(Path(base).expanduser())}'s"
+
+
+def tokenizer_here(profile: Profile) -> PreTrainedTokenizerBase:
+    """The base's own tokenizer, checked, or the shipped one where the base is on the Hub."""
+    base = SHIPPED_BASE if on_hub(profile.model.base) else profile.model.base
+    return checked_tokenizer(resolve_model(base), profile.model.system_in_user)
+
+
 def packed_batch(stage: Stage) -> tuple[tuple[int, int], int]:
     """The shape of a batch of packed rows, and how many of its tokens are scored."""
-    tokenizer = load_tokenizer(resolve_model(SHIPPED_BASE))
+    tokenizer = tokenizer_here(stage.run.profile)
     rows = training_rows(stage, tokenizer).to_list()[: stage.settings.batch_size]
     batch = PackedCollator(tokenizer.pad_token_id)(rows)
     return tuple(batch["input_ids"].shape), int((batch["labels"] != IGNORED).sum())
@@ -162,7 +179,7 @@ def packed_batch(stage: Stage) -> tuple[tuple[int, int], int]:
 
 def preference_batch(stage: Stage) -> tuple[tuple[int, int], int]:
     """The same of a batch of pairs as TRL's trainer makes it; a model of one layer stands in, since it wants one."""
-    tokenizer = load_tokenizer(resolve_model(SHIPPED_BASE))
+    tokenizer = tokenizer_here(stage.run.profile)
     rows = training_rows(stage, tokenizer)
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
     # Without the profile's precision and optimiser: a trainer, unlike its configuration, refuses what is not here

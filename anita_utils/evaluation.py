@@ -17,12 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anita_utils import AnitaError, shown
 from anita_utils.data import IGNORED, encode_chat, encode_text, read_jsonl
 from anita_utils.hub import data_dir, file_hash, model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
 from anita_utils.machine import LIBRARIES
-from anita_utils.model import chat, held_for_evaluation, load_for_evaluation, load_tokenizer
+from anita_utils.model import chat, checked_tokenizer, held_for_evaluation, load_for_evaluation
 from anita_utils.normalisation import normalise
 from anita_utils.profile import Profile
 from anita_utils.record import cache_dir, write_text
@@ -268,6 +267,8 @@ def measured_with(profile: Profile) -> dict:
     }
     if profile.evaluation.bits or profile.model.dtype != "float32":  # another rounding, other figures
         parts["held"] = [profile.model.dtype, held_for_evaluation(profile).model_dump()]
+    if profile.model.system_in_user:
+        parts["system_in_user"] = True
     return parts
 
 
@@ -275,9 +276,7 @@ def _measure(
     path: str | Path, profile: Profile, parts: list[str]
 ) -> Iterator[tuple[str, dict[str, list[dict]], list[Measurement]]]:
     """Each part with the answers it was read from; the model is read once."""
-    tokenizer = load_tokenizer(path)
-    if tokenizer.chat_template is None:  # before the weights are read
-        raise AnitaError(f"{shown(path)}: the tokenizer has no chat template: take a model that was tuned to chat")
+    tokenizer = checked_tokenizer(path, profile.model.system_in_user)  # before the weights are read
     tasks = load_suite(profile.evaluation.suite) if "benchmarks" in parts else None
     model = load_for_evaluation(path, profile)
     for part in parts:

@@ -80,7 +80,8 @@ class Stage:
         from importlib.metadata import version
 
         profile = self.run.profile
-        return {
+        rendered = {"system_in_user": True} if profile.model.system_in_user else {}
+        return rendered | {
             "stage": self.name,
             "settings": self.settings.model_dump(),
             "precision": profile.precision,
