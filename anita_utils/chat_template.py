@@ -177,10 +177,10 @@ def _around(messages: list[dict], turn: int, tokenizer: PreTrainedTokenizerBase)
 def _end_of_turn(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     """The end of a turn at the beginning of what follows an answer's words, white space before it included; its id."""
     follows = after.lstrip()
-    first = next(iter(token_ids(follows, tokenizer)), None)
-    token = tokenizer.convert_ids_to_tokens(first) if first is not None else ""
-    known = tokenizer.added_tokens_decoder.get(first)
-    if not known or not known.special or not follows.startswith(token):
+    [first, *_] = token_ids(follows, tokenizer) or [None]
+    token = "" if first is None else tokenizer.decode([first])
+    # A special token is left out of decoded answers, as the end of a turn should be
+    if not token.strip() or not follows.startswith(token) or tokenizer.decode([first], skip_special_tokens=True):
         raise AnitaError(
             f"no special token of the tokenizer ends an answer in the chat template ({follows[:20]!r} follows it): "
             f"{ANOTHER_MODEL}, or add that token to the tokenizer"

@@ -109,15 +109,34 @@ NASTY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("answer", NASTY)
-def test_an_answer_of_any_words_is_scored_exactly_or_refused(shape, shaped, answer):
-    messages = [CHAT[0], {"role": "assistant", "content": answer}]
-    if shape.scored is not None:
-        messages = [*CHAT[:2], *messages]
-    try:
-        assert_exact(messages, shaped)
-    except AnitaError as refused:
-        assert "</think>" in answer and "does not write the answer's words" in str(refused)
+def test_an_answer_of_any_words_is_scored_exactly_or_refused(shape, shaped):
+    refused = []
+    for answer in NASTY:
+        messages = [CHAT[0], {"role": "assistant", "content": answer}]
+        try:
+            assert_exact(messages if shape.scored is None else [*CHAT[:2], *messages], shaped)
+        except AnitaError as error:
+            assert "does not write the answer's words" in str(error)
+            refused.append(answer)
+    assert refused == (["a</think>b"] if "</think>" in shape.template else [])
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Llama 2"])
+def test_a_space_between_prompt_and_words_is_scored_though_it_is_a_token_of_its_own(name, own):
+    """The generation prompt ends without it, so the model has to write it."""
+    own = carrier(SHAPES[name], own)
+    assert own.tokenize(" 42") == ["Ġ", "42"]
+    [(text, _)] = scored_parts([CHAT[0], {"role": "assistant", "content": "42"}], own)
+    assert text == " 42" + ("" if name == "Mistral" else " ") + "</s>"
+
+
+def test_a_template_keeps_the_line_break_that_it_begins_with(own):
+    plain = "\n\n" + SHAPES["Llama 3"].template
+    own.chat_template = plain
+    before = render_text(CHAT, own)
+    own.chat_template = without_system_role(plain)
+    assert render_text(CHAT, own) == before and before.startswith("\n")
+    assert without_system_role(own.chat_template) == own.chat_template
 
 
 # ---- every template that TRL ships
@@ -239,6 +258,13 @@ def test_a_template_that_drops_the_system_text_is_no_system_role_and_trains_on_n
     assert inspect_template(own).system == "none"
     with pytest.raises(AnitaError, match=r"leaves out or changes the words of the role 'system'.*system_in_user: true"):
         encode_chat([SYSTEM, *CHAT], own)
+
+
+def test_a_token_that_decoding_leaves_in_an_answer_ends_no_turn(own):
+    own.add_tokens(["<|im_end|>"])  # one token, but no special one: people would read it
+    own.chat_template = "{% for m in messages %}{{ m.role + '\\n' + m.content + '<|im_end|>' }}{% endfor %}"
+    with pytest.raises(AnitaError, match="no special token of the tokenizer ends an answer"):
+        inspect_template(own)
 
 
 def test_an_answer_that_shares_a_token_with_the_prompt_is_refused(own):
