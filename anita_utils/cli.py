@@ -156,6 +156,7 @@ def load_chat(
     profile: the one that says how to hold it; by default the run's, or `cpu` where there is no run.
     run_name: the run whose stages are meant; the latest by default.
     """
+    from anita_utils.chat_template import render_text
     from anita_utils.hub import resolve_model
     from anita_utils.profile import load_profile
     from anita_utils.record import chosen_run
@@ -166,10 +167,12 @@ def load_chat(
     path = resolve_model(name or last, run=run)  # before the slow imports, so that a wrong name is told at once
 
     from anita_utils.model import chat as generate
-    from anita_utils.model import load_for_evaluation, load_tokenizer
+    from anita_utils.model import checked_tokenizer, load_for_evaluation
 
-    model, tokenizer = load_for_evaluation(path, settings), load_tokenizer(path)
-    opening = words(system) or None
+    tokenizer, opening = checked_tokenizer(path, settings.model.system_in_user), words(system)
+    if opening:  # a template that refuses or drops it says so before the weights are loaded
+        render_text([{"role": "system", "content": opening}, {"role": "user", "content": "?"}], tokenizer)
+    model = load_for_evaluation(path, settings)
     return lambda prompts: generate(model, tokenizer, [words(one) for one in prompts], opening, max_new_tokens)
 
 

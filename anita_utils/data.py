@@ -12,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError
+from anita_utils.chat_template import render_text, scored_tokens, token_ids
 from anita_utils.rows import SAME
 
 if TYPE_CHECKING:
@@ -26,13 +27,15 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int |
     """Running text: one BOS, the text, <|end_of_text|>; every token but the first is scored.
 
     A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts). A tokenizer of
-    another family than Llama 3's has no <|end_of_text|>: there its EOS ends the text.
+    another family than Llama 3's has no <|end_of_text|>: there its EOS ends the text. One without BOS (ChatML's) writes
+    none, and the text's first token, which nothing precedes, is not scored.
     """
-    text = text.removeprefix(tokenizer.bos_token)
+    begin = [] if tokenizer.bos_token is None else [tokenizer.bos_token_id]
     end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
     if end in (None, tokenizer.unk_token_id):
         end = tokenizer.eos_token_id
-    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], end][:max_length]
+    ids = [*begin, *token_ids(text.removeprefix(tokenizer.bos_token or ""), tokenizer)]
+    ids = [*ids, *([] if end is None else [end])][:max_length]
     return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
 
 
@@ -42,24 +45,18 @@ def encode_chat(
     """A chat through the template; only the assistant's words and the end of its turn are scored.
 
     Works with any template: where each answer begins and ends is read off the template itself, rendered up to there.
-    Raises AnitaError when the template does not grow turn by turn.
+    Raises AnitaError when that cannot be done exactly (see `chat_template.scored_tokens`).
     """
-    ids = render(messages, tokenizer)
+    ids, answers = scored_tokens(messages, tokenizer)
     labels = [IGNORED] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        start = len(render(messages[:turn], tokenizer, add_generation_prompt=True))
-        upto = ids if turn + 1 == len(messages) else render(messages[: turn + 1], tokenizer)
-        if ids[: len(upto)] != upto:
-            raise AnitaError("the chat template rewrites earlier turns: use one that only adds to them")
-        labels[start : len(upto)] = ids[start : len(upto)]
+    for first, end in answers:
+        labels[first:end] = ids[first:end]
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
 def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> list[int]:
-    """The chat as token ids, with exactly the one BOS that the template writes."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=False)
+    """The chat as token ids, with exactly the one BOS that the template writes; AnitaError where that fails."""
+    return token_ids(render_text(messages, tokenizer, add_generation_prompt), tokenizer)
 
 
 def contents(row: dict) -> list[list[str]]:

@@ -16,15 +16,17 @@ import transformers
 from peft import get_peft_model
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
+from anita_utils import shown
 from anita_utils.architectures import architecture, meta_model
+from anita_utils.chat_template import inspect_template
 from anita_utils.data import IGNORED, PackedCollator
 from anita_utils.datasets_hub import rows as hub_rows
 from anita_utils.hub import SHIPPED_BASE, on_hub, resolve_model
 from anita_utils.memory import GIB, GPUS, Job, bytes_by_part, job_of, plan, trainable
-from anita_utils.model import load_tokenizer, parameter_counts, quantisation_config
+from anita_utils.model import checked_tokenizer, parameter_counts, quantisation_config
 from anita_utils.paths import data_dir, environment
 from anita_utils.profile import Profile, load_profile
 from anita_utils.record import Run
@@ -69,8 +71,9 @@ def attempts(profile: Profile) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "model", lambda: f"{profile.model.base}: {weights_of(profile):,} weights, on the meta device"
     for name, stage in stages.items():
         yield f"{name}, trainer", lambda stage=stage: configuration(stage)
-        yield f"{name}, adapter", lambda stage=stage: adapter(stage)
-    yield "tokenizer", lambda: f"{SHIPPED_BASE}'s" + ", as the profile's own is on the Hub" * on_hub(profile.model.base)
+        yield f"{name}, adapter", lambda stage=stage: adapter(profile, stage)
+    yield "tokenizer", lambda: whose_tokenizer(profile)
+    yield "chat template", lambda: str(inspect_template(tokenizer_here(profile)))
     named = [(corpus, name) for name in profile.order for corpus in profile.stages[name].data]
     others = [(corpus, None) for corpus in profile.datasets if corpus not in dict(named)]
     for corpus, name in named + others:
@@ -79,8 +82,12 @@ def attempts(profile: Profile) -> Iterator[tuple[str, Callable[[], str]]]:
 
 
 def without_hub(profile: Profile) -> Run:
-    """A run of the profile, of which nothing is written, where each data set is read from its fixture."""
+    """A run of the profile, of which nothing is written, where each data set is read from its fixture, and the shipped
+    base stands in for one on the Hub.
+    """
     local = profile.model_copy(deep=True)
+    if on_hub(profile.model.base):
+        local.model.base, local.model.revision = SHIPPED_BASE, None
     for name, settings in local.datasets.items():
         if fixture(name):
             local.datasets[name] = settings.model_copy(update={"files": str(fixture(name)), "sample": None})
@@ -121,9 +128,8 @@ def configuration(stage: Stage) -> str:
     return ", ".join(parts + ["use_cpu added, as no GPU is here"] * config.use_cpu)
 
 
-def adapter(stage: Stage) -> str:
+def adapter(profile: Profile, stage: Stage) -> str:
     """Attaches the stage's adapter to the model on the meta device, and holds its weights against the planner's."""
-    profile = stage.run.profile
     with torch.device("meta"):
         adapted = get_peft_model(meta_model(profile.model.base), lora_config(stage))
     count = parameter_counts(adapted)["trainable"]
@@ -155,9 +161,23 @@ def taker(profile: Profile, corpus: str) -> str:
     return next(name for name in profile.stages if (name == "dpo") == pairs)
 
 
+def whose_tokenizer(profile: Profile) -> str:
+    """Which tokenizer renders the data here."""
+    if on_hub(profile.model.base):
+        return f"{SHIPPED_BASE}'s, as the profile's own is on the Hub"
+    base = profile.model.base
+    return f"{base if base == SHIPPED_BASE else shown(Path(base).expanduser())}'s"
+
+
+def tokenizer_here(profile: Profile) -> PreTrainedTokenizerBase:
+    """The base's own tokenizer, checked, or the shipped one where the base is on the Hub."""
+    base = SHIPPED_BASE if on_hub(profile.model.base) else profile.model.base
+    return checked_tokenizer(resolve_model(base), profile.model.system_in_user)
+
+
 def packed_batch(stage: Stage) -> tuple[tuple[int, int], int]:
     """The shape of a batch of packed rows, and how many of its tokens are scored."""
-    tokenizer = load_tokenizer(resolve_model(SHIPPED_BASE))
+    tokenizer = tokenizer_here(stage.run.profile)
     rows = training_rows(stage, tokenizer).to_list()[: stage.settings.per_device_train_batch_size]
     batch = PackedCollator(tokenizer.pad_token_id)(rows)
     return tuple(batch["input_ids"].shape), int((batch["labels"] != IGNORED).sum())
@@ -165,7 +185,7 @@ def packed_batch(stage: Stage) -> tuple[tuple[int, int], int]:
 
 def preference_batch(stage: Stage) -> tuple[tuple[int, int], int]:
     """The same of a batch of pairs as TRL's trainer makes it; a model of one layer stands in, since it wants one."""
-    tokenizer = load_tokenizer(resolve_model(SHIPPED_BASE))
+    tokenizer = tokenizer_here(stage.run.profile)
     rows = training_rows(stage, tokenizer)
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
     # Without the profile's precision and optimiser: a trainer, unlike its configuration, refuses what is not here

@@ -15,12 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anita_utils import AnitaError, shown
 from anita_utils.cache import Entry, cached
 from anita_utils.data import IGNORED, encode_chat, encode_text
 from anita_utils.hub import model_key
 from anita_utils.intervals import Measurement, differences, implicit_rewards, preference_row, rows  # noqa: F401
-from anita_utils.model import chat, held_for_evaluation, load_for_evaluation, load_tokenizer
+from anita_utils.model import chat, checked_tokenizer, held_for_evaluation, load_for_evaluation
 from anita_utils.normalisation import normalise, straight
 from anita_utils.paths import data_dir, file_hash
 from anita_utils.profile import Profile
@@ -251,6 +250,7 @@ def measured_with(profile: Profile) -> dict:
         "data": [file_hash(file) for file in files if file.suffix in {".jsonl", ".yaml", ".py"}],
         "benchmarks": suite_named(profile.evaluation.suite),
         "held": [profile.model.dtype, held.model_dump() if held.load_in_4bit else None],
+        "system_in_user": profile.model.system_in_user,
     }
 
 
@@ -258,9 +258,7 @@ def _measure(
     path: str | Path, profile: Profile, parts: list[str]
 ) -> Iterator[tuple[str, dict[str, list[dict]], list[Measurement]]]:
     """Each part with the answers it was read from; the model is read once."""
-    tokenizer = load_tokenizer(path)
-    if tokenizer.chat_template is None:  # before the weights are read
-        raise AnitaError(f"{shown(path)}: the tokenizer has no chat template: take a model that was tuned to chat")
+    tokenizer = checked_tokenizer(path, profile.model.system_in_user)  # before the weights are read
     tasks = load_suite(profile.evaluation.suite) if "benchmarks" in parts else None
     model = load_for_evaluation(path, profile)
     for part in parts:

@@ -69,14 +69,15 @@ def check_rows(
     settings = chosen(name, profile, base, list(changes))
     quieten()
     from anita_utils.hub import resolve_model
-    from anita_utils.model import load_tokenizer
+    from anita_utils.model import checked_tokenizer
     from anita_utils.record import Run
     from anita_utils.stages import find_stage
     from anita_utils.training import training_rows
 
     stage = find_stage(Run(Path("unwritten"), settings, seed), name)
     documents = stage.documents()  # before a model is looked for: a wrong file is said at once
-    tokenizer = load_tokenizer(resolve_model(settings.model.base, settings.model.revision))
+    base = resolve_model(settings.model.base, settings.model.revision)
+    tokenizer = checked_tokenizer(base, settings.model.system_in_user, needs_template=False)
     training_rows(stage, tokenizer, documents)
     return stage.counts
 

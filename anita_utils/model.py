@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
+from anita_utils.chat_template import check_tokenizer, inspect_template, without_system_role
+from anita_utils.data import render
 from anita_utils.hub import weight_files
 
 if TYPE_CHECKING:
@@ -27,16 +29,29 @@ if TYPE_CHECKING:
 PART = 10**9  # bytes in one file of a merged model, and so roughly what merging holds in memory
 
 
-def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str | Path, revision: str | None = None, system_in_user: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, padding on the left, never with the end of a turn.
 
     Right padding would put padding between a prompt and its answer; padding with EOS would teach the model that turns
     do not end. Llama 3 has no padding token, so its first reserved one is taken; a tokenizer that reserves none pads
-    with its token for unknown text.
+    with its token for unknown text. AnitaError where it has none either, or cannot be read.
+
+    system_in_user: the profile's `model.system_in_user`: a system text goes into the first user turn, whoever renders
+        the chat (this kit, TRL, lm-eval).
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises plain Exceptions for a damaged file
+        said = " ".join(str(error).split())
+        raise AnitaError(
+            f"{shown(path)}: the tokenizer cannot be read ({said}): restore its files, or take another model"
+        ) from error
+    if system_in_user and tokenizer.chat_template:
+        tokenizer.chat_template = without_system_role(tokenizer.get_chat_template())
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         reserved = "<|reserved_special_token_0|>"
@@ -45,6 +60,41 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         raise AnitaError(f"{shown(path)}: no token to pad with: set tokenizer.pad_token to one that is never in a text")
     return tokenizer
+
+
+def checked_tokenizer(
+    path: str | Path, system_in_user: bool = False, needs_template: bool = True
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model in a folder, once its chat template and its ids are seen to fit; reads no weights.
+
+    needs_template: False where running text may be all that is trained on: then a template may be missing.
+    AnitaError as in `load_tokenizer`, `chat_template.inspect_template` and `chat_template.check_tokenizer`.
+    """
+    tokenizer = load_tokenizer(path, system_in_user=system_in_user)
+    try:
+        if needs_template or tokenizer.chat_template:
+            inspect_template(tokenizer)
+        check_tokenizer(tokenizer, embedding_rows(path))
+    except AnitaError as error:
+        raise AnitaError(f"{shown(path)}: {error}") from error
+    return tokenizer
+
+
+def embedding_rows(folder: str | Path) -> int | None:
+    """How many rows the embedding of the model in a folder has, by its weights' header or else by config.json.
+
+    None where neither says so.
+    """
+    from safetensors import safe_open
+
+    files = [file for file in weight_files(Path(folder)) if file.is_file()]
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (it is no dictionary)
+                if name.endswith("embed_tokens.weight"):
+                    return weights.get_slice(name).get_shape()[0]
+    config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+    return config.get("text_config", config).get("vocab_size")
 
 
 def quantisation_config(quantisation: Quantisation, compute_dtype: str = "float32"):
@@ -241,7 +291,7 @@ def continue_chats(
     """The model's greedy next turn in each chat. Chats of like length share a batch, so little is padded."""
     import torch
 
-    ids = [tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) for turns in chats]
+    ids = [render(turns, tokenizer, add_generation_prompt=True) for turns in chats]
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
     answers = [""] * len(ids)
     was_training = model.training

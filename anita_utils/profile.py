@@ -82,6 +82,11 @@ class Model(Section):
     base: str = Field(description="The base model: a shipped name, a folder, or a name on the Hub.")
     revision: str | None = Field(None, description="The commit of the Hub repository; null means unpinned.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(description="The type unquantised weights are held in.")
+    system_in_user: bool = Field(
+        False,
+        description="For templates without a system role: system text goes before the first user turn, a blank line "
+        "between.",
+    )
 
 
 class Quantisation(Section):

@@ -28,14 +28,14 @@ from anita_utils.data import (
 from anita_utils.failures import explained
 from anita_utils.head import score_labels_only
 from anita_utils.hub import resolve_model
-from anita_utils.model import keep_freed_memory, load_model, load_tokenizer
+from anita_utils.model import checked_tokenizer, keep_freed_memory, load_model
 from anita_utils.record import Run
 from anita_utils.stages import Stage, corpus_name, find_stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import TrainerCallback
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
 PREPACKED = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
@@ -143,15 +143,20 @@ def adapters_in_fp32(model) -> None:
 
 
 def load_for_training(stage: Stage):
-    """The stage's parent model, quantised as the profile says, and its tokenizer."""
-    profile = stage.run.profile
+    """The stage's parent model, quantised as the profile says, and its tokenizer, which is checked first."""
+    profile, tokenizer = stage.run.profile, tokenizer_of(stage)
     model = load_model(
         stage.parent_path,
         profile.quantisation,
         dtype=profile.model.dtype,
         compute_dtype=COMPUTE_DTYPES[profile.precision],
     )
-    return model, load_tokenizer(stage.parent_path)
+    return model, tokenizer
+
+
+def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
+    """The tokenizer of the stage's parent model, checked; it may lack a chat template, for a stage of running text."""
+    return checked_tokenizer(stage.parent_path, stage.run.profile.model.system_in_user, needs_template=False)
 
 
 def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) -> Dataset:
@@ -203,8 +208,9 @@ def build_trainer(stage: Stage):
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+    rows = training_rows(stage, tokenizer_of(stage))  # before the weights: what is wrong with the data shows at once
     model, tokenizer = load_for_training(stage)
-    rows, arguments = training_rows(stage, tokenizer), training_arguments(stage)
+    arguments = training_arguments(stage)
     common = {"model": model, "train_dataset": rows, "processing_class": tokenizer, "peft_config": lora_config(stage)}
     if stage.name == "dpo":
         trainer = DPOTrainer(args=DPOConfig(beta=stage.settings.beta, **arguments), **common)

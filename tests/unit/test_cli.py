@@ -24,7 +24,8 @@ def model(monkeypatch, runs):
 
     fake = types.ModuleType("anita_utils.model")
     fake.load_for_evaluation = lambda path, profile: calls.loaded.append(path) or calls.held.append(profile)
-    fake.load_tokenizer = lambda path: None
+    tokenizer = types.SimpleNamespace(chat_template="all", apply_chat_template=lambda turns, **_: str(turns))
+    fake.checked_tokenizer = lambda path, system_in_user: tokenizer
     fake.chat = chat
     monkeypatch.setitem(sys.modules, "anita_utils.model", fake)
     monkeypatch.setattr("anita_utils.model", fake, raising=False)

@@ -1,10 +1,13 @@
 """The dry run of every profile, and what it says of profiles that will not do."""
 
+import json
 import re
+import shutil
 
 import pytest
 import yaml
 
+from anita_utils import shown
 from anita_utils.dryrun import fixture
 from anita_utils.profile import PROFILES, load_profile
 
@@ -32,9 +35,9 @@ def dry_run(anita, monkeypatch, runs):
     return call
 
 
-def changed(tmp_path, change):
-    """The file of the h100 profile after `change`."""
-    values = yaml.safe_load((PROFILES / "h100.yaml").read_text("utf-8"))
+def changed(tmp_path, change, profile="h100"):
+    """The file of that profile after `change`."""
+    values = yaml.safe_load((PROFILES / f"{profile}.yaml").read_text("utf-8"))
     change(values)
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(values), "utf-8")
@@ -68,6 +71,35 @@ def test_the_small_world_needs_no_stand_in(dry_run):
     assert code == 0, out
     assert re.search(r"dpo +│ dpo: 16 rows, a batch of 16 × ", out)
     assert re.search(r"tokenizer +│ tiny-llama-3-instruct's +│", out)
+    assert re.search(r"chat template +│ begins with <\|begin_of_text\|>; .* own; a turn ends with <\|eot_id\|> +│", out)
+
+
+def test_a_local_bases_data_is_rendered_with_its_own_tokenizer(dry_run, tmp_path, base_path):
+    """Its template adds a system prompt by itself: each chat is longer by as much, and a line says so."""
+    added = "<|start_header_id|>system<|end_header_id|>\\n\\nSii chiaro.<|eot_id|>"
+    own = tmp_path / "own"
+    shutil.copytree(base_path, own)
+    template = (own / "chat_template.jinja").read_text("utf-8").removeprefix("{{ bos_token }}")
+    default = "{% if messages[0].role != 'system' %}{{ '" + added + "' }}{% endif %}"
+    (own / "chat_template.jinja").write_text("{{ bos_token }}" + default + template, "utf-8")
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "Dov'è Torino?"}, {"role": "assistant", "content": "In Piemonte."}]
+    chats.write_text(json.dumps({"messages": turns}) + "\n", "utf-8")
+
+    def one_chat(values, base):
+        values["model"] |= {"base": str(base), "revision": None}
+        values["stages"]["sft"]["data"] = str(chats)
+
+    lengths = []
+    for base in (base_path, own):
+        code, out = dry_run(changed(tmp_path, lambda values, base=base: one_chat(values, base), "cpu"))
+        assert code == 0, out
+        lengths.append(int(re.search(r"sft: 1 rows, a batch of 1 × (\d+) tokens, 4 of them scored", out)[1]))
+        assert re.search(rf"tokenizer +│ {re.escape(shown(base))}'s +│", out)
+        facts = re.search(r"chat template +│ (.*?) +│", out)[1]
+        assert "begins with <|begin_of_text|>; system text in a turn of its own; a turn ends with <|eot_id|>" in facts
+    assert lengths[1] - lengths[0] == 10  # three marks, the role, a blank line, "Si", "i", " chi", "aro", "."
+    assert facts.endswith("adds a system prompt of 10 tokens to each chat without one")
 
 
 def test_left_out_rows_are_left_out_of_the_batch(dry_run):
