@@ -125,6 +125,7 @@ def chat(
     if prompt and prompts:
         raise AnitaError("--prompt and --prompts exclude each other: give one of them")
     from_file = read_prompts(prompts) if prompts else []
+    prompt = [words(one) for one in prompt or []]
     ask = load_chat(model, system, max_new_tokens, profile, run)
     if prompts:
         for question, answer in zip(from_file, ask(from_file), strict=True):
@@ -209,6 +210,7 @@ def build_world(
 
 def main() -> None:
     """The entry point: an AnitaError, or a file that cannot be read or written, becomes one line and exit code 2."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, see machine.WAITING
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a console cannot read or print, an accent say, is replaced
             stream.reconfigure(errors="replace")

@@ -113,7 +113,7 @@ def test_left_out_rows_are_left_out_of_the_batch(dry_run):
         (lambda v: v["model"].update(base="some/one"), r"model failed: no architecture is known for model 'some/one'"),
         (
             lambda v: v["stages"]["dpo"].update(data=["gsarti/clean_mc4_it"]),
-            r"gsarti/clean_mc4_it failed: stages.dpo.data: gsarti/clean_mc4_it holds no preference pairs",
+            r"gsarti/clean_mc4_it failed: stages.dpo.data: 4 rows of gsarti/clean_mc4_it are no preference pairs",
         ),
         (
             lambda v: v["datasets"]["efederici/evol-dpo-ita"].update(without=["toxic-dpo"]),

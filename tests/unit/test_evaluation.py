@@ -141,7 +141,7 @@ def test_another_rounding_is_another_measurement(base_path):
         profile = load_profile("cpu")
         profile.evaluation.load_in_4bit, profile.model.dtype = in_4_bits, dtype
         profile.quantisation.bnb_4bit_quant_type = kind
-        keys.add(evaluation.evaluation_key(base_path, profile))
+        keys.add(evaluation.evaluation_entry(model_key(base_path), profile, "answers").key)
     assert len(keys) == 5
 
 
