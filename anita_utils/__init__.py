@@ -14,6 +14,11 @@ __version__ = "0.1.0"
 # The public address of the course. `python scripts/set_repository.py ADDRESS` fills it in wherever it is used.
 REPOSITORY = "https://github.com/OWNER/REPOSITORY"
 
+# OpenMP's threads spin while they wait for each other. Beside another busy program the thread that is waited for does
+# not run, and training on two cores falls to a twentieth of its speed; threads that sleep keep their share. The library
+# reads this when torch is imported: the `anita` command sets it for itself and for the lessons it runs.
+IDLE_THREADS = {"OMP_WAIT_POLICY": "passive"}
+
 
 class AnitaError(Exception):
     """A mistake the reader can mend: one clear line that says what is wrong, where, and the remedy."""

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from anita_utils import AnitaError, __version__, commands, shown
+from anita_utils import IDLE_THREADS, AnitaError, __version__, commands, shown
 from anita_utils.paths import FULL, LOCKED, os_failure, read_lines, runs_dir
 from anita_utils.rows import words
 
@@ -210,7 +210,7 @@ def build_world(
 
 def main() -> None:
     """The entry point: an AnitaError, or a file that cannot be read or written, becomes one line and exit code 2."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, see machine.WAITING
+    os.environ.update(IDLE_THREADS | os.environ)  # before torch is imported; what the user set stays
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a console cannot read or print, an accent say, is replaced
             stream.reconfigure(errors="replace")

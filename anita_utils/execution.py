@@ -20,7 +20,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from anita_utils.machine import SLEEPING, WAITING
+from anita_utils import IDLE_THREADS
 from anita_utils.paths import environment, runs_dir
 from anita_utils.record import clock
 
@@ -54,7 +54,7 @@ def execute(notebook: Path, output: Path, parameters: dict, timeout: int, on_cel
     output.parent.mkdir(parents=True, exist_ok=True)
     failure = None
     # What the kernels must agree on with this process: where the runs are, and which environment python3 means
-    agreed = {"ANITA_RUNS": str(runs_dir()), "JUPYTER_PREFER_ENV_PATH": "1", WAITING: SLEEPING}
+    agreed = {"ANITA_RUNS": str(runs_dir()), "JUPYTER_PREFER_ENV_PATH": "1"} | IDLE_THREADS
     start = time.monotonic()
     with environment(**agreed), watch_memory() as peak:
         try:

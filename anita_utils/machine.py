@@ -17,10 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from anita_utils import __version__
 
 LIBRARIES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "lm_eval", "papermill"]
-# OpenMP's threads spin while they wait for each other. Beside another busy program the one that is waited for does not
-# run, and training on two cores falls to a twentieth of its speed; threads that sleep keep their share. The library
-# reads this when torch is imported: so the command sets it, for itself and the lessons it runs.
-WAITING, SLEEPING = "OMP_WAIT_POLICY", "passive"
 BF16_CAPABILITY = (8, 0)  # Ampere; torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated (a T4)
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # as torch.cpu.get_capabilities names them, x86 and ARM
 

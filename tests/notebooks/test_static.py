@@ -28,11 +28,12 @@ LESSONS = [
     "09_forgetting",
 ]
 PARAMETERS = {"profile", "run", "seed"}
-# What every lesson has after its parameters: nothing happens but on Colab.
+# What every lesson has after its parameters: threads that sleep while they wait, and Colab's set-up.
 SETUP = f"""import os
 import sys
 
-if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:  # everywhere else this cell does nothing
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads sleep
+if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:  # elsewhere there is no more to do
     if not os.path.isdir("course"):
         !git clone --quiet --depth 1 {REPOSITORY} course
     %run course/scripts/colab.py"""

@@ -8,6 +8,7 @@ from scipy import stats
 from anita_utils import evaluation
 from anita_utils.data import encode_chat, encode_text
 from anita_utils.evaluation import language_of, log_likelihoods, names_it, refuses
+from anita_utils.hub import model_key
 from anita_utils.intervals import Measurement, differences, rows
 from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
