@@ -1,4 +1,4 @@
-"""Loading, quantising, merging and talking to models.
+"""Loading, quantising and talking to models.
 
 >>> model = load_model("data/tiny-llama-3-instruct"); tokenizer = load_tokenizer("data/tiny-llama-3-instruct")
 >>> chat(model, tokenizer, ["What is the capital of Piedmont?"])
@@ -7,24 +7,18 @@
 from __future__ import annotations
 
 import ctypes
-import json
-import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
-from anita_utils.hub import weight_files
 
 if TYPE_CHECKING:
     import torch
-    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from anita_utils.profile import Profile, Quantisation
-
-PART = 10**9  # bytes in one file of a merged model, and so roughly what merging holds in memory
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -103,17 +97,6 @@ def load_for_evaluation(path: str | Path, profile: Profile, revision: str | None
     return load_model(path, held_for_evaluation(profile), dtype, compute_dtype=dtype, revision=revision).eval()
 
 
-def read_weight(path: str | Path, name: str) -> torch.Tensor:
-    """One weight as a model's files hold it, without the rest of the model. AnitaError when there is none of that name.
-
-    name: as `named_parameters` tells it, such as "model.layers.0.mlp.up_proj.weight".
-    """
-    places = _places(Path(path))
-    if name not in places:
-        raise AnitaError(f"{shown(path)}: no weight '{name}': restore the model, or take another")
-    return _read(places[name], name)
-
-
 def keep_gradients_exact(model: torch.nn.Module) -> None:
     """Switches off bitsandbytes' inference kernel for CPUs with AVX512-BF16, on every 4-bit layer.
 
@@ -127,94 +110,6 @@ def keep_gradients_exact(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, dtype: str = "float32") -> None:
-    """Adds a LoRA adapter into the unquantised weights of `base` and saves the result, with its tokenizer, in `out`.
-
-    Merging into the 4-bit model would quantise the sum again and lose part of what was learnt. The weights are read,
-    merged (by PEFT, matrix after matrix) and written in parts of about `PART` bytes, on the CPU: an 8B model, 16 GB in
-    16 bits, never needs to be in memory as a whole.
-    """
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-
-    base, adapter, out = Path(base), Path(adapter), Path(out)
-    model = _without_weights(base, dtype)
-    parameters = dict(model.named_parameters())  # one that two layers share is named once, as in the files
-    layers = {f"{name}.weight": (name, layer) for name, layer in _adapted_layers(model, adapter).items()}
-    files = _places(base)
-    if missing := [name for name in parameters if name not in files]:
-        raise AnitaError(f"{shown(base)}: no weights for {missing[0]}: restore the model, or take another")
-    if shared := [name for weight, (name, _) in layers.items() if weight not in parameters]:
-        raise AnitaError(f"{shared[0]} shares its weights with another layer: leave it out of lora.targets")
-
-    out.mkdir(parents=True, exist_ok=True)
-    parts = split_torch_state_dict_into_shards(parameters, max_shard_size=PART)
-    for part, names in parts.filename_to_tensors.items():
-        weights = {name: _read(files[name], name).to(parameters[name].dtype) for name in names}
-        for name in names & layers.keys():
-            weights[name] += _update(adapter, *layers[name])
-            give_back_memory()  # matrices of many sizes, each freed at once, would leave a heap of holes
-        save_file(weights, out / f".{part}.new", {"format": "pt"})
-        (out / f".{part}.new").replace(out / part)
-    if parts.is_sharded:
-        index = {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), "utf-8")
-    if (base / "generation_config.json").is_file():
-        shutil.copy(base / "generation_config.json", out)
-    load_tokenizer(base).save_pretrained(out)
-    model.config.save_pretrained(out)
-
-
-def _without_weights(base: Path, dtype: str) -> PreTrainedModel:
-    """The model in a folder as an empty shell: layers and shapes, on torch's meta device."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
-
-
-def _adapted_layers(model: PreTrainedModel, adapter: Path) -> dict[str, LoraLayer]:
-    """The layers of an empty model that an adapter changes, by name; PEFT gives them their scale."""
-    from peft import PeftConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
-
-    adapted = get_peft_model(model, PeftConfig.from_pretrained(adapter), low_cpu_mem_usage=True)
-    modules = adapted.get_base_model().named_modules()
-    return {name: module for name, module in modules if isinstance(module, LoraLayer)}
-
-
-def _places(base: Path) -> dict[str, Path]:
-    """The file in which each weight of a model lies."""
-    from safetensors import safe_open
-
-    places = {}
-    for file in weight_files(base):
-        with safe_open(file, framework="pt") as weights:
-            places |= dict.fromkeys(weights.keys(), file)
-    return places
-
-
-def _read(file: Path, name: str) -> torch.Tensor:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as weights:
-        return weights.get_tensor(name)
-
-
-def _update(adapter: Path, name: str, layer: LoraLayer) -> torch.Tensor:
-    """What the adapter adds to the weight of the layer called `name`: B A times its scale, in fp32."""
-    import torch
-
-    for side in ("lora_A", "lora_B"):
-        matrix = _read(adapter / "adapter_model.safetensors", f"base_model.model.{name}.{side}.weight")
-        getattr(layer, side)["default"].weight = torch.nn.Parameter(matrix.float(), requires_grad=False)
-    update = layer.get_delta_weight("default")
-    layer.delete_adapter("default")  # its matrices are not needed again
-    return update
 
 
 def chat(

@@ -22,12 +22,13 @@ from anita_utils import AnitaError, shown
 from anita_utils.data import read_jsonl
 from anita_utils.datasets_hub import fetch
 from anita_utils.failures import explained
-from anita_utils.hub import data_dir, file_hash, model_key, resolve_model
+from anita_utils.hub import data_dir, file_hash, model_key, on_hub, resolve_model
 from anita_utils.machine import LIBRARIES
-from anita_utils.model import merge_adapter
+from anita_utils.merging import Diverged, check_merged, merge_adapter
 from anita_utils.profile import Stage as Settings
 from anita_utils.record import Run, cache_dir, write_text
 from anita_utils.resuming import give_lock, last_good, take_lock, trained_seconds
+from anita_utils.saving import modes_by_umask, public_name, publish, without_folders
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -148,21 +149,38 @@ class Stage:
         return folder and str(folder)
 
     def finish(self, trainer) -> None:
-        """Saves adapter, merged model and stage.json, whole or not at all, and links them into the run."""
+        """Saves adapter, merged model and stage.json, whole or not at all, and links them into the run.
+
+        The merged model is read back and compared first. AnitaError where it is not what was trained, or not finite.
+        """
         finished = self.folder.with_name(f".{self.folder.name}.new")
+        adapter, merged, dtype = finished / "adapter", finished / "merged", self.run.profile.model.dtype
         shutil.rmtree(finished, ignore_errors=True)
         try:
             with explained(self):
-                trainer.model.save_pretrained(finished / "adapter")
-                merge_adapter(self.parent_path, finished / "adapter", finished / "merged", self.run.profile.model.dtype)
-                write_text(finished / "stage.json", json.dumps(self.summary(trainer), indent=1) + "\n")
+                trainer.model.save_pretrained(adapter)
+                merge_adapter(self.parent_path, adapter, merged, dtype)
+                summary = self.summary(trainer)  # now: its peak of memory is not to be that of the check
+                summary["checked"] = check_merged(self.parent_path, adapter, merged, dtype, trainer.processing_class)
+                summary["adapter"] = self.publish(finished)
+                write_text(finished / "stage.json", json.dumps(summary, indent=1) + "\n")
+                modes_by_umask(finished)
                 shutil.rmtree(self.folder, ignore_errors=True)
                 os.replace(finished, self.folder)
+        except Diverged as error:
+            shutil.rmtree(self.work, ignore_errors=True)  # its checkpoints lead to the same end
+            raise AnitaError(f"stage '{self.name}': {error}") from error
         finally:
             shutil.rmtree(finished, ignore_errors=True)
         shutil.rmtree(self.work, ignore_errors=True)
         self.link()
         give_lock(self.lock)
+
+    def publish(self, finished: Path) -> str:
+        """Takes this machine's paths out of what was saved; returns which model the adapter belongs on."""
+        model, order = self.run.profile.model, self.run.profile.order
+        revision = model.revision if on_hub(model.base) else None
+        return publish(finished, public_name(model.base), order[: order.index(self.name)], revision)
 
     def summary(self, trainer) -> dict:
         """What stage.json holds. The seconds are those of all the trainer's lives, where it was killed."""
@@ -173,7 +191,7 @@ class Stage:
         seconds = trained_seconds(self.work / f"checkpoint-{trainer.state.global_step}") or runtime
         tokens = token_count(trainer.train_dataset)
         return {
-            "recipe": self.recipe,
+            "recipe": without_folders(self.recipe),
             "key": self.key,
             "parent": self.parent,
             "history": history,

@@ -9,9 +9,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from anita_utils import AnitaError, model
+from anita_utils import AnitaError, merging, model
 from anita_utils.hub import check_model_folder
-from anita_utils.model import load_tokenizer, merge_adapter
+from anita_utils.merging import merge_adapter
+from anita_utils.model import load_tokenizer
 
 
 def on_cpu(folder, dtype="float32"):
@@ -46,7 +47,7 @@ def test_it_is_bit_for_bit_what_peft_merges(base_path, tmp_path, monkeypatch, dt
     if shape == "many files":
         base = untied(base_path, tmp_path / "base")
         assert len(list(base.glob("*.safetensors"))) > 2
-        monkeypatch.setattr(model, "PART", 2_000_000)
+        monkeypatch.setattr(merging, "PART", 2_000_000)
     adapter = make_adapter(base, tmp_path / "adapter", r=r, use_rslora=rslora)
     expected = PeftModel.from_pretrained(on_cpu(base, dtype), adapter).merge_and_unload()
     merge_adapter(base, adapter, tmp_path / "merged", dtype)
@@ -97,7 +98,7 @@ def test_it_holds_a_part_of_the_model_only(base_path, tmp_path, monkeypatch):
     size = sum(parameter.nbytes for parameter in large.parameters())
     get_peft_model(large, LoraConfig(r=2, target_modules=["q_proj", "up_proj"])).save_pretrained(tmp_path / "adapter")
     del large
-    monkeypatch.setattr(model, "PART", size // 10)
+    monkeypatch.setattr(merging, "PART", size // 10)
 
     model.keep_freed_memory()  # as training does before
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew from here
