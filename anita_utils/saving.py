@@ -20,6 +20,8 @@ from anita_utils.hub import on_hub
 from anita_utils.record import write_text
 
 NEEDS_5 = "transformers>=5"
+# Kinds of rotary embedding with which 4.57 was seen to compute the same logits as 5.23; with longrope it does not.
+AS_BEFORE = ("default", "linear", "dynamic", "yarn", "llama3")
 # What a tokenizer's settings hold of the machine that saved them; each is only needed there.
 OF_THE_MACHINE = ("is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file", "merges_file",
                   "special_tokens_map_file", "backend")  # fmt: skip
@@ -51,11 +53,12 @@ def _rope_as_before(config: dict) -> bool:
     rope = config.get("rope_parameters")
     if not rope:
         return True
-    if any(isinstance(value, dict) for value in rope.values()):  # settings of their own for kinds of layers
+    kind = rope.get("rope_type", "default")
+    if kind not in AS_BEFORE or any(isinstance(value, dict) for value in rope.values()):  # a dictionary a kind of layer
         return False
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
     config |= {key: value for key, value in rope.items() if key not in scaling}
-    if rope.get("rope_type", "default") != "default":
+    if kind != "default":
         config["rope_scaling"] = scaling
     return True
 
