@@ -367,7 +367,7 @@ def test_what_is_not_as_trained_is_one_line(merged, tokenizer, monkeypatch, sabo
         monkeypatch.setattr(merging, "free_memory", lambda: 0)
     check_merged(*merged, tokenizer)
     sabotage(merged[0], merged[2])
-    with pytest.raises(AnitaError, match=r"merged: .*: train the stage again, and report this if it comes back$"):
+    with pytest.raises(AnitaError, match=r"merged: .*train the stage again, and report this if it comes back$"):
         check_merged(*merged, tokenizer)
 
 
