@@ -347,10 +347,13 @@ def _compare_logits(base: Path, adapter: Path, merged: Path, dtype: str, texts: 
 
 def _logits(path: Path, texts: list[list[int]], adapter: Path | None = None) -> torch.Tensor:
     """A model's logits at all places of the texts, in fp32; with an adapter put on it where one is given."""
+    import gc
+
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    gc.collect()  # the model before this one: PEFT's is part of a circle of references
     options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if adapter is not None:
