@@ -3,7 +3,7 @@
 >>> readable_by_older("merged")     # transformers 4 reads it as transformers 5 does
 True
 >>> modes_by_umask("merged")        # safetensors writes files that only their owner may read
->>> public_name("/home/anna/.cache/huggingface/hub/models--meta-llama--Meta-Llama-3-8B/snapshots/5f0b02c")
+>>> public_name("cache/models--meta-llama--Meta-Llama-3-8B/snapshots/5f0b02c")
 'meta-llama/Meta-Llama-3-8B'
 """
 

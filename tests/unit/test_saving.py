@@ -136,14 +136,14 @@ def test_a_link_out_of_the_folder_is_left_as_it_is(tmp_path):
     ("/data/anna/my-llama/", "my-llama"),
     ("~/models/my-llama", "my-llama"),
     ("../models/my-llama", "my-llama"),
-    ("/home/anna/.cache/huggingface/hub/models--meta-llama--Llama-3.2-1B/snapshots/0123abc", "meta-llama/Llama-3.2-1B"),
+    ("/data/hub/models--meta-llama--Llama-3.2-1B/snapshots/0123abc", "meta-llama/Llama-3.2-1B"),
 ])  # fmt: skip
 def test_a_model_is_named_as_others_know_it(model, name):
     assert saving.public_name(model) == name
 
 
 def test_a_recipe_without_folders_keeps_all_else():
-    recipe = {"settings": {"data": ["sft", "/home/anna/my.jsonl", "../b.jsonl", "org/set"], "r": 4}, "parent": "/x/y"}
+    recipe = {"settings": {"data": ["sft", "/data/anna/my.jsonl", "../b.jsonl", "org/set"], "r": 4}, "parent": "/x/y"}
     assert saving.without_folders(recipe) == {
         "settings": {"data": ["sft", "my.jsonl", "b.jsonl", "org/set"], "r": 4},
         "parent": "y",
