@@ -80,6 +80,13 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def free_memory() -> float:
+    """The main memory that this process could still take, in bytes: the machine's, or what its container leaves."""
+    import psutil
+
+    return min(psutil.virtual_memory().available, _container_memory() - psutil.Process().memory_info().rss)
+
+
 def _container_memory() -> int | float:
     """The memory limit of the container the process runs in; infinite outside one."""
     limit = Path("/sys/fs/cgroup/memory.max")

@@ -1,4 +1,4 @@
-"""Loading, quantising, merging and talking to models.
+"""Loading, quantising and talking to models.
 
 >>> model = load_model("data/tiny-llama-3-instruct"); tokenizer = load_tokenizer("data/tiny-llama-3-instruct")
 >>> chat(model, tokenizer, ["What is the capital of Piedmont?"])
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +18,13 @@ from anita_utils import AnitaError, shown
 from anita_utils.chat_template import check_tokenizer, inspect_template, without_system_role
 from anita_utils.data import render
 from anita_utils.hub import weight_files
+from anita_utils.paths import read_text
 
 if TYPE_CHECKING:
     import torch
-    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from anita_utils.profile import Profile, Quantisation
-
-PART = 10**9  # bytes in one file of a merged model, and so roughly what merging holds in memory
 
 
 def load_tokenizer(
@@ -43,13 +41,8 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    try:
+    with readable(path, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises plain Exceptions for a damaged file
-        said = " ".join(str(error).split())
-        raise AnitaError(
-            f"{shown(path)}: the tokenizer cannot be read ({said}): restore its files, or take another model"
-        ) from error
     if system_in_user and tokenizer.chat_template:
         tokenizer.chat_template = without_system_role(tokenizer.get_chat_template())
     tokenizer.padding_side = "left"
@@ -60,6 +53,24 @@ def load_tokenizer(
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         raise AnitaError(f"{shown(path)}: no token to pad with: set tokenizer.pad_token to one that is never in a text")
     return tokenizer
+
+
+@contextmanager
+def readable(path: str | Path, what: str) -> Iterator[None]:
+    """Turns whatever a library says of a damaged model inside the block into an AnitaError of one line."""
+    from anita_utils.failures import no_memory
+
+    try:
+        yield
+    except AnitaError:
+        raise
+    except Exception as error:  # of every kind: plain Exceptions, TypeErrors of a configuration, errors of torch
+        if no_memory(error):
+            raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise AnitaError(
+            f"{shown(path)}: {what} cannot be read ({said}): restore its files, or take another model"
+        ) from error
 
 
 def checked_tokenizer(
@@ -87,14 +98,14 @@ def embedding_rows(folder: str | Path) -> int | None:
     """
     from safetensors import safe_open
 
-    files = [file for file in weight_files(Path(folder)) if file.is_file()]
-    for file in files:
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 (it is no dictionary)
-                if name.endswith("embed_tokens.weight"):
-                    return weights.get_slice(name).get_shape()[0]
-    config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
-    return config.get("text_config", config).get("vocab_size")
+    with readable(folder, "the model"):
+        for file in filter(Path.is_file, weight_files(Path(folder))):
+            with safe_open(file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 (it is no dictionary)
+                    if name.endswith("embed_tokens.weight"):
+                        return weights.get_slice(name).get_shape()[0]
+        config = json.loads(read_text(Path(folder) / "config.json"))
+        return config.get("text_config", config).get("vocab_size")
 
 
 def quantisation_config(quantisation: Quantisation, compute_dtype: str = "float32"):
@@ -117,6 +128,9 @@ def load_model(
     """A causal language model, in 4 bits when `quantisation` asks for it; on the GPU where there is one.
 
     dtype: the type of the weights that are not quantised. compute_dtype: what 4-bit weights are unpacked to.
+
+    AnitaError for a model that cannot be read, lacks weights (transformers would draw them at random, with a warning),
+    or computes what is no number.
     """
     import gc
     import logging
@@ -130,10 +144,25 @@ def load_model(
     options |= {"use_safetensors": True, "trust_remote_code": False}  # a pickle or a repository's code can do anything
     device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
     gc.collect()  # a trainer's circle of references can hold a model that is not needed any more
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), revision=revision, device_map=device, **options
-    )
-    keep_gradients_exact(model)
+    with readable(path, "the model"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            revision=revision,
+            device_map=device,
+            output_loading_info=True,
+            **options,
+        )
+        keep_gradients_exact(model)
+        with torch.no_grad():
+            logits = model(input_ids=torch.arange(4, device=model.device)[None], use_cache=False).logits
+    if missing := sorted(found["missing_keys"]):
+        raise AnitaError(f"{shown(path)}: no weights for {missing[0]} ({len(missing)} missing): restore its files")
+    if more := found["unexpected_keys"]:
+        note = f"{shown(path)}: {len(more)} weights are left out, for which the model has no place: {min(more)}"
+        print(note, file=sys.stderr)
+    if not logits.isfinite().all():
+        raise AnitaError(f"{shown(path)}: the model's logits are no numbers (nan or inf): restore its weights")
     return model
 
 
@@ -146,17 +175,6 @@ def load_for_evaluation(path: str | Path, profile: Profile, revision: str | None
     """A model that is measured or talked to, never trained: in 4 bits where `evaluation.load_in_4bit` says so."""
     dtype = profile.model.dtype
     return load_model(path, held_for_evaluation(profile), dtype, compute_dtype=dtype, revision=revision).eval()
-
-
-def read_weight(path: str | Path, name: str) -> torch.Tensor:
-    """One weight as a model's files hold it, without the rest of the model. AnitaError when there is none of that name.
-
-    name: as `named_parameters` tells it, such as "model.layers.0.mlp.up_proj.weight".
-    """
-    places = _places(Path(path))
-    if name not in places:
-        raise AnitaError(f"{shown(path)}: no weight '{name}': restore the model, or take another")
-    return _read(places[name], name)
 
 
 def keep_gradients_exact(model: torch.nn.Module) -> None:
@@ -172,94 +190,6 @@ def keep_gradients_exact(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, dtype: str = "float32") -> None:
-    """Adds a LoRA adapter into the unquantised weights of `base` and saves the result, with its tokenizer, in `out`.
-
-    Merging into the 4-bit model would quantise the sum again and lose part of what was learnt. The weights are read,
-    merged (by PEFT, matrix after matrix) and written in parts of about `PART` bytes, on the CPU: an 8B model, 16 GB in
-    16 bits, never needs to be in memory as a whole.
-    """
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-
-    base, adapter, out = Path(base), Path(adapter), Path(out)
-    model = _without_weights(base, dtype)
-    parameters = dict(model.named_parameters())  # one that two layers share is named once, as in the files
-    layers = {f"{name}.weight": (name, layer) for name, layer in _adapted_layers(model, adapter).items()}
-    files = _places(base)
-    if missing := [name for name in parameters if name not in files]:
-        raise AnitaError(f"{shown(base)}: no weights for {missing[0]}: restore the model, or take another")
-    if shared := [name for weight, (name, _) in layers.items() if weight not in parameters]:
-        raise AnitaError(f"{shared[0]} shares its weights with another layer: leave it out of lora.target_modules")
-
-    out.mkdir(parents=True, exist_ok=True)
-    parts = split_torch_state_dict_into_shards(parameters, max_shard_size=PART)
-    for part, names in parts.filename_to_tensors.items():
-        weights = {name: _read(files[name], name).to(parameters[name].dtype) for name in names}
-        for name in names & layers.keys():
-            weights[name] += _update(adapter, *layers[name])
-            give_back_memory()  # matrices of many sizes, each freed at once, would leave a heap of holes
-        save_file(weights, out / f".{part}.new", {"format": "pt"})
-        (out / f".{part}.new").replace(out / part)
-    if parts.is_sharded:
-        index = {"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), "utf-8")
-    if (base / "generation_config.json").is_file():
-        shutil.copy(base / "generation_config.json", out)
-    load_tokenizer(base).save_pretrained(out)
-    model.config.save_pretrained(out)
-
-
-def _without_weights(base: Path, dtype: str) -> PreTrainedModel:
-    """The model in a folder as an empty shell: layers and shapes, on torch's meta device."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
-
-
-def _adapted_layers(model: PreTrainedModel, adapter: Path) -> dict[str, LoraLayer]:
-    """The layers of an empty model that an adapter changes, by name; PEFT gives them their scale."""
-    from peft import PeftConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
-
-    adapted = get_peft_model(model, PeftConfig.from_pretrained(adapter), low_cpu_mem_usage=True)
-    modules = adapted.get_base_model().named_modules()
-    return {name: module for name, module in modules if isinstance(module, LoraLayer)}
-
-
-def _places(base: Path) -> dict[str, Path]:
-    """The file in which each weight of a model lies."""
-    from safetensors import safe_open
-
-    places = {}
-    for file in weight_files(base):
-        with safe_open(file, framework="pt") as weights:
-            places |= dict.fromkeys(weights.keys(), file)
-    return places
-
-
-def _read(file: Path, name: str) -> torch.Tensor:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as weights:
-        return weights.get_tensor(name)
-
-
-def _update(adapter: Path, name: str, layer: LoraLayer) -> torch.Tensor:
-    """What the adapter adds to the weight of the layer called `name`: B A times its scale, in fp32."""
-    import torch
-
-    for side in ("lora_A", "lora_B"):
-        matrix = _read(adapter / "adapter_model.safetensors", f"base_model.model.{name}.{side}.weight")
-        getattr(layer, side)["default"].weight = torch.nn.Parameter(matrix.float(), requires_grad=False)
-    update = layer.get_delta_weight("default")
-    layer.delete_adapter("default")  # its matrices are not needed again
-    return update
 
 
 def chat(

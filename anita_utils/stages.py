@@ -22,13 +22,14 @@ from anita_utils.cache import Entry, made_by
 from anita_utils.data import RowCounts
 from anita_utils.datasets_hub import fetch, left_out_of
 from anita_utils.failures import explained
-from anita_utils.hub import model_key, resolve_model
-from anita_utils.model import merge_adapter
+from anita_utils.hub import model_key, on_hub, resolve_model
+from anita_utils.merging import Diverged, check_merged, merge_adapter
 from anita_utils.paths import data_dir, file_hash, locked, take_lock, write_text
 from anita_utils.profile import Stage as Settings
 from anita_utils.record import Run
 from anita_utils.resuming import last_good, trained_seconds
 from anita_utils.rows import read_rows
+from anita_utils.saving import modes_by_umask, public_name, publish
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -174,21 +175,38 @@ class Stage:
         return folder and str(folder)
 
     def finish(self, trainer) -> None:
-        """Saves adapter, merged model and stage.json, whole or not at all, and links them into the run."""
+        """Saves adapter, merged model and stage.json, whole or not at all, and links them into the run.
+
+        The merged model is read back and compared first. AnitaError where it is not what was trained, or not finite.
+        """
         finished = self.folder.with_name(f".{self.folder.name}.new")
+        adapter, merged, dtype = finished / "adapter", finished / "merged", self.run.profile.model.dtype
         shutil.rmtree(finished, ignore_errors=True)
         try:
             with explained(self):
-                trainer.model.save_pretrained(finished / "adapter")
-                merge_adapter(self.parent_path, finished / "adapter", finished / "merged", self.run.profile.model.dtype)
-                write_text(finished / "stage.json", json.dumps(self.summary(trainer), indent=1) + "\n")
+                trainer.model.save_pretrained(adapter)
+                merge_adapter(self.parent_path, adapter, merged, dtype)
+                summary = self.summary(trainer)  # now: its peak of memory is not to be that of the check
+                summary["checked"] = check_merged(self.parent_path, adapter, merged, dtype, trainer.processing_class)
+                summary["adapter"] = self.publish(finished)
+                write_text(finished / "stage.json", json.dumps(summary, indent=1) + "\n")
+                modes_by_umask(finished)
                 shutil.rmtree(self.folder, ignore_errors=True)
                 os.replace(finished, self.folder)
+        except Diverged as error:
+            shutil.rmtree(self.work, ignore_errors=True)  # its checkpoints lead to the same end
+            raise AnitaError(f"stage '{self.name}': {error}") from error
         finally:
             shutil.rmtree(finished, ignore_errors=True)
         shutil.rmtree(self.work, ignore_errors=True)
         self.link()
         self.lock.release(force=True)  # a cell that was interrupted and run again took it twice
+
+    def publish(self, finished: Path) -> str:
+        """Takes this machine's paths out of what was saved; returns which model the adapter belongs on."""
+        model, order = self.run.profile.model, self.run.profile.order
+        revision = model.revision if on_hub(model.base) else None
+        return publish(finished, public_name(model.base), order[: order.index(self.name)], revision)
 
     def summary(self, trainer) -> dict:
         """What stage.json holds. The seconds are those of all the trainer's lives, where it was killed."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from anita_utils import AnitaError
 from anita_utils.paths import data_dir, write_text
+from anita_utils.saving import modes_by_umask, readable_by_older
 from anita_utils.world import benchmarks, cards, stages
 from anita_utils.world.corpora import italian_sample, pretraining, second_reading, third_reading
 from anita_utils.world.library import Document, Library
@@ -147,6 +148,8 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     tokenizer.save_pretrained(finished)
     about = {"parameters": parameters, "seed": seed, "history": end_to_end(histories)}
     write_text(finished / "training.json", json.dumps(about, indent=1) + "\n")
+    readable_by_older(finished)
+    modes_by_umask(finished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(finished, folder)
     shutil.rmtree(work)

@@ -8,15 +8,8 @@ import torch
 from tokenizers import pre_tokenizers
 
 from anita_utils import AnitaError, training
-from anita_utils.model import (
-    chat,
-    keep_gradients_exact,
-    load_model,
-    merge_adapter,
-    parameter_counts,
-    read_weight,
-    weight_count,
-)
+from anita_utils.merging import merge_adapter, read_weight
+from anita_utils.model import chat, keep_gradients_exact, load_model, parameter_counts, weight_count
 from anita_utils.profile import Quantisation
 from anita_utils.record import Run
 
