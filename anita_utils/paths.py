@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from anita_utils import AnitaError, checkout, shown
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOCKED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_threads: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)  # by what they lock
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -144,16 +146,17 @@ def os_failure(error: OSError, place: Path, write: bool = True) -> str:
 
 @contextmanager
 def locked(place: Path, what: str = "") -> Iterator[None]:
-    """Inside, no other process holds the lock on `place`; within one process the lock can be taken again.
+    """Inside, no other process or thread holds the lock on `place`; within one thread it can be taken again.
 
     what: named in the line that is printed where there is need to wait. The system gives a lock back when its process
     ends, however it ends.
     """
-    lock = take_lock(place, what)
-    try:
-        yield
-    finally:
-        lock.release()
+    with _threads[place]:  # the lock of a file is one for all threads of a process
+        lock = take_lock(place, what)
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def take_lock(place: Path, what: str = "") -> FileLock:

@@ -30,17 +30,18 @@ def numbers() -> dict[str, int]:
 
 
 def fingerprint(name: str) -> str:
-    """The hash of a function's or class's source, without comments, docstrings and layout. name: "data.encode_chat"."""
+    """The hash of the source of a function, class or module, without comments, docstrings and layout."""
     module, *path = name.split(".")
     found = importlib.import_module(f"anita_utils.{module}")
     for part in path:
         found = inspect.getattr_static(found, part)
-    found = getattr(found, "func", getattr(found, "__wrapped__", found))  # a cached property, a context manager
+    for wrapper in ("__func__", "func", "__wrapped__"):  # a class method, a cached property, a context manager
+        found = getattr(found, wrapper, found)
     source = textwrap.dedent(inspect.getsource(found))
     tree = ast.parse(source)
     lines = source.splitlines(keepends=True)
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
             docstring = node.body[0]
             for number in range(docstring.lineno - 1, docstring.end_lineno):
                 lines[number] = "\n"

@@ -76,6 +76,54 @@ def test_a_value_is_made_once_and_a_damaged_one_again(runs):
     assert entry.value(lambda: {"n": 3}) == {"n": 3}
 
 
+# What runs while a stage is trained or a model measured, but decides nothing of what comes out: where things lie, what
+# is checked, counted or printed, and how a part is found that is named itself.
+DECIDES_NOTHING = {
+    "__init__", "paths", "cache", "machine", "profile", "record", "resuming", "failures", "hub", "watching", "stages",
+    "data.RowCounts", "model.readable", "model.checked_tokenizer", "model.embedding_rows", "model.keep_freed_memory",
+    "model.give_back_memory", "training.train_stage", "training._train", "training.check_kind", "training.tokenizer_of",
+    "merging.check_merged", "merging._check_adapter", "merging._check_tokenizer", "merging._compare_logits",
+    "merging._compare_weights", "merging._logits", "merging._whole", "evaluation.evaluate", "evaluation._cached",
+    "evaluation._measure", "evaluation._identifier", "evaluation.evaluation_entry", "evaluation.measured_with",
+    "evaluation.probes", "suites.load_suite", "suites.suite_named", "suites.without_bars", "suites.Benchmark.metric",
+}  # fmt: skip
+
+
+def test_every_function_that_runs_is_listed_or_decides_nothing(runs, tiny):
+    """A function that was forgotten in anita_utils/cache.py could change results that the cache then hides."""
+    import sys
+
+    from anita_utils.training import find_stage, train_stage
+
+    def listed(name, known):
+        return any(name == one or name.startswith(f"{one}.") for one in known)
+
+    ran = {}
+
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and "/anita_utils/" in code.co_filename:
+            module = code.co_filename.rpartition("/anita_utils/")[2].removesuffix(".py").replace("/", ".")
+            ran[kind].add(f"{module}.{code.co_qualname}".partition(".<")[0])
+
+    run = Run.open("t", tiny, 42)
+    for kind in ("stages", "evaluations"):
+        ran[kind] = set()
+        sys.setprofile(note)
+        try:
+            if kind == "stages":
+                for name in tiny.order:
+                    train_stage(find_stage(run, name))
+            else:
+                evaluation.evaluate(find_stage(run, "dpo").merged, tiny)
+        finally:
+            sys.setprofile(None)
+        known = {*cache.FUNCTIONS[kind], *DECIDES_NOTHING, "rows"}
+        assert sorted(name for name in ran[kind] if not listed(name, known)) == []
+        unused = {"data.encode", "evaluation.judge_answers"}  # taken by rows that were encoded before
+        assert {one for one in cache.FUNCTIONS[kind] if not any(listed(name, [one]) for name in ran[kind])} <= unused
+
+
 # ---------------------------------------------------------------- models
 
 
