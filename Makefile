@@ -29,7 +29,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 
 lab: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(VENV)/bin/jupyter lab notebooks
+	GOMP_SPINCOUNT=1000 $(VENV)/bin/jupyter lab notebooks
 
 browser: $(INSTALLED)
 	$(VENV)/bin/python scripts/browser_lab.py --chromium "$(CHROMIUM)"

@@ -14,10 +14,11 @@ __version__ = "0.1.0"
 # The public address of the course. `python scripts/set_repository.py ADDRESS` fills it in wherever it is used.
 REPOSITORY = "https://github.com/OWNER/REPOSITORY"
 
-# OpenMP's threads spin while they wait for each other. Beside another busy program the thread that is waited for does
-# not run, and training on two cores falls to a twentieth of its speed; threads that sleep keep their share. The library
-# reads this when torch is imported: the `anita` command sets it for itself and for the lessons it runs.
-IDLE_THREADS = {"OMP_WAIT_POLICY": "passive"}
+# OpenMP's threads spin while they wait for each other, 300,000 turns by default. Beside other busy programs the thread
+# that is waited for does not run, and the spinning keeps it from running: training on two cores falls to a third of its
+# speed, or to a twentieth. After 1,000 turns they sleep, which keeps half and costs little when the machine is free
+# (benchmarks/busy_neighbour.py). Read when torch is imported: the `anita` command sets it for itself and its lessons.
+IDLE_THREADS = {"GOMP_SPINCOUNT": "1000"}
 
 
 class AnitaError(Exception):

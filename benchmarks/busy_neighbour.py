@@ -1,8 +1,8 @@
-"""Training alone and beside another busy program, with threads that spin while they wait and with threads that sleep.
+"""Training alone and beside another busy program, by what its threads do while they wait for each other.
 
     python benchmarks/busy_neighbour.py             # some three minutes; writes results/busy_neighbour.json and .md
 
-Each arm is a process of its own, since OpenMP reads its waiting policy when torch is imported; the arms take turns, so
+Each arm is a process of its own, since OpenMP reads its settings when torch is imported; the arms take turns, so
 that a slow minute of the machine falls on all of them. What counts is the share of the speed alone that is kept.
 """
 
@@ -17,11 +17,17 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from anita_utils import IDLE_THREADS
 from anita_utils.paths import write_text
 from anita_utils.record import where_and_when
 
 RESULTS = Path(__file__).parent / "results"
-SPINNING, SLEEPING = "active", "passive"
+# What the threads of an arm do while they wait: settings of OpenMP
+ARMS = {
+    "spin for long (the default)": {},
+    "spin shortly, then sleep (the course)": IDLE_THREADS,
+    "sleep at once": {"GOMP_SPINCOUNT": "0"},
+}
 TRAIN = """
 import sys, time
 from anita_utils import training
@@ -41,10 +47,11 @@ print(token_count(trainer.train_dataset) / (time.perf_counter() - start))
 """
 
 
-def tokens_per_second(policy: str, examples: int, busy: bool) -> float:
+def tokens_per_second(waiting: dict[str, str], examples: int, busy: bool) -> float:
     """One short training in a process of its own, beside a loop that does nothing if `busy`."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = os.environ | {"OMP_WAIT_POLICY": policy, "ANITA_RUNS": folder}
+        settings = {name: value for name, value in os.environ.items() if name not in IDLE_THREADS}
+        settings |= waiting | {"ANITA_RUNS": folder}
         loop = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
         try:
             command = [sys.executable, "-c", TRAIN, str(examples)]
@@ -56,13 +63,11 @@ def tokens_per_second(policy: str, examples: int, busy: bool) -> float:
 
 
 def measure(rounds: int, examples: int) -> dict:
-    arms = [(policy, busy) for policy in (SPINNING, SLEEPING) for busy in (False, True)]
-    found: dict = {policy: {"alone": [], "beside": []} for policy in (SPINNING, SLEEPING)}
+    found: dict = {arm: {"alone": [], "beside": []} for arm in ARMS}
     for _ in range(rounds):
-        for policy, busy in arms:
-            # Spinning beside a busy program takes twenty times as long: fewer examples tell as much
-            share = 8 if busy and policy == SPINNING else 1
-            found[policy]["beside" if busy else "alone"].append(tokens_per_second(policy, examples // share, busy))
+        for arm, waiting in ARMS.items():
+            for busy, speeds in zip((False, True), found[arm].values(), strict=True):
+                speeds.append(tokens_per_second(waiting, examples // (1 + busy), busy))
     for row in found.values():
         row["kept"] = median(row["beside"]) / median(row["alone"])
     return found
@@ -70,8 +75,7 @@ def measure(rounds: int, examples: int) -> dict:
 
 def markdown(result: dict) -> str:
     lines = ["| threads that wait | tokens/s alone | beside a busy program | kept |", "|---|---:|---:|---:|"]
-    for policy, name in ((SPINNING, "spin (the default)"), (SLEEPING, "sleep (the course)")):
-        row = result["policies"][policy]
+    for name, row in result["arms"].items():
         lines.append(f"| {name} | {median(row['alone']):,.0f} | {median(row['beside']):,.0f} | {row['kept']:.0%} |")
     machine = result["machine"]
     return "\n".join(lines) + f"\n\nSFT of profile cpu, {machine['cpu']}, {machine['cores']} cores, {result['when']}.\n"
@@ -82,7 +86,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=480)
     options = parser.parse_args()
-    result = {"policies": measure(options.rounds, options.examples)} | where_and_when()
+    result = {"arms": measure(options.rounds, options.examples)} | where_and_when()
     write_text(RESULTS / "busy_neighbour.json", json.dumps(result, indent=1) + "\n")
     write_text(RESULTS / "busy_neighbour.md", markdown(result))
     print(markdown(result))

@@ -32,7 +32,7 @@ PARAMETERS = {"profile", "run", "seed"}
 SETUP = f"""import os
 import sys
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads sleep
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads soon sleep
 if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:  # elsewhere there is no more to do
     if not os.path.isdir("course"):
         !git clone --quiet --depth 1 {REPOSITORY} course
