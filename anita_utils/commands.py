@@ -33,12 +33,18 @@ def plan(
     price: Annotated[float | None, typer.Option(help="Euros an hour, for the cost.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the parts into this .png file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan for programs.")] = False,
+    here: Annotated[
+        bool, typer.Option("--here", help="Measure on this machine instead: a few updates of the profile's stage.")
+    ] = False,
 ) -> None:
     """Tell what a stage needs of a GPU's memory, by part, before anything is loaded."""
     from anita_utils import memory, planning
     from anita_utils.profile import load_profile
 
     settings = load_profile(profile) if profile else None
+    if here:
+        print(planning.measure_here(settings or load_profile("cpu"), stage))
+        return
     changes = {"model": model, "r": r, "batch": batch, "length": length, "optimizer": optimizer}
     job = planning.choose_job(settings, stage, quant, **changes, checkpointing=checkpointing)
     outcome = memory.plan(job)
@@ -52,7 +58,8 @@ def plan(
     console = Console()
     for table in planning.tables(job, outcome):
         console.print(table)
-    for line in [*outcome["advice"], *time]:
+    here_too = ["without a GPU: --here measures memory and time on this machine"]
+    for line in [*outcome["advice"], *time, *here_too]:
         console.print(f"- {line}", markup=False, highlight=False)
 
 

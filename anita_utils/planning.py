@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
 
 from anita_utils import AnitaError
 from anita_utils.memory import GIB, GPUS, Job, base_bytes, job_of, longest
@@ -47,6 +54,64 @@ def measured_speed(profile: Profile | None, stage: str | None, job: Job) -> tupl
     done, machine = json.loads(file.read_text("utf-8")), run.info()["machine"]
     where = f"measured in run '{run.folder.name}' on {machine['gpu'] or machine['cpu']}"
     return done["tokens"] * profile.stages[stage].num_train_epochs, done["tokens_per_second"], where
+
+
+# Trains a few updates on the stage's longest rows, the base in place of the stages before, and prints what it took.
+PROBE = """
+import json, sys, time
+from anita_utils.headless import quieten
+from anita_utils.profile import load_profile
+from anita_utils.record import Run
+from anita_utils.stages import find_stage, peak_memory, token_count
+from anita_utils.training import build_trainer
+
+quieten()
+profile, name, updates = load_profile(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+stage = find_stage(Run.open("probe", profile, profile.seed, newest=False), name)
+stage.before = None
+trainer = build_trainer(stage)
+rows = trainer.train_dataset
+sizes = [token_count(rows.select([number])) for number in range(len(rows))]
+longest = sorted(range(len(rows)), key=lambda number: -sizes[number])
+count = updates * trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+trainer.train_dataset = rows.select(longest[:count])
+trainer.args.num_train_epochs, trainer.args.save_strategy = 1, "no"
+start = time.perf_counter()
+trainer.train()
+seconds = time.perf_counter() - start
+print(json.dumps({
+    "peak_bytes": peak_memory(),
+    "tokens_per_second": token_count(trainer.train_dataset) / seconds,
+    "tokens": sum(sizes) * stage.settings.num_train_epochs,
+    "updates": trainer.state.global_step,
+}))
+"""
+
+
+def measure_here(profile: Profile, stage: str | None, updates: int = 4) -> str:
+    """What a stage takes on this machine, with or without a GPU, in a line: measured in a few updates on its longest
+    rows, in a process of its own whose results are thrown away.
+
+    AnitaError for a stage that the profile does not have, or that cannot be trained here.
+    """
+    stage = stage or profile.order[0]
+    if stage not in profile.order:
+        raise AnitaError(f"--here trains a few updates of a stage: choose {', '.join(profile.order)}")
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "profile.yaml"
+        file.write_text(yaml.safe_dump(profile.model_dump(mode="json")), "utf-8")
+        settings = os.environ | {"ANITA_RUNS": folder, "ANITA_CACHE": folder}
+        command = [sys.executable, "-c", PROBE, str(file), stage, str(updates)]
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise AnitaError(f"stage '{stage}' cannot be tried on this machine: {said.removeprefix('anita_utils.')}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    minutes = found["tokens"] / found["tokens_per_second"] / 60
+    return (
+        f"{stage} on this machine: {found['peak_bytes'] / GIB:.2f} GiB at the peak, {found['tokens_per_second']:,.0f} "
+        f"tokens/s, so {minutes:,.1f} minutes for {found['tokens']:,.0f} tokens (from {found['updates']} updates)"
+    )
 
 
 def time_and_cost(

@@ -72,3 +72,26 @@ def test_an_unknown_stage_is_named(runs, anita):
     code, out, err = anita("train", "rlhf")
     assert (code, out) == (2, "") and "has no stage 'rlhf': its order is sft, italian, dpo" in err
     assert not runs.exists()
+
+
+def test_only_lessons_move_the_latest_run(runs, anita, tiny_file, tiny_profile):
+    """`anita train --run other` moved it, and `anita chat dpo` then meant another run than before."""
+    assert anita("train", "sft", "--profile", tiny_file, "--run", "first")[0] == 0
+    assert Run.latest().folder.name == "first"  # there was none yet
+    assert anita("train", "sft", "--profile", tiny_file, "--run", "other")[0] == 0
+    assert Run.latest().folder.name == "first"
+    Run.open("lessons", tiny_profile, 42)
+    assert Run.latest().folder.name == "lessons"
+
+
+def test_chat_eval_and_report_say_which_run_they_use(runs, anita, tiny_file, tiny_profile):
+    for name in ("first", "other"):
+        assert anita("train", "sft", "--profile", tiny_file, "--run", name)[0] == 0
+    for arguments in (("chat", "sft", "--prompt", "Ciao", "--max-new-tokens", "1"), ("report",),
+                      ("eval", "sft", "--dry-run")):  # fmt: skip
+        for name in ("first", "other"):
+            code, out, err = anita(*arguments, "--run", name)
+            assert code == 0 and f"run '{name}' (profile {tiny_profile.name}, seed 42)" in err, (arguments, err)
+        assert "run 'first'" in anita(*arguments)[2]
+    code, _, err = anita("chat", "sft", "--run", "nowhere", "--prompt", "x")
+    assert code == 2 and "no run 'nowhere'" in err

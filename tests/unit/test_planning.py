@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -212,3 +213,19 @@ def test_mistakes_are_one_line_and_exit_2(plan_command, monkeypatch, tmp_path, a
 def test_the_planner_is_light_to_import():
     program = "import sys, anita_utils.planning; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_stage_is_measured_on_this_machine(anita, tiny_profile, tmp_path, runs):
+    """The plan is a GPU's; a process on a CPU takes other memory, and nobody knows its speed beforehand."""
+    import yaml
+
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(tiny_profile.model_dump(mode="json")), "utf-8")
+    for stage in ("sft", "dpo"):
+        code, out, _ = anita("plan", "--profile", file, "--stage", stage, "--here")
+        found = re.search(
+            stage + r" on this machine: ([\d.]+) GiB at the peak, ([\d,]+) tokens/s, so ([\d.]+) minutes", out
+        )
+        assert code == 0 and 0.2 < float(found[1]) < 8 and float(found[2].replace(",", "")) > 0
+    assert not runs.exists()  # what was tried is thrown away
+    assert anita("plan", "--profile", file, "--stage", "evaluation", "--here")[0] == 2

@@ -110,3 +110,55 @@ def test_the_merged_model_differs_from_its_parent_by_the_adapter_alone(runs, sma
             assert torch.allclose(weight, parent[name] + update, atol=1e-5), name
         else:
             assert torch.equal(weight, parent[name]), name
+
+
+def test_the_trainer_drops_no_pair_and_keeps_the_order(runs, small_profile, tmp_path):
+    """TRL drops pairs whose prompt fills the row without a word, and so shifts an order that was fixed: trl#6321."""
+
+    def row(asked, good, bad):
+        return {"prompt": [{"role": "user", "content": asked}], "chosen": [{"role": "assistant", "content": good}],
+                "rejected": [{"role": "assistant", "content": bad}]}  # fmt: skip
+
+    rows = [row(f"Perché {n}?", f"Sì {n}.", f"No {n}.") for n in range(9)]
+    rows += [row("perché " * 60, "Sì.", "No.")] * 4 + [row("Perché?", "sì " * 60, "sì " * 61)] * 3
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in rows), "utf-8")
+    dpo = small_profile.stages["dpo"]
+    dpo.data, dpo.max_length, small_profile.order = [str(file)], 40, ["dpo"]
+    stage = training.find_stage(Run.open("t", small_profile, 42), "dpo")
+    trainer = training.build_trainer(stage)
+    assert len(trainer.train_dataset) == 9 and stage.counts.whole == 9
+    assert stage.counts.unfit.total() == 7 and stage.counts.read == 16
+    again = training.training_rows(stage, trainer.processing_class)
+    decoded = [trainer.processing_class.decode(row["chosen_ids"]) for row in trainer.train_dataset]
+    assert [text.partition("<|")[0] for text in decoded] == [row["chosen"][0]["content"] for row in again]
+
+
+@pytest.mark.parametrize("rows", ["", "\n\n", '{"messages": [{"role": "user", "content": "Ciao"}]}\n',
+                                  '{"messages": [{"role": "user", "content": "' + "ciao " * 99 + '"}, '
+                                  '{"role": "assistant", "content": "Sì."}]}\n'])  # fmt: skip
+def test_nothing_to_train_on_is_one_line(runs, anita, tmp_path, rows):
+    """Every label masked: a loss of 0.000, and no weight moved: trl#6668."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text(rows, "utf-8")
+    changes = [part for change in (f"data={file}", "max_length=32") for part in ("--set", change)]
+    for mode in (["--check"], []):
+        code, _, err = anita("train", "sft", *changes, *mode)
+        assert code == 2 and err.startswith("anita: stage 'sft' has nothing to train on (") and err.count("\n") == 1
+
+
+def test_what_was_read_and_left_out_stands_in_the_stage(runs, tiny_profile, tmp_path):
+    rows = [{"text": f"Il Po è lungo {number} km."} for number in range(12)] + [{"text": " "}] * 3
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tiny_profile.order, tiny_profile.stages["sft"].data = ["sft"], [str(file)]
+    info = training.train_stage(training.find_stage(Run.open("t", tiny_profile, 42), "sft")).info
+    assert info["rows"] == {
+        "read": 15,
+        "left_out": {"an empty text": 3},
+        "not_taken": 0,
+        "unfit": {},
+        "cut": 0,
+        "whole": 12,
+    }
+    assert info["recipe"]["settings"]["data"] == ["mine.jsonl"]

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import IPython
 import pytest
 
-from anita_utils import watching
+from anita_utils import training, watching
+from anita_utils.record import Run
 from anita_utils.watching import Progress
 
 
@@ -40,3 +41,38 @@ def test_a_notebook_holds_one_output_that_is_rewritten(monkeypatch, capsys):
     monkeypatch.setattr("IPython.display.display", display)
     show_three(Progress())
     assert shown == ["line 2"] and capsys.readouterr().out == ""
+
+
+def trained(profile, name, monkeypatch, run="t", **settings):
+    """The stage, trained with these settings, and the names of the checkpoints that were written on the way."""
+    profile.order = [name]
+    for key, value in settings.items():
+        setattr(profile.stages[name], key, value)
+    written = []
+    monkeypatch.setattr(watching, "write_manifest", lambda folder, seconds: written.append(folder.name))
+    return training.train_stage(training.find_stage(Run.open(run, profile, 42), name)), written
+
+
+@pytest.mark.parametrize(("name", "examples", "updates"), [("sft", 4, 1), ("dpo", 8, 2), ("sft", 64, 6)])
+def test_a_training_of_a_few_updates_has_logs_of_all_of_them(runs, tiny_profile, monkeypatch, name, examples, updates):
+    """With fewer updates than logging_steps there was none, and a healthy run ended with `loss nan`: Soup#899."""
+    batch = {"sft": 64, "dpo": 4}[name] if updates < 3 else 1
+    stage, _ = trained(tiny_profile, name, monkeypatch, examples=examples, per_device_train_batch_size=batch)
+    history = stage.info["history"]
+    assert stage.info["steps"] >= updates and history[-1]["step"] == stage.info["steps"]
+    assert len(history) >= min(5, stage.info["steps"]) and all(row["loss"] > 0 for row in history)
+
+
+def test_checkpoints_come_by_time_too_and_change_nothing(runs, tiny_profile, monkeypatch):
+    """101 updates took 6 to 23 minutes and left none: at most five minutes of work may be lost."""
+    plain, none = trained(tiny_profile, "sft", monkeypatch, num_train_epochs=5)
+    monkeypatch.setenv("ANITA_CACHE", str(runs / "other"))
+    monkeypatch.setattr(watching, "SAVE_SECONDS", 0)  # as if every update took so long
+    timed, often = trained(tiny_profile, "sft", monkeypatch, run="u", num_train_epochs=5)
+    steps = plain.info["steps"]
+    assert none == [f"checkpoint-{steps}"] and len(often) >= steps // 5
+    losses = [[row["loss"] for row in stage.info["history"]] for stage in (plain, timed)]
+    assert losses[0][-1] == pytest.approx(losses[1][-1], rel=0.5)
+    from anita_utils.paths import file_hash
+
+    assert len({file_hash(f"{stage.merged}/model.safetensors") for stage in (plain, timed)}) == 1
