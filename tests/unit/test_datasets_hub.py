@@ -209,3 +209,11 @@ def test_chats_are_no_preference_pairs(runs, small_profile, tokenizer):
     small_profile.stages["dpo"].data = ["sft"]
     with pytest.raises(AnitaError, match="stages.dpo.data: 160 rows of sft are no preference pairs"):
         training.training_rows(training.find_stage(Run.open("t", small_profile, 42), "dpo"), tokenizer)
+
+
+def test_brackets_in_a_path_are_no_pattern(runs, tmp_path):
+    """Files of a stranger's folder were taken for a pattern: datasets#7468."""
+    folder = tmp_path / "corso [copia]"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text('{"text": "uno"}\n', "utf-8")
+    assert [row["text"] for row in rows("some/one", local(folder / "rows.jsonl"))] == ["uno"]

@@ -273,3 +273,18 @@ def test_the_f1_of_substitutions_is_lm_evals(built_in):
     namespace = {}
     exec(metrics.read_text("utf-8"), namespace)
     assert measured.value == pytest.approx(namespace["_aggreg_ls"](values))
+
+
+def test_brackets_in_the_courses_path_are_no_pattern(tmp_path, monkeypatch):
+    """In a folder `corso [copia]` no benchmark could be read, and the remedy was wrong: datasets#7468."""
+    folder = tmp_path / "corso [copia] *"
+    shutil.copytree(data_dir() / "benchmarks", folder / "benchmarks")
+    monkeypatch.setenv("ANITA_DATA", str(folder))
+    for benchmark, tasks in suites.load_suite("quick"):
+        assert sum(len(task.dataset["test"]) for task in tasks) > 100, benchmark.task
+
+
+def test_the_readme_says_what_lm_eval_must_be_told():
+    """Without it lm_eval computes in bfloat16, and some figures differ from `anita eval`'s: lm-eval#3055."""
+    readme = (data_dir().parent / "README.md").read_text("utf-8")
+    assert "lm_eval --model hf --model_args\npretrained=data/tiny-llama-3-instruct,dtype=float32 " in readme
