@@ -226,6 +226,12 @@ def main() -> None:
         if error.errno not in FULL | LOCKED:
             raise
         said = os_failure(error, error.filename or runs_dir(), write=not is_there(error.filename))
+    except Exception as error:
+        from anita_utils.failures import no_memory
+
+        if "torch" not in sys.modules or not no_memory(error):
+            raise
+        said = "out of memory: lower evaluation.batch_size, or set evaluation.load_in_4bit (see `anita plan --help`)"
     print(f"anita: {' '.join(said.split())}", file=sys.stderr)
     sys.exit(2)
 

@@ -75,13 +75,20 @@ class Stage:
             if corpus in on_hub:
                 paths.append(fetch(corpus, on_hub[corpus]))
                 continue
+            if corpus.endswith(".jsonl"):
+                paths.append(Path(corpus))
+                continue
+            shipped = data_dir() / "corpora"
             names = CORPORA.get(corpus, [corpus])
-            paths += [Path(n) if n.endswith(".jsonl") else data_dir() / "corpora" / f"{n}.jsonl" for n in names]
+            if not all((shipped / f"{name}.jsonl").is_file() for name in names):
+                known = ", ".join(dict.fromkeys([*CORPORA, *sorted(file.stem for file in shipped.glob("*.jsonl"))]))
+                raise AnitaError(
+                    f"stages.{self.name}.data: no corpus '{corpus}': choose {known}, or name a file that ends in .jsonl"
+                )
+            paths += [shipped / f"{name}.jsonl" for name in names]
         for path in paths:
             if not path.is_file():
-                raise AnitaError(
-                    f"stage '{self.name}': no data at {shown(path)}: build it with `anita world build --no-train`"
-                )
+                raise AnitaError(f"stages.{self.name}.data: {shown(path)}: no such file: check the name")
         return paths
 
     def documents(self) -> list[dict]:

@@ -91,7 +91,7 @@ def claiming(**changes):
         (changed(set={"evaluation.limit": 3}), "arm 'new': evaluation.limit: must be the same in all arms"),
         (changed(set={"seed": 3}), "arm 'new': seed: must be the same in all arms"),
         (changed(set={"precision": "fp16", "model.dtype": "float16"}), "arm 'new': precision: fp16 on a CPU"),
-        (changed(set={"stages.sft.data": "nowhere"}), "stage 'sft': no data at"),
+        (changed(set={"stages.sft.data": "nowhere"}), "stages.sft.data: no corpus 'nowhere': choose sft, italian, dpo"),
         (claiming(contrast={"sft_dpo": 1, "stf": -1}), "claims.gain.contrast: no arm 'stf': choose base, sft"),
         (claiming(contrast={"sft_dpo": 1, "sft": 1}), "claims.gain.contrast: the weights must add up to 0"),
         (claiming(kind="lower"), "claims.gain.kind: Input should be 'higher', 'kept' or 'differs'"),
