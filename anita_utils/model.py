@@ -154,8 +154,7 @@ def load_model(
             **options,
         )
         keep_gradients_exact(model)
-        with torch.no_grad():
-            logits = model(input_ids=torch.arange(4, device=model.device)[None], use_cache=False).logits
+        logits = first_logits(model)
     if missing := sorted(found["missing_keys"]):
         raise AnitaError(f"{shown(path)}: no weights for {missing[0]} ({len(missing)} missing): restore its files")
     if more := found["unexpected_keys"]:
@@ -164,6 +163,16 @@ def load_model(
     if not logits.isfinite().all():
         raise AnitaError(f"{shown(path)}: the model's logits are no numbers (nan or inf): restore its weights")
     return model
+
+
+def first_logits(model: PreTrainedModel) -> torch.Tensor:
+    """The logits of one more token after a few, by the model's own way of generating: whether it can be talked to."""
+    import torch
+
+    ids = torch.arange(4, device=model.device)[None]
+    options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits[0]
 
 
 def held_for_evaluation(profile: Profile) -> Quantisation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,9 @@ ITEMS = Path(__file__).parent / "items"
 def load(name: str, **_: object) -> dict[str, datasets.Dataset]:
     """The items of a task, for lm-eval's `custom_dataset`: the split `test` and, where there is one, `fewshot`."""
     files = {part: ITEMS / f"{name}.{part}.jsonl" for part in ("test", "fewshot")}
-    return {part: datasets.Dataset.from_json(str(file)) for part, file in files.items() if file.is_file()}
+    found = {part: file for part, file in files.items() if file.is_file()}
+    # Brackets and stars in the path of the course are no pattern
+    return {part: datasets.Dataset.from_json(glob.escape(str(file))) for part, file in found.items()}
 
 
 def true_share(doc: dict, results: list[tuple[float, bool]]) -> dict[str, float]:
