@@ -81,7 +81,8 @@ def test_a_value_is_made_once_and_a_damaged_one_again(runs):
 DECIDES_NOTHING = {
     "__init__", "paths", "cache", "machine", "profile", "record", "resuming", "failures", "hub", "watching", "stages",
     "data.RowCounts", "model.readable", "model.checked_tokenizer", "model.embedding_rows", "model.keep_freed_memory",
-    "model.give_back_memory", "model.first_logits", "training.train_stage", "training._train", "training.check_kind", "training.tokenizer_of",
+    "model.give_back_memory", "model.first_logits",
+    "training.train_stage", "training._train", "training.check_kind", "training.tokenizer_of",
     "merging.check_merged", "merging._check_adapter", "merging._check_tokenizer", "merging._compare_logits",
     "merging._compare_weights", "merging._logits", "merging._whole", "evaluation.evaluate", "evaluation._cached",
     "evaluation._measure", "evaluation._identifier", "evaluation.evaluation_entry", "evaluation.measured_with",
