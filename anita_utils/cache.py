@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anita_utils import AnitaError
-from anita_utils.paths import cache_dir, read_text, runs_dir, write_text
+from anita_utils import AnitaError, shown
+from anita_utils.paths import cache_dir, in_use, read_text, runs_dir, write_text
 
 # By kind of entry: the functions, or whole modules, that its contents come from, each with its number. It begins at 1.
 ENCODING = {
@@ -36,7 +37,7 @@ MEASURING = ENCODING | {
     "evaluation.judge_answers": 1, "evaluation.scored_logits": 1, "evaluation.log_likelihoods": 1,
     "evaluation.perplexity": 1, "evaluation.preferences": 1, "evaluation.pair_likelihoods": 1,
     "evaluation.pair_clusters": 1, "evaluation.measure_answers": 1, "model.chat": 1, "model.continue_chats": 1,
-    "model.load_for_evaluation": 1, "model.held_for_evaluation": 1,
+    "model.end_tokens": 1, "model.load_for_evaluation": 1, "model.held_for_evaluation": 1,
 }  # fmt: skip
 FUNCTIONS: dict[str, dict[str, int]] = {
     "stages": ENCODING | {
@@ -67,6 +68,10 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "contamination": (),
     "datasets": ("datasets",),
 }
+
+
+# How the cache's entries are called, today's and those of older versions: label-KEY, KEY-label, .label-KEY.work
+OURS = re.compile(r"(?:^|-)[0-9a-f]{16}(?:\.(?:json|jsonl|work|new)|-\w+\.json)?$")
 
 
 def digest(values: Any) -> str:
@@ -152,9 +157,10 @@ def contents() -> list[Content]:
     """Everything in the cache, kind by kind; what is being trained and has checkpoints counts as a kind of its own."""
     users = _users()
     found = []
-    for folder in sorted(path for path in cache_dir().glob("*") if path.is_dir()):
+    for folder in (cache_dir() / kind for kind in sorted(FUNCTIONS) if (cache_dir() / kind).is_dir()):
         for path in sorted(folder.iterdir()):
-            if path.suffix == ".lock" or (path.suffix == ".json" and path.with_suffix(".jsonl").is_file()):
+            beside = path.suffix == ".json" and path.with_suffix(".jsonl").is_file()
+            if beside or not OURS.search(path.name):  # whatever else lies there is not the cache's
                 continue
             kind = "checkpoints" if path.name.startswith(".") else folder.name
             old = "" if kind == "checkpoints" else outdated(folder.name, path)
@@ -178,18 +184,32 @@ def outdated(kind: str, path: Path) -> str:
 
 def prune(days: float | None = None) -> Iterator[Content]:
     """Deletes, and yields, what this version does not take and no run uses; with `days` also all that no run uses and
-    that is older.
+    that is older. What is being trained is left alone.
+
+    AnitaError where `days` are given and the cache is not beside the runs: others may use it, whose runs are not seen.
     """
+    if days is not None and cache_dir() != runs_dir() / "cache":
+        raise AnitaError(
+            f"{shown(cache_dir())} may be used by runs that are not in {shown(runs_dir())}: set ANITA_RUNS to the "
+            "folder that it lies in, or leave out --older-than"
+        )
     for content in contents():
-        aged = days is not None and time.time() - content.path.stat().st_mtime > days * 86_400
-        if content.runs or not (content.old or aged):
+        aged = days is not None and time.time() - content.path.lstat().st_mtime > days * 86_400
+        if content.runs or not (content.old or aged) or in_use(_stage_of(content.path)):
             continue
-        if content.path.is_dir():
+        if content.path.is_symlink():
+            content.path.unlink()
+        elif content.path.is_dir():
             shutil.rmtree(content.path)
         else:
             content.path.unlink()
             content.path.with_suffix(".json").unlink(missing_ok=True)
         yield content
+
+
+def _stage_of(path: Path) -> Path:
+    """The entry that a working folder is for: .sft-KEY.work is for sft-KEY."""
+    return path.with_name(path.name.removeprefix(".").removesuffix(".work").removesuffix(".new"))
 
 
 def _users() -> dict[str, list[str]]:

@@ -165,6 +165,8 @@ def load_chat(
     run = chosen_run(run_name)
     settings = load_profile(profile or "cpu") if profile or run is None else run.profile
     last = run.last_stage() if run else "base"
+    if not name:
+        print(f"model '{last}'", file=sys.stderr)
     path = resolve_model(name or last, run=run)  # before the slow imports, so that a wrong name is told at once
 
     from anita_utils.model import chat as generate

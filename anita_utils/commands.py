@@ -88,7 +88,9 @@ def train(
     run: Annotated[
         str | None, typer.Option(help="The run's name.", show_default="the newest; PROFILE-train with --base or --set")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The seed of everything drawn at random.")] = 42,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="The seed of all draws.", show_default="the profile's")
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(

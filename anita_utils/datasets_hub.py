@@ -22,7 +22,7 @@ from anita_utils import AnitaError
 from anita_utils.cache import Entry, cached
 from anita_utils.paths import file_hash, locked, replacing
 from anita_utils.profile import HubData
-from anita_utils.rows import LeftOut, shape
+from anita_utils.rows import LeftOut, shape_of
 
 BUFFER = 10_000  # rows that a stream is shuffled among; so many are read before the first one comes out
 NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
@@ -54,7 +54,7 @@ def _taught(name: str, raw: Iterable[dict], without: list[str], left_out: Counte
             left_out["of a source that is left out (without)"] += 1
             continue
         try:
-            _, read = shape(set(row))
+            _, read = shape_of(row)
             yield read(row)
         except LeftOut as reason:
             left_out[str(reason)] += 1

@@ -26,7 +26,7 @@ def train(
     profile: str = "cpu",
     base: str | None = None,
     run: str | None = None,
-    seed: int = 42,
+    seed: int | None = None,
     changes: Iterable[str] = (),
     resume: bool = True,
 ) -> Stage:
@@ -50,7 +50,7 @@ def train(
 
     own = f"{settings.name}-train" if base or changes else "latest"
     first = not (runs_dir() / "latest").exists()  # only lessons move it, but there may be none yet
-    opened = Run.open(run or own, settings, seed, newest=first)
+    opened = Run.open(run or own, settings, settings.seed if seed is None else seed, newest=first)
     stage = open_stage(opened, name)
     kept = stage.done
     train_stage(stage, resume)
@@ -60,7 +60,7 @@ def train(
 
 
 def check_rows(
-    name: str, profile: str = "cpu", base: str | None = None, seed: int = 42, changes: Iterable[str] = ()
+    name: str, profile: str = "cpu", base: str | None = None, seed: int | None = None, changes: Iterable[str] = ()
 ) -> RowCounts:
     """What would become of a stage's rows: read and encoded as for training, but nothing is trained or written.
 
@@ -74,7 +74,7 @@ def check_rows(
     from anita_utils.stages import find_stage
     from anita_utils.training import training_rows
 
-    stage = find_stage(Run(Path("unwritten"), settings, seed), name)
+    stage = find_stage(Run(Path("unwritten"), settings, settings.seed if seed is None else seed), name)
     documents = stage.documents()  # before a model is looked for: a wrong file is said at once
     base = resolve_model(settings.model.base, settings.model.revision)
     tokenizer = checked_tokenizer(base, settings.model.system_in_user, needs_template=False)
@@ -108,7 +108,7 @@ def set_value(values: dict, path: list[str], text: str) -> None:
     """Puts a value, written as in YAML, under the keys of `path`."""
     try:
         value: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that there is not
         raise AnitaError(f"--set {'.'.join(path)}={text}: the value is no YAML: put it in quotes") from None
     for key in path[:-1]:
         values = values.get(key) if isinstance(values, dict) else None

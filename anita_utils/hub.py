@@ -102,9 +102,10 @@ def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
     of the usual one.
     """
     folder = Path(folder).absolute()
+    if (folder / "adapter_config.json").is_file():  # transformers would put it on the model, and merging would not
+        holds = "an adapter beside its model" if (folder / "config.json").is_file() else "only a LoRA adapter"
+        raise AnitaError(f"{shown(folder)} holds {holds}: merge it, and name the merged model's folder instead")
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise AnitaError(f"{shown(folder)} holds only a LoRA adapter: name the merged model's folder instead")
         restore = remedy or "check the path, or restore it"
         raise AnitaError(f"{shown(folder)} is not a model folder (no config.json): {restore}")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
@@ -121,9 +122,10 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     try:
         shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+        names = sorted({str(folder / shard) and shard for shard in shards})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise AnitaError(f"{shown(index)} is damaged ({error}): restore or save the model again") from error
-    return [folder / shard for shard in sorted(shards)]
+    return [folder / shard for shard in names]
 
 
 def check_safetensors(file: Path, remedy: str = RESTORE) -> None:
@@ -150,9 +152,11 @@ def model_key(path: str | Path) -> str:
     commit of a snapshot from the Hub.
     """
     path = Path(path)
-    if path.parent.name == "snapshots" and COMMIT.fullmatch(path.name):
-        return f"{path.parents[1].name}@{path.name}"
     files = sorted(file for pattern in DECISIVE for file in path.glob(pattern))
+    if path.parent.name == "snapshots" and COMMIT.fullmatch(path.name):  # the commit tells the weights, if not an edit
+        small = [file for file in files if file.suffix != ".safetensors"]
+        commit = f"{path.parents[1].name}@{path.name}"
+        return f"{commit}-{digest([[f.name, _hash_once(f, _stamp(f))] for f in small])}" if small else commit
     return digest([[file.name, _hash_once(file, _stamp(file))] for file in files])
 
 

@@ -136,7 +136,7 @@ def load_model(
     import logging
 
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional kernel that is not needed
     config = quantisation_config(quantisation, compute_dtype) if quantisation else None
@@ -154,9 +154,17 @@ def load_model(
             **options,
         )
         keep_gradients_exact(model)
+        # Greedy means greedy: no repetition penalty, beams or shortest length of the model's own
+        ids = {
+            name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
+        model.generation_config = GenerationConfig(**ids)
         logits = first_logits(model)
     if missing := sorted(found["missing_keys"]):
         raise AnitaError(f"{shown(path)}: no weights for {missing[0]} ({len(missing)} missing): restore its files")
+    if layers := [name for name in found["unexpected_keys"] if ".layers." in name]:
+        said = f"{shown(path)}: config.json has no layer for {min(layers)} ({len(layers)} weights): restore its files"
+        raise AnitaError(said)
     if more := found["unexpected_keys"]:
         note = f"{shown(path)}: {len(more)} weights are left out, for which the model has no place: {min(more)}"
         print(note, file=sys.stderr)
@@ -220,6 +228,13 @@ def chat(
     )
 
 
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which an answer ends: the model's own, and the one that ends a turn in the chat template."""
+    own = model.generation_config.eos_token_id
+    own = {own} if isinstance(own, int) else set(own or [])
+    return sorted(own | {inspect_template(tokenizer).end_of_turn_id})
+
+
 def continue_chats(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -233,6 +248,7 @@ def continue_chats(
     ids = [render(turns, tokenizer, add_generation_prompt=True) for turns in chats]
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
     answers = [""] * len(ids)
+    ends = end_tokens(model, tokenizer)
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_size):
@@ -242,7 +258,11 @@ def continue_chats(
         )
         with torch.inference_mode():
             output = model.generate(
-                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=ends,
             )
         for number, tokens in zip(numbers, output[:, batch["input_ids"].shape[1] :], strict=True):
             answers[number] = tokenizer.decode(tokens, skip_special_tokens=True).strip()

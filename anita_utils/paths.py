@@ -159,9 +159,27 @@ def locked(place: Path, what: str = "") -> Iterator[None]:
             lock.release()
 
 
+def in_use(place: Path) -> bool:
+    """Whether another process holds the lock on `place`."""
+    file = _lock_file(place)
+    if not file.is_file():
+        return False
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _lock_file(place: Path) -> Path:
+    return place.with_name(f".{place.name.lstrip('.')}.lock")
+
+
 def take_lock(place: Path, what: str = "") -> FileLock:
     """Takes the lock on `place`, to be given back by its `release`; waits while another process holds it."""
-    file = place.with_name(f".{place.name.lstrip('.')}.lock")
+    file = _lock_file(place)
     lock = FileLock(file, is_singleton=True, thread_local=False)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -186,7 +186,7 @@ class Profile(Section):
     )
     stages: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Stage] = Field(description="The settings of each stage.")
     evaluation: Evaluation = Field(description="How the stages are measured.")
-    seed: int = Field(42, ge=0, description="The seed of everything that is drawn at random.")
+    seed: int = Field(42, ge=0, lt=2**32, description="The seed of everything that is drawn at random.")
 
     _source: str = PrivateAttr("profile")  # the file, for messages
     _file: Path | None = PrivateAttr(None)

@@ -214,7 +214,13 @@ class Run:
 
     def last_stage(self) -> str:
         """The last stage, in the profile's order, whose merged model is there; "base" if none is."""
-        done = [stage for stage in self.profile.order if (self.model_dir(stage) / "merged").is_dir()]
+        links = {stage: self.model_dir(stage) for stage in self.profile.order}
+        lost = [stage for stage, link in links.items() if link.is_symlink() and not link.exists()]
+        if lost:
+            raise AnitaError(
+                f"run '{self.folder.name}': its model '{lost[0]}' is no longer in the cache: run its lesson again"
+            )
+        done = [stage for stage, link in links.items() if (link / "merged").is_dir()]
         return done[-1] if done else "base"
 
     def lesson_done(self, notebook: str, seconds: float, peak_memory_bytes: int | None, status: str) -> None:

@@ -27,6 +27,12 @@ NO_TEXT, NO_PROMPT, SAME = "an empty text", "no prompt", "two answers that are t
 NOT_ONE_PROMPT, NO_WORDS = "answers to different prompts", "a tool call, a picture or a sound"
 
 
+NOT_TO_BE_TRAINED, BAD = "a turn marked as not to be trained", "a completion marked as bad"
+THINKING, EARLIER = "a turn with its thinking", "earlier turns in a column of their own"
+BEYOND = ("tools", "history")  # columns that change what a row means, and that are not read
+UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff]")
+
+
 class LeftOut(Exception):
     """A row that teaches nothing; its message is the reason it is counted under."""
 
@@ -36,30 +42,36 @@ class LeftOut(Exception):
 
 def chat(row: dict) -> dict:
     """A row with `messages` or `conversations`: ultrachat_200k, capybara-claude-15k-ita."""
-    messages = turns(row["messages"] if "messages" in row else row["conversations"])
+    messages = turns(row["messages"] if row.get("messages") is not None else row.get("conversations"))
+    if not any(message["role"] == "system" for message in messages):
+        messages = _system(row) + messages
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:
         raise LeftOut(NO_ANSWER)
-    if not all(answer.strip() for answer in answers):
+    if not all(map(_says, answers)):
         raise LeftOut(EMPTY)
+    if not any(_says(message["content"]) for message in messages if message["role"] != "assistant"):
+        raise LeftOut(NO_PROMPT)
     return {"messages": messages}
 
 
 def instruction(row: dict) -> dict:
     """A row in Alpaca's format, where `input` may be missing or empty."""
     request = "\n\n".join(part for part in (words(row["instruction"]), words(row.get("input"))) if part)
-    return chat({"messages": [_turn("user", request), _turn("assistant", row["output"])]})
+    return chat({"messages": [*_system(row), _turn("user", request), _turn("assistant", row["output"])]})
 
 
 def completion(row: dict) -> dict:
-    """A prompt and its completion, each a text or a chat: TRL's own format."""
+    """A prompt and its completion, each a text or a chat: TRL's own format, where a `label` may call it a bad one."""
+    if row.get("label") is False:
+        raise LeftOut(BAD)
     return chat({"messages": _chat_of(row["prompt"], "user") + _chat_of(row["completion"], "assistant")})
 
 
 def text(row: dict) -> dict:
     """Running text: clean_mc4_it."""
     said = words(row["text"])
-    if not said.strip():
+    if not _says(said):
         raise LeftOut(NO_TEXT)
     return {"text": said}
 
@@ -78,17 +90,27 @@ def preference(row: dict) -> dict:
     if chosen[:-1] != rejected[:-1]:
         raise LeftOut(NOT_ONE_PROMPT)
     prompt, answers = chosen[:-1], chosen[-1:] + rejected[-1:]
-    if not prompt:
-        prompt = _chat_of(row.get("question") or row.get("prompt"), "user")
+    given = _system(row) + _chat_of(row.get("question") or row.get("prompt"), "user")
+    prompt = _joined([turn for turn in given if turn["content"].strip()], prompt)
     if not any(turn["content"].strip() for turn in prompt):
         raise LeftOut(NO_PROMPT)
     if {answer["role"] for answer in answers} != {"assistant"}:
         raise LeftOut(NO_ANSWER)
-    if not all(turn["content"].strip() for turn in prompt + answers):
+    if not all(_says(turn["content"]) for turn in prompt + answers):
         raise LeftOut(EMPTY)
     if answers[0]["content"].strip() == answers[1]["content"].strip():
         raise LeftOut(SAME)
     return {"prompt": prompt, "chosen": answers[:1], "rejected": answers[1:]}
+
+
+def _joined(given: list[dict], opening: list[dict]) -> list[dict]:
+    """The prompt in a column of its own, with the turns that both chats begin with.
+
+    Chats that begin with an answer go on after it; else they hold the prompt, or the end of it.
+    """
+    if not opening or opening[0]["role"] == "assistant":
+        return given + opening
+    return given if given[-len(opening) :] == opening else opening
 
 
 def without_prompt(row: dict) -> list[Any]:
@@ -102,11 +124,11 @@ def without_prompt(row: dict) -> list[Any]:
 
 # The columns that must be there, those that are read beside them, and what reads them; the first that fits is taken.
 SHAPES: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[dict], dict]]] = [
-    (("chosen", "rejected"), ("prompt", "question"), preference),
-    (("messages",), (), chat),
-    (("conversations",), (), chat),
-    (("instruction", "output"), ("input",), instruction),
-    (("prompt", "completion"), (), completion),
+    (("chosen", "rejected"), ("prompt", "question", "system"), preference),
+    (("messages",), ("system",), chat),
+    (("conversations",), ("system",), chat),
+    (("instruction", "output"), ("input", "system"), instruction),
+    (("prompt", "completion"), ("label",), completion),
     (("text",), (), text),
 ]
 
@@ -120,9 +142,19 @@ def shape(columns: set[str]) -> tuple[set[str], Callable[[dict], dict]]:
     raise AnitaError(f"the columns are {', '.join(sorted(columns)) or 'none'}: expected {expected}")
 
 
+def shape_of(row: dict) -> tuple[set[str], Callable[[dict], dict]]:
+    """As `shape`, by the columns that are not null where those are enough. LeftOut where more is meant than is read."""
+    if any(row.get(column) for column in BEYOND):
+        raise LeftOut(NO_WORDS if row.get("tools") else EARLIER)
+    try:
+        return shape({column for column, value in row.items() if value is not None})
+    except AnitaError:
+        return shape(set(row))
+
+
 def read_row(row: dict) -> dict:
     """The row in the course's own shape, with its other columns. LeftOut with the reason; AnitaError where damaged."""
-    columns, read = shape(set(row))
+    columns, read = shape_of(row)
     return {column: value for column, value in row.items() if column not in columns} | read(row)
 
 
@@ -143,6 +175,10 @@ def turns(messages: Any) -> list[dict]:
         role = message[keys[0]]
         if not isinstance(role, str) or role not in ROLES:
             raise AnitaError(f"a turn has the role {role!r}: expected system, user or assistant")
+        if message.get("weight") == 0 or message.get("train") is False:
+            raise LeftOut(NOT_TO_BE_TRAINED)
+        if any(message.get(key) for key in ("reasoning_content", "thinking")):
+            raise LeftOut(THINKING)
         if message.get("tool_calls") or message.get("function_call") or ROLES[role] == "tool":
             raise LeftOut(NO_WORDS)
         named.append(_turn(ROLES[role], message[keys[1]]))
@@ -172,6 +208,17 @@ def _part(part: Any) -> str:
     if isinstance(part, dict):
         raise LeftOut(NO_WORDS)
     raise AnitaError(f"a part of a content is {_shape_of(part)}: expected text")
+
+
+def _system(row: dict) -> list[dict]:
+    """The system prompt that stands in a column of its own, if there is one."""
+    system = words(row.get("system"))
+    return [_turn("system", system)] if system.strip() else []
+
+
+def _says(text: str) -> bool:
+    """Whether a text holds more than white space and characters that are not seen."""
+    return bool(UNSEEN.sub("", text).strip())
 
 
 def _chat_of(said: Any, role: str) -> list[dict]:
@@ -214,6 +261,14 @@ def read_rows(path: str | Path) -> tuple[list[dict], Counter[str]]:
     return rows, left_out
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict:
+    """An object whose keys stand in it once; json would take the last value without a word."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in it twice")
+    return dict(pairs)
+
+
 def _numbered(path: str | Path) -> list[tuple[int, dict]]:
     if not Path(path).is_file():
         raise AnitaError(
@@ -222,10 +277,12 @@ def _numbered(path: str | Path) -> list[tuple[int, dict]]:
     rows = []
     for number, line in read_lines(path):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
             said = getattr(error, "msg", None) or str(error)
             raise AnitaError(f"{shown(path)}, line {number}: not JSON ({said}): correct or delete that line") from None
+        if isinstance(row, list):
+            raise AnitaError(f"{shown(path)}, line {number}: a JSON array: write one object a line (jq -c '.[]')")
         if not isinstance(row, dict):
             raise AnitaError(f"{shown(path)}, line {number}: not a JSON object: correct or delete that line")
         rows.append((number, row))

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from anita_utils import AnitaError
@@ -55,9 +55,14 @@ class Progress:
 class Watch(TrainerCallback):
     """Counts time, also across interruptions; shows progress; stops at a loss that is no number; seals checkpoints."""
 
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_train_begin(self, args, state, control, train_dataloader=None, optimizer=None, lr_scheduler=None, **kwargs):
         from anita_utils.stages import token_count
 
+        if args.get_warmup_steps(state.max_steps) >= state.max_steps > 0:  # else the only update would have a rate of 0
+            print(f"{args.run_name}: a warm-up of all {state.max_steps:,} updates is cut to {state.max_steps - 1:,}")
+            shorter = get_scheduler(args.lr_scheduler_type, optimizer, state.max_steps - 1, state.max_steps)
+            lr_scheduler.load_state_dict(shorter.state_dict() | {"lr_lambdas": [None] * len(shorter.lr_lambdas)})
+            lr_scheduler.lr_lambdas = shorter.lr_lambdas
         self.began, self.first = time.monotonic(), state.global_step
         self.saved = self.began
         # A short training is logged often enough to have a curve; a log changes nothing of the training

@@ -239,3 +239,45 @@ def test_a_run_of_an_older_version_is_one_line(runs, small_profile):
     for action in (lambda: Run.load("t"), lambda: Run.open("t", small_profile, 42)):
         with pytest.raises(AnitaError, match="run 't' was made by an older version of the course.*--run"):
             action()
+
+
+def test_nothing_but_the_caches_own_entries_is_deleted(tmp_path, runs, monkeypatch, anita):
+    """A cache in a shared folder: whatever else lies there is somebody's."""
+    monkeypatch.setenv("ANITA_CACHE", str(tmp_path / "shared"))
+    for name in ("ideas/thesis.txt", "stages/notes.txt", "evaluations/my-paper.json", "photos/2026/a.png"):
+        (tmp_path / "shared" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "shared" / name).write_text("mine")
+    target = tmp_path / "bigger disk"
+    target.mkdir()
+    (tmp_path / "shared" / "stages" / "sft-0123456789abcdef").symlink_to(target, target_is_directory=True)
+    code, out, _ = anita("cache", "--prune")
+    assert code == 0 and "deleted: 1 entries" in out and target.is_dir()
+    assert len([path for path in (tmp_path / "shared").rglob("*") if path.is_file()]) == 4
+    code, _, err = anita("cache", "--prune", "--older-than", "0")
+    assert code == 2 and "may be used by runs that are not in" in err
+
+
+def test_what_is_being_trained_is_not_deleted(runs):
+    import subprocess
+    import sys
+
+    work = runs / "cache" / "stages" / ".sft-0123456789abcdef.work"
+    work.mkdir(parents=True)
+    holding = "import sys, time\nfrom pathlib import Path\nfrom anita_utils.paths import take_lock\n"
+    holding += "lock = take_lock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(600)"
+    place = work.with_name("sft-0123456789abcdef")
+    process = subprocess.Popen([sys.executable, "-c", holding, place], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    assert list(cache.prune(days=0)) == [] and work.is_dir()
+    process.kill()
+    process.wait()
+    assert [content.path for content in cache.prune(days=0)] == [work] and not work.exists()
+
+
+def test_a_hand_edited_snapshot_is_another_model(tmp_path):
+    folder = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (folder / "chat_template.jinja").write_text("one")
+    before = model_key(folder)
+    (folder / "chat_template.jinja").write_text("two")
+    assert model_key(folder) != before

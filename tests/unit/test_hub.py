@@ -147,3 +147,11 @@ def test_a_pickle_is_never_loaded(tmp_path):
     torch.save({}, tmp_path / "pytorch_model.bin")  # which transformers would load if it were not told otherwise
     with pytest.raises(AnitaError, match=r"no file named model\.safetensors"):
         load_model(tmp_path)
+
+
+def test_an_adapter_beside_a_model_is_refused(tiny_path, tmp_path):
+    """transformers puts it on the model by itself, the key does not know it, and merging would leave it out."""
+    folder = shutil.copytree(tiny_path, tmp_path / "model")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(AnitaError, match="holds an adapter beside its model: merge it"):
+        resolve_model(str(folder))

@@ -68,6 +68,28 @@ def test_one_pair_in_many_shapes_and_the_prompt_stands_in_it_once(row):
     assert read_row(row) == PAIR
 
 
+def test_turns_beyond_the_last_belong_to_the_prompt():
+    asked, answered, more = ASKED[0], answer("Sul Monviso.")[0], {"role": "user", "content": "E dove finisce?"}
+    system = {"role": "system", "content": "Breve."}
+    sides = {"chosen": [answered, more, *answer("Nel mare.")], "rejected": [answered, more, *answer("A Roma.")]}
+    assert read_row({"prompt": ASKED, **sides})["prompt"] == [asked, answered, more]
+    assert read_row({"prompt": [system, asked], **chats("Dove nasce il Po?", "Qui.", "Lì.")})["prompt"] == [
+        system,
+        asked,
+    ]
+    with_system = {side: [system, *turns] for side, turns in chats("Dove nasce il Po?", "Qui.", "Lì.").items()}
+    assert read_row({"prompt": "Dove nasce il Po?", **with_system})["prompt"] == [system, asked]
+    assert read_row({"question": "Dove?", "system": "Breve.", "chosen": "a", "rejected": "b"})["prompt"][0] == system
+    assert read_row({"instruction": "Dove?", "output": "Qui.", "system": "Breve."})["messages"][0] == system
+    assert read_row({"messages": [system, *ASKED, SAID], "system": "Altro."})["messages"] == [system, *ASKED, SAID]
+
+
+def test_a_null_column_is_no_shape():
+    assert read_row(CHAT | {"chosen": None, "rejected": None}) == CHAT | {"chosen": None, "rejected": None}
+    assert read_row({"text": "Ciao", "messages": None})["text"] == "Ciao"
+    assert read_row({"messages": None, "conversations": CHAT["messages"]})["messages"] == CHAT["messages"]
+
+
 def test_an_answer_may_begin_with_a_short_prompt():
     row = {"prompt": "Ciao", "chosen": "Ciao a te!", "rejected": "Ciao e basta."}
     assert read_row(row)["chosen"] == answer("Ciao a te!")
@@ -95,6 +117,14 @@ def test_other_columns_are_kept_and_do_not_matter():
         ({"messages": [*ASKED, {"role": "tool", "content": "3"}, SAID]}, "a tool call"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, SAID]}, "a picture"),
         ({"text": "  "}, "an empty text"),
+        ({"prompt": "Dove?", "completion": "Qui.", "label": False}, "marked as bad"),
+        ({"messages": [*ASKED, SAID | {"weight": 0}]}, "not to be trained"),
+        ({"messages": [*ASKED, SAID | {"train": False}]}, "not to be trained"),
+        ({"messages": [*ASKED, SAID | {"reasoning_content": "Il Po …"}]}, "its thinking"),
+        (CHAT | {"tools": [{"name": "f"}]}, "a tool call"),
+        ({"instruction": "E ora?", "output": "Qui.", "history": [["a", "b"]]}, "earlier turns"),
+        ({"instruction": "", "output": "Qui."}, "no prompt"),
+        ({"messages": [*ASKED, *answer("\u200b")]}, "an empty answer"),
         ({"text": None}, "an empty text"),
         (PAIR | {"rejected": answer("Sul Monviso.")}, "the same"),
         (PAIR | {"rejected": answer("Sul Monviso. ")}, "the same"),
@@ -166,11 +196,13 @@ def test_a_byte_order_mark_and_blank_lines_are_no_trouble(tmp_path):
         ('{"text": "perché"}\n'.encode("latin-1"), "rows.jsonl: not UTF-8 .byte 16 is 0xe9.: save it in UTF-8"),
         ('{"text": "perché"}\n'.encode("utf-16"), "rows.jsonl: not UTF-8 .UTF-16.: save it in UTF-8"),
         ('{"text": "uno"}\n{"text"\n', "rows.jsonl, line 2: not JSON"),
-        ('{"text": "uno"}\n\n["due"]\n', "rows.jsonl, line 3: not a JSON object"),
+        ('{"text": "uno"}\n\n"due"\n', "rows.jsonl, line 3: not a JSON object"),
         ('{"text": "uno"}\n{"testo": "due"}\n', "rows.jsonl, line 2: the columns are testo"),
         ("[" * 100_000, "rows.jsonl, line 1: not JSON"),
         ('{"text": ' + "9" * 5000 + "}", "rows.jsonl, line 1: not JSON"),
         ("{}\x00", "rows.jsonl, line 1: not JSON"),
+        ('{"text": "a", "text": "b"}', "rows.jsonl, line 1: not JSON .the key 'text' stands in it twice."),
+        ('[{"text": "a"}]', "rows.jsonl, line 1: a JSON array: write one object a line"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path, raw, complaint):

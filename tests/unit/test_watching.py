@@ -59,8 +59,9 @@ def test_a_training_of_a_few_updates_has_logs_of_all_of_them(runs, tiny_profile,
     batch = {"sft": 64, "dpo": 4}[name] if updates < 3 else 1
     stage, _ = trained(tiny_profile, name, monkeypatch, examples=examples, per_device_train_batch_size=batch)
     history = stage.info["history"]
-    assert stage.info["steps"] >= updates and history[-1]["step"] == stage.info["steps"]
-    assert len(history) >= min(5, stage.info["steps"]) and all(row["loss"] > 0 for row in history)
+    steps = stage.info["steps"]
+    assert steps >= updates and history[-1]["step"] > steps - max(1, steps // 5)
+    assert len(history) >= min(5, steps) and all(row["loss"] > 0 for row in history)
 
 
 def test_checkpoints_come_by_time_too_and_change_nothing(runs, tiny_profile, monkeypatch):
@@ -76,3 +77,14 @@ def test_checkpoints_come_by_time_too_and_change_nothing(runs, tiny_profile, mon
     from anita_utils.paths import file_hash
 
     assert len({file_hash(f"{stage.merged}/model.safetensors") for stage in (plain, timed)}) == 1
+
+
+def test_the_only_update_is_not_all_warm_up(runs, tiny_profile, monkeypatch, capsys):
+    """With a warm-up of 0.05 the one update had a rate of 0, and no weight moved, without a word."""
+    from safetensors.torch import load_file
+
+    settings = {"examples": 4, "per_device_train_batch_size": 64, "warmup_steps": 0.05}
+    stage, _ = trained(tiny_profile, "sft", monkeypatch, **settings)
+    assert stage.info["steps"] == 1 and "a warm-up of all 1 updates is cut to 0" in capsys.readouterr().out
+    adapter = load_file(stage.folder / "adapter" / "adapter_model.safetensors")
+    assert any(weight.any() for name, weight in adapter.items() if "lora_B" in name)
