@@ -101,6 +101,8 @@ def plan(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Cell]:
         for name, (profile, order) in arms.items():
             own = Run(run.folder / "arms" / f"{name}-{seed}", profile, seed)
             stages = tuple(find_stage(own, stage) for stage in order)
+            for stage in stages:
+                stage.corpora  # noqa: B018 (read now: a corpus that is not there is said before anything is written)
             base = resolve_model(profile.model.base, profile.model.revision)
             cells.append(Cell(name, seed, profile, stages, base, ablation.arms[name].points))
     return cells

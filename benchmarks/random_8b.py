@@ -79,6 +79,12 @@ class Drawn(Stage):
     """A stage whose texts are drawn, not read."""
 
     corpora = ()
+    parent_key = ""
+
+    @property
+    def parent_path(self) -> str:
+        """The folder with the shape alone: the weights are drawn."""
+        return self.run.profile.model.base
 
     def documents(self) -> list[dict]:
         rng, median = Random(SEED), min(MEDIAN, self.settings.max_length // 2)
@@ -108,7 +114,7 @@ def open_stage(profile: Profile, name: str) -> Drawn:
     settings = profile.stages[name].model_copy()
     settings.examples, settings.num_train_epochs = settings.examples or EXAMPLES, FOREVER
     settings.gradient_accumulation_steps = min(2, settings.gradient_accumulation_steps)
-    return Drawn(Run.open(f"8b-{profile.name}", profile, SEED), name, settings, "base", profile.model.base, "")
+    return Drawn(Run.open(f"8b-{profile.name}", profile, SEED), name, settings)
 
 
 def shape_folder(folder: Path, tiny: bool) -> Path:

@@ -91,7 +91,8 @@ def check_rehearsal(name: str, runs: Path, done: subprocess.CompletedProcess, le
         info = json.loads((folder / "models" / stage / "stage.json").read_text("utf-8"))
         wanted = profile.stages[stage].model_dump()
         assert {key: info["recipe"]["settings"][key] for key in KEPT} == {key: wanted[key] for key in KEPT}
-        assert 5 <= info["steps"] <= 100 and len(info["history"]) == info["steps"] // 5
+        every = min(5, info["steps"] // 5)  # a log at least five times
+        assert 5 <= info["steps"] <= 100 and len(info["history"]) == info["steps"] // every
     assert {json.loads(line)["profile"] for line in (folder / "metrics.jsonl").open()} == {f"rehearsal-{name}"}
     assert not (runs / "latest").exists()
 

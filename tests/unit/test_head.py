@@ -68,7 +68,8 @@ def test_it_trains_as_trls_own_head_does(runs, tiny_profile, monkeypatch, name):
     assert loss == pytest.approx(loss_by_trl, abs=1e-5)
     assert gradients.keys() == gradients_by_trl.keys() and gradients
     for weight, gradient in gradients.items():
-        assert torch.allclose(gradient, gradients_by_trl[weight], rtol=1e-3, atol=1e-6), weight
+        by_trl = gradients_by_trl[weight]  # rounding is as large as the matrix's own numbers, not as each near 0
+        assert (gradient - by_trl).norm() <= 1e-5 * by_trl.norm(), weight
     assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
     found = {key: logged[key] for key in LOGGED[name]}
     assert found == pytest.approx({key: logged_by_trl[key] for key in LOGGED[name]}, abs=1e-4)

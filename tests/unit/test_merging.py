@@ -272,11 +272,11 @@ def test_a_base_that_is_not_finite_or_too_large_is_not_blamed_on_the_training(ba
 def test_one_update_at_a_rate_of_1e30_is_one_line_and_leaves_nothing(runs, tiny_profile):
     tiny_profile.order = ["sft"]
     tiny_profile.stages["sft"].learning_rate, tiny_profile.stages["sft"].warmup_steps = 1e30, 0
-    tiny_profile.stages["sft"].batch_size, tiny_profile.stages["sft"].examples = 64, 32
+    tiny_profile.stages["sft"].per_device_train_batch_size, tiny_profile.stages["sft"].examples = 64, 32
     stage = training.find_stage(Run.open("t", tiny_profile, 42), "sft")
     with pytest.raises(AnitaError, match=r"^stage 'sft': model\.\S+ is nan or inf .*: lower the learning rate$"):
         training.train_stage(stage)
-    assert not stage.done and [path for path in stage.folder.parent.iterdir() if path != stage.lock] == []
+    assert not stage.done and [path for path in stage.folder.parent.iterdir() if path.suffix != ".lock"] == []
 
 
 # ---- read back and compared
