@@ -158,11 +158,12 @@ def load_chat(
     run_name: the run whose stages are meant; the latest by default.
     """
     from anita_utils.chat_template import render_text
-    from anita_utils.hub import resolve_model
+    from anita_utils.hub import STAGES, resolve_model
     from anita_utils.profile import load_profile
-    from anita_utils.record import chosen_run
+    from anita_utils.record import Run, chosen_run
 
-    run = chosen_run(run_name)
+    of_a_run = run_name or name is None or name in STAGES
+    run = chosen_run(run_name) if of_a_run else Run.latest()
     settings = load_profile(profile or "cpu") if profile or run is None else run.profile
     last = run.last_stage() if run else "base"
     if not name:

@@ -145,7 +145,7 @@ def test_malformed_line_is_named(tmp_path):
     file.write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(AnitaError, match=r"rows\.jsonl, line 2: not JSON"):
         read_jsonl(file)
-    file.write_text("[1, 2]\n")
+    file.write_text("12\n")
     with pytest.raises(AnitaError, match="line 1: not a JSON object"):
         read_jsonl(file)
 
