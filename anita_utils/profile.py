@@ -284,10 +284,21 @@ def load_profile(name_or_path: str | Path) -> Profile:
     return profile
 
 
+class KeysOnce(yaml.SafeLoader):
+    """YAML whose keys stand once in their section; the library would take the last value without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(file: Path, example: Path) -> dict:
     """The keys of a YAML file. AnitaError when there are none to be read; `example` is a file to start from."""
     try:
-        values = yaml.safe_load(file.read_text("utf-8"))
+        values = yaml.load(file.read_text("utf-8-sig"), KeysOnce)
     except OSError as error:
         raise AnitaError(f"{shown(file)} cannot be read ({error.strerror}): give a file that you may read") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that there is not

@@ -278,3 +278,12 @@ def test_a_t4_has_no_bf16_whatever_torch_says(monkeypatch):
     found = detect_machine()
     assert found.gpu == "Tesla T4"
     assert not found.bf16
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    """YAML's library takes the last of two values without a word."""
+    file = tmp_path / "mine.yaml"
+    file.write_text((PROFILES / "cpu.yaml").read_text("utf-8") + "seed: 7\n", "utf-8")
+    with pytest.raises(AnitaError, match="mine.yaml is not YAML .the key 'seed' stands twice") as error:
+        load_profile(file)
+    assert "\n" not in str(error.value)
