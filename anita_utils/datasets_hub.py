@@ -114,11 +114,14 @@ def fetch(name: str, settings: HubData) -> Path:
             stacklevel=2,
         )
     left_out: Counter[str] = Counter()
-    with locked(file, f"data set '{name}'"), replacing(file) as temporary:
-        with temporary.open("w", encoding="utf-8") as out:
-            for row in rows(name, settings, left_out):
-                out.write(json.dumps(row) + "\n")
-        entry.write(dict(left_out))
+    with locked(file, f"data set '{name}'"):
+        if file.is_file() and entry.read() is not None:  # another process fetched it while this one waited
+            return file
+        with replacing(file) as temporary:
+            with temporary.open("w", encoding="utf-8") as out:
+                for row in rows(name, settings, left_out):
+                    out.write(json.dumps(row) + "\n")
+            entry.write(dict(left_out))
     return file
 
 

@@ -234,11 +234,12 @@ def _cached(
     path: str | Path, profile: Profile, parts: list[str]
 ) -> list[tuple[dict[str, list[dict]], list[Measurement]]]:
     entries = {part: evaluation_entry(model_key(path), profile, part) for part in parts}
-    missing = [part for part, entry in entries.items() if entry.read() is None]
+    stored = {part: entry.read() for part, entry in entries.items()}
+    missing = [part for part, found in stored.items() if found is None]
     for part, answers, measured in _measure(path, profile, missing) if missing else []:
         entries[part].write({"answers": answers, "measured": [asdict(m) for m in measured]})
-    stored = [entry.read() for entry in entries.values()]
-    return [(found["answers"], [Measurement(**row) for row in found["measured"]]) for found in stored]
+        stored[part] = entries[part].read()
+    return [(found["answers"], [Measurement(**row) for row in found["measured"]]) for found in stored.values()]
 
 
 def measured_with(profile: Profile) -> dict:

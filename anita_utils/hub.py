@@ -122,10 +122,9 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     try:
         shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        names = sorted({str(folder / shard) and shard for shard in shards})
+        return [folder / shard for shard in sorted(shards)]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise AnitaError(f"{shown(index)} is damaged ({error}): restore or save the model again") from error
-    return [folder / shard for shard in names]
 
 
 def check_safetensors(file: Path, remedy: str = RESTORE) -> None:

@@ -115,22 +115,20 @@ class Stage:
         """Everything the result depends on; its hash names the stage in the cache."""
 
         profile = self.run.profile
-        rendered = {"system_in_user": True} if profile.model.system_in_user else {}
-        return (
-            rendered
-            | {
-                "stage": self.name,
-                "settings": self.settings.model_dump()
-                | {"data": [corpus_name(corpus) for corpus in self.settings.data]},
-                "precision": profile.precision,
-                "dtype": profile.model.dtype,
-                "quantisation": profile.quantisation.model_dump(),
-                "seed": self.run.seed,
-                "parent": self.parent_key,
-                "data": [file_hash(path) for path in self.corpora],
-            }
-            | made_by("stages")
-        )
+        settings = self.settings.model_dump() | {"data": [corpus_name(corpus) for corpus in self.settings.data]}
+        recipe = {
+            "stage": self.name,
+            "settings": settings,
+            "precision": profile.precision,
+            "dtype": profile.model.dtype,
+            "quantisation": profile.quantisation.model_dump(),
+            "seed": self.run.seed,
+            "parent": self.parent_key,
+            "data": [file_hash(path) for path in self.corpora],
+        }
+        if profile.model.system_in_user:
+            recipe["system_in_user"] = True
+        return recipe | made_by("stages")
 
     @property
     def key(self) -> str:
