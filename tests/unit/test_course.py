@@ -198,7 +198,11 @@ def test_a_dying_kernel_is_a_failure_not_a_traceback(tmp_path, runs):
 def test_kernels_start_without_a_warning(tmp_path, runs, capfd):
     write_lesson(tmp_path / "notebooks", "00_first", "1")
     assert course(notebooks=tmp_path / "notebooks")[0] == 0
-    assert capfd.readouterr() == ("", "")
+    printed, warned = capfd.readouterr()
+    # jupyter_client interrupts each kernel before it asks it to end. On a busy machine that can reach ipykernel while
+    # it still closes the last cell, and ipykernel says so: a line at the end of a kernel, not at its start.
+    warned = warned.replace("[IPKernelApp] ERROR | KeyboardInterrupt caught in kernel.\n", "")
+    assert (printed, warned) == ("", "")
 
 
 def test_unknown_parameters_and_lessons_are_errors(tmp_path, runs):
