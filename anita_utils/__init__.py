@@ -1,6 +1,6 @@
 """The kit behind the lessons: profiles, runs, models and figures of the LLaMAntino-3-ANITA course.
 
-This module is light on purpose: nothing here, nor in `anita_utils.cli`, imports torch.
+This module is light on purpose: nothing here, nor in `anita_utils.cli.main`, imports torch.
 
 >>> import anita_utils
 >>> anita_utils.__version__

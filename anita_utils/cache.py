@@ -26,39 +26,17 @@ from typing import Any, NamedTuple
 from anita_utils import AnitaError, shown
 from anita_utils.paths import cache_dir, in_use, read_text, runs_dir, write_text
 
-# By kind of entry: the functions, or whole modules, that its contents come from, each with its number. It begins at 1.
-ENCODING = {
-    "chat_template": 1, "data.encode": 1, "data.encode_chat": 1, "data.encode_text": 1, "data.render": 1,
-    "model.load_tokenizer": 1, "model.load_model": 1, "model.quantisation_config": 1, "model.keep_gradients_exact": 1,
-}  # fmt: skip
-MEASURING = ENCODING | {
-    "normalisation": 1, "refusal": 1, "evaluation.names_it": 1, "evaluation.language_of": 1, "evaluation.ask": 1,
-    "evaluation.share": 1, "evaluation.right_in_either": 1, "evaluation.right_in_language": 1,
-    "evaluation.judge_answers": 1, "evaluation.scored_logits": 1, "evaluation.log_likelihoods": 1,
-    "evaluation.perplexity": 1, "evaluation.preferences": 1, "evaluation.pair_likelihoods": 1,
-    "evaluation.pair_clusters": 1, "evaluation.measure_answers": 1, "model.chat": 1, "model.continue_chats": 1,
-    "model.end_tokens": 1, "model.load_for_evaluation": 1, "model.held_for_evaluation": 1,
-}  # fmt: skip
+# By kind of entry: the modules, or functions, that its contents come from, each with its number. It begins at 1.
+ENCODING = {"chat_template": 1, "data": 1, "model": 1}
+MEASURING = ENCODING | {"evaluation.judges": 1, "evaluation.measuring": 1}
 FUNCTIONS: dict[str, dict[str, int]] = {
-    "stages": ENCODING | {
-        "rows": 1, "stages.Stage.documents": 1, "data.fitting": 1, "data.fitting_pairs": 1, "data.common_length": 1,
-        "data.pack": 1, "data.packed_rows": 1, "data.like_lengths": 1, "data.PackedCollator": 1,
-        "training.training_arguments": 1, "training.lora_config": 1, "training.adapters_in_fp32": 1,
-        "training.load_for_training": 1, "training.training_rows": 1, "training.build_trainer": 1, "head": 1,
-        "watching.Watch": 1, "merging.merge_adapter": 1, "merging.Merge": 1, "merging._adapted_layers": 1,
-        "merging._without_weights": 1, "merging._places": 1, "merging._read": 1, "merging._update": 1, "saving": 1,
-    },
-    "evaluations": MEASURING | {
-        "ranking": 1, "suites.run_benchmarks": 1, "suites.task_manager": 1, "suites.load_tasks": 1,
-        "suites._samples": 1, "suites._items": 1, "suites._scored": 1, "suites._ranked": 1, "suites._calibration": 1,
-    },
-    "curves": MEASURING | {
-        "curves.OnTheWay": 1, "curves.held_out": 1, "curves.pair_measures": 1, "curves.entropy": 1,
-    },
-    "comparisons": {"comparison.compare": 1, "intervals": 1, "statistics": 1},
-    "contamination": {"contamination": 1, "rows": 1, "normalisation": 1, "data.contents": 1},
-    "datasets": {"rows": 1, "datasets_hub.rows": 1, "datasets_hub._taught": 1, "datasets_hub._stream": 1},
-}  # fmt: skip
+    "stages": ENCODING | {"rows": 1, "stages.Stage.documents": 1, "training": 1, "merging": 1},
+    "evaluations": MEASURING | {"evaluation.ranker": 1, "evaluation.benchmarks": 1},
+    "curves": MEASURING | {"studies.forgetting": 1},
+    "comparisons": {"stats": 1},
+    "contamination": {"studies.contamination": 1, "rows": 1, "evaluation.judges": 1, "data": 1},
+    "datasets": {"rows": 1, "hub": 1},
+}
 # By kind of entry: the libraries whose versions decide its contents.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "stages": ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "tokenizers"),
@@ -68,8 +46,6 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "contamination": (),
     "datasets": ("datasets",),
 }
-
-
 # How the cache's entries are called, today's and those of older versions: label-KEY, KEY-label, .label-KEY.work
 OURS = re.compile(r"(?:^|-)[0-9a-f]{16}(?:\.(?:json|jsonl|work|new)|-\w+\.json)?$")
 

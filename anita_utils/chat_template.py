@@ -19,11 +19,11 @@ from anita_utils import AnitaError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 # Words that no template writes by itself, so that a rendering shows where the template puts what was said.
 SYSTEM, QUESTION, AGAIN = "Parla come un vocabolario.", "Quale mirtillo?", "E quale ginepro?"
 ANSWER, MORE = "Mirtillo nero.", "Ginepro rosso."
 ANOTHER_MODEL = "take a model whose template does, or another chat_template.jinja for this one"
-
 # In front of a template: the system text joins the first user turn. In the template itself, because TRL and lm-eval
 # render chats too. The empty expression keeps Jinja from trimming a line break that the template begins with.
 SYSTEM_IN_USER = (

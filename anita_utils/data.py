@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+
 IGNORED = -100  # torch's label for a token that is not scored
 
 

@@ -58,7 +58,6 @@ def load_tokenizer(
 @contextmanager
 def readable(path: str | Path, what: str) -> Iterator[None]:
     """Turns whatever a library says of a damaged model inside the block into an AnitaError of one line."""
-    from anita_utils.failures import no_memory
 
     try:
         yield
@@ -299,3 +298,15 @@ def give_back_memory() -> None:
     """Gives the pages of freed blocks back to the system, those between blocks in use too."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+# ---------------------------------------------------------------- failures
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether memory ran out: the GPU's or the machine's."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

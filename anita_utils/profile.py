@@ -31,6 +31,7 @@ from anita_utils import AnitaError, shown
 if TYPE_CHECKING:
     from anita_utils.machine import Machine
 
+
 PROFILES = Path(__file__).parent / "profiles"
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROJECTIONS = list(get_args(Projection))
@@ -61,7 +62,7 @@ LIBRARY_NAMES = {
     "type": "bnb_4bit_quant_type",
     "double": "bnb_4bit_use_double_quant",
 }
-REHEARSAL = "rehearsal-"  # how the profile begins that `anita_utils.rehearsal` makes of another
+REHEARSAL = "rehearsal-"  # how the profile begins that `anita_utils.course.rehearsal` makes of another
 
 
 class Section(BaseModel):

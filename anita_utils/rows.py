@@ -25,8 +25,6 @@ PROMPT_WORDS = 4  # a shorter prompt may well be the beginning of an answer: "Ci
 NO_ANSWER, EMPTY = "no assistant turn", "an empty answer"
 NO_TEXT, NO_PROMPT, SAME = "an empty text", "no prompt", "two answers that are the same"
 NOT_ONE_PROMPT, NO_WORDS = "answers to different prompts", "a tool call, a picture or a sound"
-
-
 NOT_TO_BE_TRAINED, BAD = "a turn marked as not to be trained", "a completion marked as bad"
 THINKING, EARLIER = "a turn with its thinking", "earlier turns in a column of their own"
 BEYOND = ("tools", "history")  # columns that change what a row means, and that are not read

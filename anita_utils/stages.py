@@ -4,6 +4,18 @@
 >>> stage.done, stage.key
 (True, '4c1a94be6f1c5d1f')
 """
+# MERGED DOC:
+# """Checkpoints that can be trusted.
+#
+# A checkpoint is good only with its manifest: the hashes of its files, written last and renamed into place. Whatever was
+# killed before, or changed since, is seen by it.
+#
+# >>> write_manifest(Path("checkpoint-100"), seconds=31.5)     # when all else is written
+# >>> last_good(Path("."))                                     # names what is damaged, and takes the one before
+# PosixPath('checkpoint-100')
+# """
+# MERGED DOC:
+# """What goes wrong while training, told in one line: a full disk, a folder that may not be written, no memory left."""
 
 from __future__ import annotations
 
@@ -11,7 +23,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,19 +33,82 @@ from typing import TYPE_CHECKING
 from anita_utils import AnitaError, shown
 from anita_utils.cache import Entry, made_by
 from anita_utils.data import RowCounts
-from anita_utils.datasets_hub import fetch, left_out_of
-from anita_utils.failures import explained
-from anita_utils.hub import model_key, on_hub, resolve_model
-from anita_utils.merging import Diverged, check_merged, merge_adapter
-from anita_utils.paths import data_dir, file_hash, locked, take_lock, write_text
+from anita_utils.hub import fetch, left_out_of, model_key, on_hub, resolve_model
+from anita_utils.merging import Diverged, check_merged, merge_adapter, modes_by_umask, public_name, publish
+from anita_utils.model import no_memory
+from anita_utils.paths import FULL, LOCKED, data_dir, file_hash, locked, take_lock, write_text
 from anita_utils.profile import Stage as Settings
-from anita_utils.record import Run
-from anita_utils.resuming import last_good, trained_seconds
 from anita_utils.rows import read_rows
-from anita_utils.saving import modes_by_umask, public_name, publish
+from anita_utils.run import Run
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path, seconds: float) -> None:
+    """Writes down the hash of every file in a checkpoint's folder, and the seconds trained up to it."""
+    files = {str(file.relative_to(folder)): file_hash(file) for file in _files(folder)}
+    write_text(folder / MANIFEST, json.dumps({"seconds": round(seconds, 2), "files": files}, indent=1) + "\n")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+
+
+def trained_seconds(folder: Path) -> float | None:
+    """The seconds trained up to a good checkpoint, however often it was interrupted; None without a manifest."""
+    file = folder / MANIFEST
+    return json.loads(file.read_text("utf-8"))["seconds"] if file.is_file() else None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None if every file is as its manifest says."""
+    if not (folder / MANIFEST).is_file():
+        return "its writing was broken off"
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is damaged"
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if file_hash(folder / name) != expected:
+            return f"{name} is truncated or altered"
+    return None
+
+
+def checkpoints(work: Path) -> list[Path]:
+    """The checkpoints in a stage's working folder, good or not, the newest first."""
+    found = [folder for folder in work.glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()]
+    return sorted(found, key=lambda folder: -int(folder.name.partition("-")[2]))
+
+
+def last_good(work: Path) -> Path | None:
+    """The newest good checkpoint, or None. Newer ones that are damaged are named and deleted.
+
+    Left where they are, they would count as newest, and the library would delete good ones in their stead.
+    """
+    for folder in checkpoints(work):
+        fault = damage(folder)
+        if fault is None:
+            return folder
+        print(f"{folder.name} is no good ({fault}): the one before is taken, or the stage begins anew")
+        shutil.rmtree(folder)
+    return None
+
+
+def drop_unfinished(work: Path) -> None:
+    """Deletes the checkpoints whose writing was broken off."""
+    for folder in checkpoints(work):
+        if not (folder / MANIFEST).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- stages
+
 
 CORPORA = {"sft": ["sft"], "italian": ["italian_text", "italian_replay"], "dpo": ["dpo"]}
 
@@ -305,3 +381,56 @@ def find_stage(run: Run, name: str) -> Stage:
     position = profile.order.index(name)
     before = find_stage(run, profile.order[position - 1]) if position else None
     return Stage(run, name, profile.stages[name], before)
+
+
+# ---------------------------------------------------------------- failures
+
+
+# torch and safetensors raise errors of their own about files, without the number that an OSError has.
+UNWRITTEN = ("PytorchStreamWriter", "inline_container", "os error")
+
+
+@contextmanager
+def explained(stage: Stage) -> Iterator[None]:
+    """Turns such a failure of training `stage` inside the block into an AnitaError, and leaves nothing half-written."""
+    try:
+        yield
+    except AnitaError:
+        raise
+    except Exception as error:
+        drop_unfinished(stage.work)
+        said = explanation(stage, error)
+        if said is None:
+            raise
+        raise AnitaError(f"stage '{stage.name}': {said}") from error
+
+
+def explanation(stage: Stage, error: Exception) -> str | None:
+    """What to tell of an error: what, where, remedy; None for one that is none of these."""
+    text, number = str(error), getattr(error, "errno", None)
+    if no_memory(error):
+        return out_of_memory(stage)
+    place = shown(getattr(error, "filename", None) or stage.work)
+    again = "run the same again: training goes on from the last whole checkpoint"
+    if number in FULL or any(f"os error {code}" in text for code in FULL):
+        return f"no room to write {place}: free some space, then {again}"
+    if number in LOCKED:
+        return f"{place} may not be written: allow it, or set ANITA_CACHE to a folder that may"
+    if any(sign in text for sign in UNWRITTEN):
+        return f"{shown(stage.work)} could not be written, perhaps for want of room: free some space, then {again}"
+    return None
+
+
+def out_of_memory(stage: Stage) -> str:
+    """The planner's figure for the stage, and the change that saves most."""
+    import torch
+
+    from anita_utils.memory import GIB, bytes_by_part, job_of, savings
+
+    job, on_gpu = job_of(stage.run.profile, stage.name), torch.cuda.is_available()
+    needed = bytes_by_part(job, on_gpu)["total"]
+    change, saved = max(savings(job, on_gpu).items(), key=lambda pair: pair[1])
+    return (
+        f"out of memory; by the plan it needs {needed / GIB:.2f} GiB at {job.batch} x {job.length:,}: {change} would "
+        f"save {saved / GIB:.2f} (see `anita plan --stage {stage.name}`)"
+    )

@@ -19,7 +19,7 @@ from statistics import median
 
 from anita_utils import IDLE_THREADS
 from anita_utils.paths import write_text
-from anita_utils.record import where_and_when
+from anita_utils.run import where_and_when
 
 RESULTS = Path(__file__).parent / "results"
 # What the threads of an arm do while they wait: settings of OpenMP
@@ -31,9 +31,9 @@ ARMS = {
 TRAIN = """
 import sys, time
 from anita_utils import training
-from anita_utils.headless import quieten
+from anita_utils.cli.train import quieten
 from anita_utils.profile import load_profile
-from anita_utils.record import Run
+from anita_utils.run import Run
 from anita_utils.stages import find_stage, token_count
 
 quieten()

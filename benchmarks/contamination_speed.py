@@ -16,9 +16,9 @@ from itertools import accumulate
 from pathlib import Path
 from random import Random
 
-from anita_utils.contamination import Item, find_leaks
 from anita_utils.paths import write_text
-from anita_utils.record import where_and_when
+from anita_utils.run import where_and_when
+from anita_utils.studies.contamination import Item, find_leaks
 
 RESULTS = Path(__file__).parent / "results"
 SYLLABLES = [c + v for c in ("b", "c", "d", "f", "g", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr")

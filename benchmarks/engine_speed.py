@@ -29,14 +29,14 @@ from speed_arms import Arm, authors, bare, course, limit, open_stage, packing
 from speed_report import figure, markdown, verdicts
 
 from anita_utils import training
-from anita_utils.headless import quieten
+from anita_utils.cli.train import quieten
 from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import detect_machine
 from anita_utils.memory import bytes_by_part, job_of
 from anita_utils.paths import environment, write_text
 from anita_utils.profile import Profile, load_profile
-from anita_utils.record import where_and_when
-from anita_utils.watching import Watch
+from anita_utils.run import where_and_when
+from anita_utils.training import Watch
 
 LENGTHS = (128, 256, 512, 1024)
 

@@ -23,7 +23,7 @@ from statistics import median
 
 from anita_utils import AnitaError, shown
 from anita_utils.paths import data_dir, write_text
-from anita_utils.record import where_and_when
+from anita_utils.run import where_and_when
 
 RESULTS = Path(__file__).parent / "results"
 GOALS = {"piccola_seconds": 60, "ratio": 5, "quick_seconds": 20}  # at most, at least, at most
@@ -32,7 +32,7 @@ GOALS = {"piccola_seconds": 60, "ratio": 5, "quick_seconds": 20}  # at most, at 
 def commands(model: Path, limit: int | None, out: Path) -> dict[str, list[str]]:
     """The commands that are timed, in their order within a round."""
     few = ["--limit", str(limit)] if limit else []
-    anita = [sys.executable, "-m", "anita_utils.cli", "eval", str(model), "--profile", "cpu", "--json"]
+    anita = [sys.executable, "-m", "anita_utils.cli.main", "eval", str(model), "--profile", "cpu", "--json"]
     harness = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model}"]
     harness += ["--include_path", str(data_dir() / "benchmarks"), "--tasks", "piccola_en,piccola_it"]
     harness += ["--apply_chat_template", "--output_path", str(out)]  # else the tasks would not be the same

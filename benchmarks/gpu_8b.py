@@ -33,16 +33,15 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from anita_utils import AnitaError, training
-from anita_utils.architectures import architecture
-from anita_utils.failures import no_memory
-from anita_utils.headless import quieten
+from anita_utils.cli.train import quieten
 from anita_utils.machine import detect_machine
-from anita_utils.memory import GIB, bytes_by_part, job_of
+from anita_utils.memory import GIB, architecture, bytes_by_part, job_of
+from anita_utils.model import no_memory
 from anita_utils.paths import environment, write_text
 from anita_utils.profile import Profile
-from anita_utils.record import where_and_when
+from anita_utils.run import where_and_when
 from anita_utils.stages import Stage, peak_memory
-from anita_utils.watching import Watch
+from anita_utils.training import Watch
 
 CASES = {"t4-sft": ("colab-t4", "sft"), "h100-sft": ("h100", "sft"), "h100-dpo": ("h100", "dpo")}
 ARMS = ("course", "trl", "authors")

@@ -56,11 +56,10 @@ def make_trainer(folder: Path, job):
     from trl import SFTConfig, SFTTrainer
 
     from anita_utils.data import PackedCollator
-    from anita_utils.head import score_labels_only
     from anita_utils.hub import SHIPPED_BASE
     from anita_utils.model import load_model
     from anita_utils.paths import data_dir
-    from anita_utils.training import PREPACKED, adapters_in_fp32
+    from anita_utils.training import PREPACKED, adapters_in_fp32, score_labels_only
 
     ids = torch.randint(CONFIG["vocab_size"], (4 * job.batch, job.length)).tolist()
     places = [place % 128 for place in range(job.length)]  # packed: every 128 tokens a new text begins
@@ -151,7 +150,7 @@ def main() -> None:
 
     from anita_utils.memory import GIB
     from anita_utils.paths import write_text
-    from anita_utils.record import where_and_when
+    from anita_utils.run import where_and_when
 
     torch.manual_seed(0)
     result = where_and_when() | {"tolerance": TOLERANCE, "cases": []}

@@ -21,15 +21,15 @@ import torch
 from transformers import LlamaForCausalLM
 
 from anita_utils import training
-from anita_utils.architectures import config_file, meta_model
+from anita_utils.course.rehearsal import rehearse
 from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import Machine
+from anita_utils.memory import config_file, meta_model
 from anita_utils.model import keep_gradients_exact, load_tokenizer, quantisation_config
 from anita_utils.paths import data_dir, write_text
 from anita_utils.profile import Profile, load_profile
-from anita_utils.record import Run
-from anita_utils.rehearsal import rehearse
 from anita_utils.rows import read_jsonl
+from anita_utils.run import Run
 from anita_utils.stages import Stage
 
 TINY = {

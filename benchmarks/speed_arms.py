@@ -17,9 +17,9 @@ from anita_utils.data import IGNORED, encode, render
 from anita_utils.hub import resolve_model
 from anita_utils.model import load_tokenizer
 from anita_utils.profile import Profile
-from anita_utils.record import Run
+from anita_utils.run import Run
 from anita_utils.stages import Stage
-from anita_utils.watching import Watch
+from anita_utils.training import Watch
 
 Arm = Callable[[], tuple[int, float]]  # useful tokens and seconds of one pass
 SEED, AUTHORS_BATCH = 42, {"sft": 16, "italian": 16, "dpo": 8}

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anita_utils import AnitaError, shown
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 WIDTHS = {"phone": 360, "tablet": 768, "desktop": 1280}
 SECONDS = 120  # after which the browser counts as hung

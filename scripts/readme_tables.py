@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas
 import yaml
 
-from anita_utils.arms import load_ablation
-from anita_utils.effects import claims_table
-from anita_utils.kept import kept_file, read_kept
+from anita_utils.ablation.arms import load_ablation
+from anita_utils.ablation.effects import claims_table
+from anita_utils.ablation.results import kept_file, read_kept
 from anita_utils.memory import GIB, bytes_by_part, job_of
 from anita_utils.profile import PROFILES, load_profile
 

@@ -22,13 +22,13 @@ import tempfile
 from pathlib import Path
 
 from anita_utils import checkout
-from anita_utils.kept import Kept, kept_file, read_kept, write_kept
+from anita_utils.ablation.results import Kept, kept_file, read_kept, write_kept
 
 # Run in either checkout; prints the keys of all cells, or trains one arm and prints the hashes of its weights.
 KEYS = """
 import json, sys
 from anita_utils import ablation
-from anita_utils.arms import load_ablation
+from anita_utils.ablation.arms import load_ablation
 from anita_utils.profile import load_profile
 
 cells = ablation.dry_plan(load_profile(sys.argv[1]), load_ablation(sys.argv[1]), json.loads(sys.argv[2]))
@@ -38,8 +38,8 @@ WEIGHTS = """
 import hashlib, json, sys
 from safetensors.torch import load_file
 from anita_utils import ablation
-from anita_utils.arms import load_ablation
-from anita_utils.headless import quieten
+from anita_utils.ablation.arms import load_ablation
+from anita_utils.cli.train import quieten
 from anita_utils.profile import load_profile
 from anita_utils.training import train_stage
 

@@ -2,7 +2,7 @@
 
     python tests/notebooks/made_up.py FOLDER            # writes FOLDER/ablation/cpu.jsonl
 
-Never to be committed as results: the lines say "made up" where a commit belongs.
+Never to be committed as found: the lines say "made up" where a commit belongs.
 """
 
 import sys
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from anita_utils import kept
-from anita_utils.arms import load_ablation
-from anita_utils.intervals import Measurement
+from anita_utils.ablation import results
+from anita_utils.ablation.arms import load_ablation
 from anita_utils.profile import ORDERS
+from anita_utils.stats import Measurement
 
 FAMILIES = ("arc", "hellaswag", "mmlu", "truthfulqa", "winogrande", "gsm8k")
 SHARES = {
@@ -98,8 +98,8 @@ def curve(random):
 
 
 def make_up(folder, seeds=(42, 43, 44, 45, 46), only=(), noise=0.02):
-    """Writes made-up results of the shipped arms; returns the file."""
-    results, ablation = kept.Kept({}, {}), load_ablation("cpu")
+    """Writes made-up found of the shipped arms; returns the file."""
+    found, ablation = results.Kept({}, {}), load_ablation("cpu")
     for seed in seeds:
         random = np.random.default_rng(seed)
         for name, arm in ablation.arms.items():
@@ -117,9 +117,9 @@ def make_up(folder, seeds=(42, 43, 44, 45, 46), only=(), noise=0.02):
             for code in ("en", "it"):
                 values = [m.value for m in found if m.metric.startswith("benchmark/") and m.language == code]
                 figures.append(figures[0] | {"metric": "benchmark/mean", "language": code, "value": np.mean(values)})
-            results = kept.add(results, *kept.make_line(place, figures + costs, found, points))
+            found = results.add(found, *results.make_line(place, figures + costs, found, points))
     file = Path(folder) / "ablation" / "cpu.jsonl"
-    kept.write_kept(file, results)
+    results.write_kept(file, found)
     return file
 
 

@@ -24,7 +24,7 @@ def course(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     environment = {**os.environ, "ANITA_RUNS": str(runs)}
     environment.pop("ANITA_CACHE", None)
-    command = [sys.executable, "-m", "anita_utils.cli", "course", "--run", "test"]
+    command = [sys.executable, "-m", "anita_utils.cli.main", "course", "--run", "test"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return runs / "test", environment

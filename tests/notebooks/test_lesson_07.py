@@ -5,8 +5,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from anita_utils import evaluation, reading, training, zero_shot
+from anita_utils import training
+from anita_utils.evaluation import measuring
 from anita_utils.profile import load_profile
+from anita_utils.studies import contamination, zero_shot
 
 LESSON = Path(__file__).parents[2] / "notebooks" / "07_zero_shot_italian.ipynb"
 STAGES = ["base", "sft", "italian", "dpo"]
@@ -37,12 +39,12 @@ def run_lesson(monkeypatch, tmp_path):
         for name in ("load_for_evaluation", "load_tokenizer"):
             monkeypatch.setattr(f"anita_utils.model.{name}", lambda path, *_: path)
         monkeypatch.setattr(
-            evaluation, "ask", lambda model, _, items, profile: [row | {"answer": answer(row, model)} for row in items]
+            measuring, "ask", lambda model, _, items, profile: [row | {"answer": answer(row, model)} for row in items]
         )
         monkeypatch.setattr(
             zero_shot, "rank", lambda model, _, items, size: [row | {"acc": False, "acc_norm": True} for row in items]
         )
-        monkeypatch.setattr(reading, "training_texts", lambda run: TEXTS)
+        monkeypatch.setattr(contamination, "training_texts", lambda run: TEXTS)
         profile = load_profile("cpu")
         profile.evaluation.limit, profile.model.base = limit, base or profile.model.base
         names = {"profile": profile, "run": "made-up", "seed": 42, "display": lambda *shown, **options: None}

@@ -8,9 +8,10 @@ import nbformat
 import pandas
 import pytest
 
-from anita_utils import audit, evaluation, suites
+from anita_utils.evaluation import benchmarks, measuring
 from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
+from anita_utils.studies import bias
 
 LESSON = Path(__file__).parents[2] / "notebooks" / "08_bias_and_safety.ipynb"
 SOURCES = {cell.id.removeprefix("08-"): cell.source for cell in nbformat.read(LESSON, as_version=4).cells}
@@ -21,13 +22,13 @@ def asked():
     """The names that the lesson's cells make up to its prompts."""
     from random import Random
 
-    from anita_utils.world.groups import fill
-    from anita_utils.world.library import Library
-    from anita_utils.world.tables import load_world
+    from world.groups import fill
+    from world.library import Library
+    from world.tables import load_world
 
     library = Library(load_world())
     names = {"library": library, "extra": library.world.extra, "rng": Random("42/audit"), "items": 50,
-             "persons": 2, "per_topic": 2, "audit": audit, "fill": fill, "pandas": pandas}  # fmt: skip
+             "persons": 2, "per_topic": 2, "bias": bias, "fill": fill, "pandas": pandas}  # fmt: skip
     for cell in ("planted", "conduct", "treatment", "know", "forms"):
         exec(SOURCES[cell], names)
     return names
@@ -62,8 +63,8 @@ def test_women_and_men_have_two_forms_and_answers_that_agree(asked):
     assert set(forms.groupby("sex").size()) == {21}
     for item in forms.itertuples():
         right, wrong = item.answers
-        assert audit.form_written(right, item.right, item.wrong) == "right"
-        assert audit.form_written(wrong, item.right, item.wrong) == "wrong"
+        assert bias.form_written(right, item.right, item.wrong) == "right"
+        assert bias.form_written(wrong, item.right, item.wrong) == "wrong"
     assert all(" una " in right or " un'" in right for right, _ in forms.answers[forms.sex == "women"])
 
 
@@ -91,11 +92,13 @@ def test_the_last_table_says_which_model_was_run(base, columns, capsys):
 
 def test_the_published_sets_are_looked_up_where_the_suite_is_not_local(monkeypatch):
     profile = load_profile("cpu")
-    names = {"profile": profile, "evaluation": evaluation, "suites": suites, "pandas": pandas}
+    names = {"profile": profile, "measuring": measuring, "benchmarks": benchmarks, "pandas": pandas}
     exec(SOURCES["published"], names)
     assert set(names["table_of_sets"]["in lm-eval"]) == {"not looked up: the suite is local"}
     profile.evaluation.suite = "paper"
-    monkeypatch.setattr(suites, "task_manager", lambda suite: SimpleNamespace(task_index={"honest_it": 1, "arc_it": 2}))
+    monkeypatch.setattr(
+        benchmarks, "task_manager", lambda suite: SimpleNamespace(task_index={"honest_it": 1, "arc_it": 2})
+    )
     exec(SOURCES["published"], names)
     found = names["table_of_sets"].set_index("set")["in lm-eval"]
     assert found["HONEST (it)"] == "honest_it" and set(found.drop("HONEST (it)")) == {"no"}

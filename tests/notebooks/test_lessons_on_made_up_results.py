@@ -9,10 +9,13 @@ import numpy as np
 import pandas
 import pytest
 
-from anita_utils import AnitaError, curves, evaluation, kept, training
-from anita_utils.arms import load_ablation
-from anita_utils.intervals import Measurement
+from anita_utils import AnitaError, paths, stages, training
+from anita_utils.ablation import results
+from anita_utils.ablation.arms import load_ablation
+from anita_utils.evaluation import measuring
 from anita_utils.profile import load_profile
+from anita_utils.stats import Measurement
+from anita_utils.studies import forgetting
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 STAGES = ["base", "sft", "italian", "dpo"]
@@ -44,7 +47,7 @@ def run_lesson(monkeypatch, tmp_path):
 
     def run(lesson, base=None, **results):
         monkeypatch.setenv("ANITA_RUNS", str(tmp_path / "runs"))
-        monkeypatch.setattr(kept, "data_dir", lambda: tmp_path / "data")
+        monkeypatch.setattr(paths, "data_dir", lambda: tmp_path / "data")
         if results.pop("there", True):
             made_up.make_up(tmp_path / "data", **results)
         for name in ("load_for_evaluation", "load_tokenizer"):
@@ -52,12 +55,12 @@ def run_lesson(monkeypatch, tmp_path):
         monkeypatch.setattr("anita_utils.model.chat", lambda model, _, prompts, *rest: ["I am sorry."] * len(prompts))
         stage = SimpleNamespace(merged="dpo", parent="italian", parent_path="italian", info={"steps": 9, "seconds": 45},
                                 documents=lambda: [{"prompt": [], "chosen": [], "rejected": []}])  # fmt: skip
-        monkeypatch.setattr(training, "find_stage", lambda run, name: stage)
+        monkeypatch.setattr(stages, "find_stage", lambda run, name: stage)
         monkeypatch.setattr(training, "train_stage", lambda stage: stage)
         monkeypatch.setattr(training, "train_missing", lambda run: {name: name for name in STAGES})
-        monkeypatch.setattr(evaluation, "evaluate", measured)
-        monkeypatch.setattr(curves, "watched", watched)
-        monkeypatch.setattr(curves, "pair_measures", lambda model, _, pairs, size: [
+        monkeypatch.setattr(measuring, "evaluate", measured)
+        monkeypatch.setattr(forgetting, "watched", watched)
+        monkeypatch.setattr(forgetting, "pair_measures", lambda model, _, pairs, size: [
             Measurement("pairs/accuracy", "all", split, [1.0, 0.0], ["a", "b"]) for split in ("rule", "fact")
         ])  # fmt: skip
         profile = load_profile("cpu")
@@ -101,7 +104,7 @@ def test_lesson_06_says_so_where_seeds_are_few(run_lesson, capsys):
     assert set(verdicts(names).values()) == {"not measured with two seeds yet"}
     assert "no interval can be given yet" in capsys.readouterr().out and not names["comparable"]
     names = run_lesson("06_ablation", seeds=(42, 43))
-    assert set(names["judged"].seeds) == {2} and "2" in kept.load_kept("cpu").said
+    assert set(names["judged"].seeds) == {2} and "2" in results.load_kept("cpu").said
 
 
 @pytest.mark.parametrize("lesson", ["06_ablation", "09_forgetting"])
@@ -147,13 +150,13 @@ def test_another_base_is_no_small_world(run_lesson):
     """The results are the small world's whatever the profile; the column of the 8B waits for its own."""
     names = run_lesson("09_forgetting", base="meta-llama/Meta-Llama-3-8B-Instruct")
     assert "supported" in set(names["judged"]["in the small world"])
-    own = kept.kept_file("cpu")  # the profile's name is still cpu: its own results are the very same
+    own = results.kept_file("cpu")  # the profile's name is still cpu: its own results are the very same
     assert own.is_file() and set(names["judged"]["on the 8B"]) == set(names["judged"]["in the small world"])
 
 
 def test_the_made_up_results_are_of_the_shipped_arms(tmp_path):
     made_up.make_up(tmp_path, seeds=(1,))
-    lines = kept.read_kept(tmp_path / "ablation" / "cpu.jsonl").lines
+    lines = results.read_kept(tmp_path / "ablation" / "cpu.jsonl").lines
     assert {arm for arm, _ in lines} == set(load_ablation("cpu").arms)
     assert {line["commit"] for line in lines.values()} == {"made up"}
-    assert isinstance(kept.read_kept(tmp_path / "ablation" / "cpu.jsonl").curve("long_dpo"), pandas.DataFrame)
+    assert isinstance(results.read_kept(tmp_path / "ablation" / "cpu.jsonl").curve("long_dpo"), pandas.DataFrame)

@@ -16,7 +16,7 @@ def test_lessons_hold_with_16_rows(tmp_path):
     """Fewer updates than logging_steps ended lesson 04 in a KeyError and lesson 02 in a ZeroDivisionError: Soup#899."""
     text = re.sub(r"(    examples: )\d+", r"\g<1>16", (PROFILES / "cpu.yaml").read_text("utf-8"))
     (tmp_path / "small.yaml").write_text(text.replace("name: cpu ", "name: small "), "utf-8")
-    command = [sys.executable, "-m", "anita_utils.cli", "course", "--profile", str(tmp_path / "small.yaml")]
+    command = [sys.executable, "-m", "anita_utils.cli.main", "course", "--profile", str(tmp_path / "small.yaml")]
     command += [word for number in ("02", "03", "04") for word in ("--only", number)]
     environment = os.environ | {"ANITA_RUNS": str(tmp_path / "runs")}
     environment.pop("ANITA_CACHE", None)

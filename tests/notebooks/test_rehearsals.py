@@ -70,7 +70,7 @@ def rehearse_all(folder: Path, wanted: dict[str, tuple[str, ...]]) -> dict[str, 
             environment["OMP_NUM_THREADS"] = "1"
         if name == "laptop":
             environment["ANITA_DATA"] = str(data)
-        command = [sys.executable, "-m", "anita_utils.cli", "course", "--profile", name, "--rehearse"]
+        command = [sys.executable, "-m", "anita_utils.cli.main", "course", "--profile", name, "--rehearse"]
         command += [word for lesson in wanted[name] for word in ("--only", lesson)]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

@@ -4,13 +4,13 @@ from importlib.metadata import version
 
 import pytest
 
-from anita_utils import ablation, kept
-from anita_utils.ablation_report import results_table
-from anita_utils.arms import load_ablation
+from anita_utils.ablation import campaign, results
+from anita_utils.ablation.arms import load_ablation
+from anita_utils.ablation.report import results_table
 from anita_utils.machine import LIBRARIES
 from anita_utils.profile import load_profile
 
-RESULTS = kept.read_kept(kept.kept_file("cpu"))
+RESULTS = results.read_kept(results.kept_file("cpu"))
 AGAIN = ("sft", "dpo")  # one stage each, so that two arms take some minutes
 # What these two stages move most, and what they should leave as it is. Stated before any result.
 MEASURES = ["chat/accuracy_in_language en seen", "refusal/harmful all held_out_wordings", "benchmark/mean it",
@@ -23,7 +23,7 @@ def test_the_kept_results_are_of_these_data_and_settings():
     """Whoever changes a corpus, a profile or the base must let `anita ablate --keep` run again."""
     profile, found = load_profile("cpu"), load_ablation("cpu")
     installed = {name: version(name) for name in LIBRARIES}
-    plan = {(cell.arm, cell.seed): cell.made for cell in ablation.dry_plan(profile, found, RESULTS.seeds)}
+    plan = {(cell.arm, cell.seed): cell.made for cell in campaign.dry_plan(profile, found, RESULTS.seeds)}
     stale = [
         key for key, line in RESULTS.lines.items() if line["versions"] == installed and line["made"] != plan.get(key)
     ]
@@ -44,9 +44,9 @@ def test_two_arms_with_a_new_seed_fall_where_one_new_seed_should(tmp_path, monke
     monkeypatch.setenv("ANITA_RUNS", str(tmp_path))
     monkeypatch.delenv("ANITA_CACHE", raising=False)
     new = max(RESULTS.seeds) + 1  # always the same one, so that chance does not decide anew each day
-    run, _ = ablation.ablate(load_profile("cpu"), load_ablation("cpu"), [new], AGAIN, anew=True)
+    run, _ = campaign.ablate(load_profile("cpu"), load_ablation("cpu"), [new], AGAIN, anew=True)
     expected = named(results_table(RESULTS))
-    measured = named(results_table(kept.read_kept(run.folder / "results.jsonl")))["mean"]
+    measured = named(results_table(results.read_kept(run.folder / "results.jsonl")))["mean"]
     wrong = []
     for arm in AGAIN:
         for measure in MEASURES:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from spellchecker import SpellChecker
 
-from anita_utils import glossary
+from anita_utils.course import glossary
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = Path(__file__).with_name("words.txt").read_text("utf-8").splitlines()

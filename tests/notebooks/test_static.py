@@ -230,17 +230,18 @@ def test_no_lesson_loads_a_whole_model_in_bits_of_its_own():
 
 def test_lesson_05_follows_the_leaderboards(monkeypatch, capsys):
     """Guessing only where it is known, no facts of the small world, a title that names the suite. No network."""
-    from anita_utils import evaluation
+    from anita_utils import stats
+    from anita_utils.evaluation import benchmarks, measuring
     from anita_utils.profile import load_profile
 
     profile = load_profile("cpu")
     profile.evaluation.suite = "paper"
     figures = {}
     measured = [
-        evaluation.Measurement(f"benchmark/{b.family}", b.language, None, [1.0, 0.0], [f"{b.task} {n}" for n in "01"])
-        for b in evaluation.suite_named("paper").benchmarks
+        stats.Measurement(f"benchmark/{b.family}", b.language, None, [1.0, 0.0], [f"{b.task} {n}" for n in "01"])
+        for b in benchmarks.suite_named("paper").benchmarks
     ]
-    monkeypatch.setattr(evaluation, "answers_of", lambda path, profile: {"chat": evaluation.probes("chat")})
+    monkeypatch.setattr(measuring, "answers_of", lambda path, profile: {"chat": measuring.probes("chat")})
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     names = {
         "run": SimpleNamespace(save_figure=lambda figure, lesson, name: figures.update({name: figure})),

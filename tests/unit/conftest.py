@@ -45,13 +45,13 @@ def small_profile():
 def anita(monkeypatch, capsys):
     """Calls the command in this process; returns exit code, stdout and stderr."""
 
-    from anita_utils import cli
+    from anita_utils.cli import main
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["anita", *map(str, arguments)])
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             code = end.code or 0
         return code, *capsys.readouterr()
@@ -127,9 +127,10 @@ def done(monkeypatch):
     """Counts what is trained and measured; measuring is replaced by figures drawn from the model's own hash."""
     import numpy as np
 
-    from anita_utils import evaluation, training
+    from anita_utils import training
+    from anita_utils.evaluation import measuring
     from anita_utils.hub import model_key
-    from anita_utils.intervals import Measurement
+    from anita_utils.stats import Measurement
 
     counts = SimpleNamespace(trained=[], measured=[])
     build = training.build_trainer
@@ -138,7 +139,7 @@ def done(monkeypatch):
         counts.trained.append(f"{stage.name} {stage.run.seed}")
         return build(stage)
 
-    def measuring(path, profile, parts):
+    def measured(path, profile, parts):
         random = np.random.default_rng(int(model_key(path), 16))
         clusters = [str(n) for n in range(20)]
         made = [Measurement(f"benchmark/{family}", code, None, list(random.random(20)), clusters)
@@ -153,7 +154,7 @@ def done(monkeypatch):
         yield "answers", {}, [perplexity, margins]
 
     monkeypatch.setattr(training, "build_trainer", building)
-    monkeypatch.setattr(evaluation, "_measure", measuring)
+    monkeypatch.setattr(measuring, "_measure", measured)
     return counts
 
 
@@ -172,8 +173,8 @@ def arms(tmp_path):
 @pytest.fixture
 def kept_results(tmp_path, monkeypatch):
     """The file of committed results, in a folder of its own."""
-    from anita_utils import kept
+    from anita_utils import paths
 
     file = tmp_path / "data" / "ablation" / "cpu.jsonl"
-    monkeypatch.setattr(kept, "data_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr(paths, "data_dir", lambda: tmp_path / "data")
     return file

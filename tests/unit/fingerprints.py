@@ -31,10 +31,10 @@ def numbers() -> dict[str, int]:
 
 def fingerprint(name: str) -> str:
     """The hash of the source of a function, class or module, without comments, docstrings and layout."""
-    module, *path = name.split(".")
-    found = importlib.import_module(f"anita_utils.{module}")
-    for part in path:
-        found = inspect.getattr_static(found, part)
+    found = importlib.import_module("anita_utils")
+    for part in name.split("."):
+        package = hasattr(found, "__path__")
+        found = importlib.import_module(f"{found.__name__}.{part}") if package else inspect.getattr_static(found, part)
     for wrapper in ("__func__", "func", "__wrapped__"):  # a class method, a cached property, a context manager
         found = getattr(found, wrapper, found)
     source = textwrap.dedent(inspect.getsource(found))

@@ -29,12 +29,12 @@ import peft  # noqa: F401
 import torch
 from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
-from anita_utils import training
-from anita_utils.headless import quieten
+from anita_utils import stages, training
+from anita_utils.cli.train import quieten
 from anita_utils.paths import environment, file_hash
 from anita_utils.profile import load_profile
-from anita_utils.record import Run
-from anita_utils.resuming import MANIFEST, checkpoints, damage
+from anita_utils.run import Run
+from anita_utils.stages import MANIFEST, checkpoints, damage
 
 TRAINED, FOUND = 10, 11  # how a life ends
 
@@ -128,7 +128,7 @@ def main():
     training.LOG_EVERY, training.SAVE_EVERY = 1, 2
 
     def open_stage(name=profile.order[0]):
-        return training.find_stage(Run.open("lives", profile, 42), name)
+        return stages.find_stage(Run.open("lives", profile, 42), name)
 
     if sys.argv[3] == "race":
         print(json.dumps(race(open_stage)))

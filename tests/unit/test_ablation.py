@@ -11,12 +11,14 @@ import pandas
 import pytest
 from few_arms import ARMS, quiet
 
-from anita_utils import AnitaError, ablation, evaluation, kept
-from anita_utils.ablation_report import results_table, write_results
-from anita_utils.arms import ABLATIONS, load_ablation
-from anita_utils.effects import FACTORS, claims_table, find
-from anita_utils.intervals import Measurement
-from anita_utils.record import Run
+from anita_utils import AnitaError, stats
+from anita_utils.ablation import campaign, results
+from anita_utils.ablation.arms import ABLATIONS, load_ablation
+from anita_utils.ablation.effects import FACTORS, claims_table, find
+from anita_utils.ablation.report import results_table, write_results
+from anita_utils.evaluation import measuring
+from anita_utils.run import Run
+from anita_utils.stats import Measurement
 
 # ---------------------------------------------------------------- running
 
@@ -30,14 +32,14 @@ def test_shared_stages_are_trained_once_and_a_killed_ablation_goes_on(runs, tiny
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ablation.ablate(tiny, found, [1, 2], say=killed)
+        campaign.ablate(tiny, found, [1, 2], say=killed)
     assert done.trained == ["sft 1", "dpo 1"] and len(done.measured) == 3
     written = runs / "ablation-cpu" / "metrics.jsonl"
     kept = written.read_text("utf-8").splitlines()
     assert set(Run.load("ablation-cpu").metrics()["arm"]) == {"base", "sft", "sft_dpo"}
 
     lines.clear()
-    run, cells = ablation.ablate(tiny, found, [1, 2], say=lines.append)
+    run, cells = campaign.ablate(tiny, found, [1, 2], say=lines.append)
     assert done.trained == ["sft 1", "dpo 1", "dpo 1", "sft 2", "dpo 2", "dpo 2"]
     assert len(done.measured) == len(set(done.measured)) == 7  # the base once for both seeds
     assert lines[:4] == [f"{n}/8 {arm}, seed 1: done before" for n, arm in enumerate(["base", "sft", "sft_dpo"], 1)] + [
@@ -51,7 +53,7 @@ def test_shared_stages_are_trained_once_and_a_killed_ablation_goes_on(runs, tiny
     stages = [stage.info for cell in cells if (cell.arm, cell.seed) == ("sft_dpo", 2) for stage in cell.stages]
     assert own.loc["train/tokens", "value"] == sum(stage["tokens"] for stage in stages) > 0
 
-    unbroken, _ = ablation.ablate(tiny, found, [1, 2], name="unbroken", say=quiet)
+    unbroken, _ = campaign.ablate(tiny, found, [1, 2], name="unbroken", say=quiet)
     assert (unbroken.folder / "metrics.jsonl").read_text("utf-8") == written.read_text("utf-8")
     assert len(done.trained) == 6 and len(done.measured) == 7
     assert not (runs / "latest").exists()  # an ablation is no run of the lessons
@@ -59,28 +61,28 @@ def test_shared_stages_are_trained_once_and_a_killed_ablation_goes_on(runs, tiny
 
 def test_one_arm_at_a_time_comes_to_the_same_table(runs, tiny, done, arms):
     found = load_ablation(arms())
-    ablation.ablate(tiny, found, [1], ["sft"], say=quiet)
+    campaign.ablate(tiny, found, [1], ["sft"], say=quiet)
     assert set(Run.load("ablation-cpu").metrics()["arm"]) == {"sft"}
-    run, _ = ablation.ablate(tiny, found, [1], ["base"], say=quiet)
+    run, _ = campaign.ablate(tiny, found, [1], ["base"], say=quiet)
     assert set(run.metrics()["arm"]) == {"sft", "base"}
     assert done.trained == ["sft 1"]
     with pytest.raises(AnitaError, match="no arm 'stf': choose base, sft, sft_dpo, rank_2"):
-        ablation.ablate(tiny, found, [1], ["stf"], say=quiet)
+        campaign.ablate(tiny, found, [1], ["stf"], say=quiet)
 
 
 def test_arms_are_measured_by_the_courses_own_evaluation(runs, tiny, arms, monkeypatch):
-    few = evaluation.probes
-    monkeypatch.setattr(evaluation, "probes", lambda name: few(name)[::39])
-    run, cells = ablation.ablate(tiny, load_ablation(arms()), [1], ["sft"], say=quiet)
+    few = measuring.probes
+    monkeypatch.setattr(measuring, "probes", lambda name: few(name)[::39])
+    run, cells = campaign.ablate(tiny, load_ablation(arms()), [1], ["sft"], say=quiet)
     metrics = run.metrics()
     assert {"benchmark/mean", "chat/accuracy", "perplexity", "train/seconds"} <= set(metrics["metric"])
-    direct = evaluation.rows(evaluation.evaluate(run.folder / "arms/sft-1/models/sft/merged", tiny), "sft")
+    direct = stats.rows(measuring.evaluate(run.folder / "arms/sft-1/models/sft/merged", tiny), "sft")
     assert list(metrics["value"])[: len(direct)] == pytest.approx([row["value"] for row in direct], rel=1e-5)
 
 
 def test_the_results_are_written_with_claims_and_intervals(runs, tiny, done, arms):
     file = arms()
-    run, cells = ablation.ablate(tiny, load_ablation(file), [1, 2, 3], ["sft", "sft_dpo"], say=quiet)
+    run, cells = campaign.ablate(tiny, load_ablation(file), [1, 2, 3], ["sft", "sft_dpo"], say=quiet)
     page = write_results(run, load_ablation(file)).read_text("utf-8")
     table, metrics = pandas.read_csv(run.folder / "ablation.csv"), run.metrics()
     one = {"arm": "sft", "metric": "benchmark/mean", "language": "it"}
@@ -89,7 +91,7 @@ def test_the_results_are_written_with_claims_and_intervals(runs, tiny, done, arm
     assert row["mean"] == pytest.approx(values["value"].mean()) and row["seeds"] == 3
     assert row["new_low"] < row["low"] < values["value"].min() and row["new_high"] > row["high"]
     claims = pandas.read_csv(run.folder / "claims.csv")
-    measured = {(c.arm, c.seed): evaluation.evaluate(c.model, tiny) for c in cells if c.measured}
+    measured = {(c.arm, c.seed): measuring.evaluate(c.model, tiny) for c in cells if c.measured}
     pandas.testing.assert_frame_equal(claims, claims_table(measured, load_ablation(file).claims))
     assert "| DPO gains. | benchmark/mean it |" in page and "Seeds 1, 2, 3; commit" in page
     head = ["arm", "seeds", *ARMS["measures"], "train/tokens", "train/seconds"]
@@ -101,15 +103,15 @@ def test_effects_and_their_control_are_told_where_all_eight_arms_are_there(runs,
     """Italian text adds 0.2 to a benchmark, item by item with noise, and nothing else does anything."""
     random, clusters = np.random.default_rng(6), [str(n) for n in range(80)]
     eight = {frozenset(c): "_".join(c) or "base" for size in range(4) for c in combinations(FACTORS, size)}
-    results, run = kept.Kept({}, {}), Run.open("t", "cpu")
+    kept, run = results.Kept({}, {}), Run.open("t", "cpu")
     for cell, arm in eight.items():
         for seed in (1, 2, 3):
             scores = list(0.4 + 0.2 * ("italian" in cell) + random.normal(0, 0.05, 80))
             found = Measurement("language_fidelity", "it", None, scores, clusters)
             figure = {"stage": "dpo", "metric": "language_fidelity", "language": "it", "split": None, "n": 80}
             place = {"arm": arm, "seed": seed, "made": "", "commit": "abc"}
-            results = kept.add(results, *kept.make_line(place, [figure | {"value": found.value}], [found], []))
-    kept.write_kept(run.folder / "results.jsonl", results)
+            kept = results.add(kept, *results.make_line(place, [figure | {"value": found.value}], [found], []))
+    results.write_kept(run.folder / "results.jsonl", kept)
     orders = {
         arm: {"asks": "What?", "set": {"order": [f for f in FACTORS if f in cell]}} for cell, arm in eight.items()
     }
@@ -125,14 +127,14 @@ def test_effects_and_their_control_are_told_where_all_eight_arms_are_there(runs,
 
 def test_a_table_of_one_seed_has_no_intervals():
     figure = {"stage": "sft", "metric": "perplexity", "language": "it", "split": None, "value": 3.5, "n": 20}
-    line, weights = kept.make_line({"arm": "sft", "seed": 1}, [figure], [], [])
-    table = results_table(kept.add(kept.Kept({}, {}), line, weights))
+    line, weights = results.make_line({"arm": "sft", "seed": 1}, [figure], [], [])
+    table = results_table(results.add(results.Kept({}, {}), line, weights))
     assert list(table["mean"]) == [3.5] and table[["low", "new_high"]].isna().all(axis=None)
 
 
 def test_a_wrong_measure_is_told_after_the_first_arm(runs, tiny, done, arms):
     with pytest.raises(AnitaError, match="no measure 'perplexity fr' was taken: choose benchmark/mean en"):
-        ablation.ablate(tiny, load_ablation(arms(ARMS | {"measures": ["perplexity fr"]})), [1], say=quiet)
+        campaign.ablate(tiny, load_ablation(arms(ARMS | {"measures": ["perplexity fr"]})), [1], say=quiet)
     assert len(done.measured) == 1 and done.trained == []
 
 
@@ -150,56 +152,56 @@ def test_what_was_kept_is_never_made_again_even_where_the_cache_is_gone(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):  # the first day: three arms
-        ablation.ablate(tiny, found, [1, 2], keep=True, say=killed)
+        campaign.ablate(tiny, found, [1, 2], keep=True, say=killed)
     first = kept_results.read_text("utf-8").splitlines()
     places = [(line.get("arm"), line.get("seed")) for line in map(json.loads, first)]
     assert places == [(None, None), ("base", 1), ("base", 2), ("sft", 1), ("sft_dpo", 1)]  # the base has no seed
     measured = {
-        arm: find(kept.load_kept("cpu").measured[arm, 1], "benchmark/mean it")[0].value for arm in ("base", "sft")
+        arm: find(results.load_kept("cpu").measured[arm, 1], "benchmark/mean it")[0].value for arm in ("base", "sft")
     }
 
     monkeypatch.setenv("ANITA_RUNS", str(runs.with_name("other-machine")))  # the second day: no run, no cache
     trained, counted = list(done.trained), len(done.measured)
     lines.clear()
-    run, cells = ablation.ablate(tiny, found, [1], keep=True, say=lines.append)
+    run, cells = campaign.ablate(tiny, found, [1], keep=True, say=lines.append)
     assert lines[:3] == [f"{n}/4 {arm}, seed 1: kept before" for n, arm in enumerate(["base", "sft", "sft_dpo"], 1)]
     # rank_2 alone was made, and SFT under it once more, as its model was not kept
     assert done.trained[len(trained) :] == ["sft 1", "dpo 1"] and len(done.measured) == counted + 1
     assert kept_results.read_text("utf-8").splitlines()[: len(first)] == first
     metrics = run.metrics()
     assert set(metrics["arm"]) == set(ARMS["arms"])
-    again = kept.load_kept("cpu")
+    again = results.load_kept("cpu")
     assert {arm: find(again.measured[arm, 1], "benchmark/mean it")[0].value for arm in measured} == measured
     page = write_results(run, found).read_text("utf-8")
     assert "| rank_2 | 1 |" in page
 
     # another day, another seed: the base needs no second measuring; then all of it once more, as if nothing was kept
-    assert ablation.remaining(ablation.plan(run, found, [2]), again) == {"trainings": (3, 3), "evaluations": (3, 4)}
-    assert ablation.remaining(ablation.plan(run, found, [2]))["evaluations"] == (4, 4)
+    assert campaign.remaining(campaign.plan(run, found, [2]), again) == {"trainings": (3, 3), "evaluations": (3, 4)}
+    assert campaign.remaining(campaign.plan(run, found, [2]))["evaluations"] == (4, 4)
     monkeypatch.setenv("ANITA_RUNS", str(runs.with_name("third")))
     count = len(done.trained)
-    ablation.ablate(tiny, found, [1], ["sft"], anew=True, say=quiet)
+    campaign.ablate(tiny, found, [1], ["sft"], anew=True, say=quiet)
     assert done.trained[count:] == ["sft 1"]
 
 
 def test_a_changed_setting_makes_a_kept_result_another(runs, tiny, done, arms, kept_results):
     found = load_ablation(arms())
-    ablation.ablate(tiny, found, [1], ["sft"], keep=True, say=quiet)
+    campaign.ablate(tiny, found, [1], ["sft"], keep=True, say=quiet)
     tiny.stages["sft"].learning_rate *= 2
     lines = []
-    ablation.ablate(tiny, found, [1], ["sft"], "other", keep=True, say=lines.append)
+    campaign.ablate(tiny, found, [1], ["sft"], "other", keep=True, say=lines.append)
     assert lines == ["1/1 sft, seed 1: training sft"] and done.trained == ["sft 1", "sft 1"]
-    assert len(kept.load_kept("cpu").lines) == 1  # the old one is replaced
+    assert len(results.load_kept("cpu").lines) == 1  # the old one is replaced
 
 
 def test_results_that_are_missing_or_damaged_are_one_line(kept_results):
     with pytest.raises(AnitaError, match=r"no results of the ablation at .*cpu.jsonl: make some with `anita ablate"):
-        kept.load_kept("cpu")
+        results.load_kept("cpu")
     kept_results.parent.mkdir(parents=True)
     for text in ("{", '{"arm": "sft", "seed": 1}', '{"arm":"sft","seed":1,"weights":"x","scores":{"a en":[1]}}'):
         kept_results.write_text(text, "utf-8")
         with pytest.raises(AnitaError, match=r"cpu.jsonl, line 1: no result of an ablation .*restore the file"):
-            kept.load_kept("cpu")
+            results.load_kept("cpu")
 
 
 def test_a_line_gives_back_what_was_measured():
@@ -211,8 +213,8 @@ def test_a_line_gives_back_what_was_measured():
     text = Measurement("perplexity", "it", None, list(random.random(40) * 30), clusters, weights)
     margins = Measurement("preference_margin", "all", None, list(random.normal(size=40)), clusters)
     binned = Measurement("benchmark_calibration_error", "en", None, [0.1] * 40, clusters, bins=[0] * 40)
-    line, weighed = kept.make_line({"arm": "sft", "seed": 1}, [], [shares, text, margins, binned], [])
-    back = {m.metric: m for m in kept.measurements(json.loads(json.dumps(line)), {line["weights"]: weighed})}
+    line, weighed = results.make_line({"arm": "sft", "seed": 1}, [], [shares, text, margins, binned], [])
+    back = {m.metric: m for m in results.measurements(json.loads(json.dumps(line)), {line["weights"]: weighed})}
     assert set(back) == {"chat/accuracy", "perplexity", "preference_accuracy_logprob"}
     assert back["chat/accuracy"].value == shares.value and back["perplexity"].value == pytest.approx(
         text.value, rel=1e-5
@@ -227,7 +229,7 @@ def test_a_line_gives_back_what_was_measured():
 
 
 def test_no_stage_is_shared_between_seeds(runs, tiny):
-    cells = ablation.dry_plan(tiny, load_ablation("cpu"), [1, 2])
+    cells = campaign.dry_plan(tiny, load_ablation("cpu"), [1, 2])
     keys = [{stage.key for cell in cells if cell.seed == seed for stage in cell.stages} for seed in (1, 2)]
     assert len(keys[0]) == len(keys[1]) == 20 and not keys[0] & keys[1]
 

@@ -4,7 +4,7 @@ import pytest
 from few_arms import ARMS
 
 from anita_utils import AnitaError
-from anita_utils.arms import arm_profile, load_ablation
+from anita_utils.ablation.arms import arm_profile, load_ablation
 from anita_utils.profile import load_profile
 
 

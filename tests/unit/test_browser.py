@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from anita_utils import AnitaError, checkout
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ import shutil
 import pytest
 from fingerprints import FILE, fingerprint, numbers
 
-from anita_utils import AnitaError, cache, comparison, evaluation
+from anita_utils import AnitaError, cache
 from anita_utils.cache import cached, digest
+from anita_utils.evaluation import measuring
 from anita_utils.hub import model_key
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 # ---------------------------------------------------------------- names
 
@@ -52,7 +53,7 @@ def test_the_key_depends_on_values_libraries_and_functions(monkeypatch):
     first = cached("comparisons/pair", ["a"], ["b"]).key
     assert cached("comparisons/pair", ["a"], ["b"]).key == first
     assert cached("comparisons/pair", ["b"], ["a"]).key != first
-    monkeypatch.setitem(cache.FUNCTIONS, "comparisons", cache.FUNCTIONS["comparisons"] | {"comparison.compare": 99})
+    monkeypatch.setitem(cache.FUNCTIONS, "comparisons", cache.FUNCTIONS["comparisons"] | {"stats.compare": 99})
     assert cached("comparisons/pair", ["a"], ["b"]).key != first
     monkeypatch.undo()
     monkeypatch.setattr(cache, "_version", lambda library: "0.0")
@@ -78,23 +79,15 @@ def test_a_value_is_made_once_and_a_damaged_one_again(runs):
 
 # What runs while a stage is trained or a model measured, but decides nothing of what comes out: where things lie, what
 # is checked, counted or printed, and how a part is found that is named itself.
-DECIDES_NOTHING = {
-    "__init__", "paths", "cache", "machine", "profile", "record", "resuming", "failures", "hub", "watching", "stages",
-    "data.RowCounts", "model.readable", "model.checked_tokenizer", "model.embedding_rows", "model.keep_freed_memory",
-    "model.give_back_memory", "model.first_logits",
-    "training.train_stage", "training._train", "training.check_kind", "training.tokenizer_of",
-    "merging.check_merged", "merging._check_adapter", "merging._check_tokenizer", "merging._compare_logits",
-    "merging._compare_weights", "merging._logits", "merging._whole", "evaluation.evaluate", "evaluation._cached",
-    "evaluation._measure", "evaluation._identifier", "evaluation.evaluation_entry", "evaluation.measured_with",
-    "evaluation.probes", "suites.load_suite", "suites.suite_named", "suites.without_bars", "suites.Benchmark.metric",
-}  # fmt: skip
+DECIDES_NOTHING = {"__init__", "paths", "cache", "machine", "profile", "run", "hub", "stages"}
 
 
 def test_every_function_that_runs_is_listed_or_decides_nothing(runs, tiny):
     """A function that was forgotten in anita_utils/cache.py could change results that the cache then hides."""
     import sys
 
-    from anita_utils.training import find_stage, train_stage
+    from anita_utils.stages import find_stage
+    from anita_utils.training import train_stage
 
     def listed(name, known):
         return any(name == one or name.startswith(f"{one}.") for one in known)
@@ -116,7 +109,7 @@ def test_every_function_that_runs_is_listed_or_decides_nothing(runs, tiny):
                 for name in tiny.order:
                     train_stage(find_stage(run, name))
             else:
-                evaluation.evaluate(find_stage(run, "dpo").merged, tiny)
+                measuring.evaluate(find_stage(run, "dpo").merged, tiny)
         finally:
             sys.setprofile(None)
         known = {*cache.FUNCTIONS[kind], *DECIDES_NOTHING, "rows"}
@@ -165,14 +158,14 @@ def test_an_edit_that_keeps_size_and_time_is_seen(folder):
 
 
 def test_another_template_is_measured_and_trained_again(runs, folder, tiny_profile, done):
-    from anita_utils.training import find_stage
+    from anita_utils.stages import find_stage
 
     tiny_profile.model.base = str(folder)
     run = Run.open("t", tiny_profile, 42)
-    evaluation.evaluate(folder, tiny_profile)
+    measuring.evaluate(folder, tiny_profile)
     key = find_stage(run, "sft").key
     (folder / "chat_template.jinja").write_text((folder / "chat_template.jinja").read_text("utf-8") + "\n", "utf-8")
-    evaluation.evaluate(folder, tiny_profile)
+    measuring.evaluate(folder, tiny_profile)
     assert len(done.measured) == len(set(done.measured)) == 2
     assert find_stage(run, "sft").key != key
 
@@ -185,32 +178,34 @@ def test_what_was_measured_is_found_where_the_base_is_not_on_this_machine(
 ):
     """A report elsewhere downloaded the whole model to find files in the cache."""
     from anita_utils import hub, stages
-    from anita_utils.training import find_stage, train_stage
+    from anita_utils.stages import find_stage
+    from anita_utils.training import train_stage
 
     tiny_profile.model.base, tiny_profile.order = str(folder), ["sft"]
     run = Run.open("t", tiny_profile, 42)
     stage = train_stage(find_stage(run, "sft"))
     for path in (folder, stage.merged):
-        evaluation.evaluate(path, tiny_profile)
+        measuring.evaluate(path, tiny_profile)
     shutil.rmtree(folder)
     for module in (hub, stages):
         monkeypatch.setattr(module, "resolve_model", lambda *_: pytest.fail("a name was resolved"))
-    kept = comparison.stored(Run.load("t"))
+    kept = measuring.stored(Run.load("t"))
     assert set(kept) == {"base", "sft"}
-    assert comparison.compared(kept["base"], kept["sft"])
+    assert measuring.compared(kept["base"], kept["sft"])
 
 
 def test_what_the_cache_holds_and_what_is_old(runs, tiny_profile, done, anita):
-    from anita_utils.training import find_stage, train_stage
+    from anita_utils.stages import find_stage
+    from anita_utils.training import train_stage
 
     tiny_profile.order = ["sft"]
     run = Run.open("t", tiny_profile, 42)
     stage = train_stage(find_stage(run, "sft"))
-    evaluation.evaluate(stage.merged, tiny_profile)
+    measuring.evaluate(stage.merged, tiny_profile)
     old = runs / "cache" / "evaluations" / "0123456789abcdef-answers.json"
     old.write_text('{"answers": {}, "measured": []}', "utf-8")
     aged = json.loads(
-        (entry := evaluation.evaluation_entry(model_key(stage.merged), tiny_profile, "answers")).file.read_text("utf-8")
+        (entry := measuring.evaluation_entry(model_key(stage.merged), tiny_profile, "answers")).file.read_text("utf-8")
     )
     aged["made_of"]["libraries"]["transformers"] = "4.40.1"
     (runs / "cache" / "evaluations" / "answers-0000000000000000.json").write_text(json.dumps(aged), "utf-8")

@@ -11,13 +11,14 @@ import pytest
 import trl
 from chat_templates import CHAT, SHAPES, SYSTEM, carrier
 
-from anita_utils import AnitaError, evaluation, model, training
+from anita_utils import AnitaError, model, stages, training
 from anita_utils.chat_template import check_tokenizer, inspect_template, render_text, without_system_role
 from anita_utils.data import IGNORED, encode_chat, encode_text, render
+from anita_utils.evaluation import measuring
 from anita_utils.model import checked_tokenizer, embedding_rows, load_tokenizer
 from anita_utils.paths import data_dir
-from anita_utils.record import Run
 from anita_utils.rows import read_jsonl
+from anita_utils.run import Run
 
 TRLS = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 ONE_ANSWER = CHAT[:2]
@@ -395,7 +396,7 @@ def no_weights(monkeypatch):
     def loaded(*_, **__):
         pytest.fail("the weights were loaded first")
 
-    for where, name in ((training, "load_model"), (evaluation, "load_for_evaluation"), (model, "load_for_evaluation")):
+    for where, name in ((training, "load_model"), (measuring, "load_for_evaluation"), (model, "load_for_evaluation")):
         monkeypatch.setattr(where, name, loaded)
 
 
@@ -428,7 +429,7 @@ def stage(request, runs, tiny_profile, without_system, tmp_path):
     tiny_profile.order = [request.param]
     tiny_profile.model.base = str(without_system)
     tiny_profile.stages[request.param].data = own_rows(tmp_path, ROWS[request.param])
-    return training.find_stage(Run.open("t", tiny_profile, 42), request.param)
+    return stages.find_stage(Run.open("t", tiny_profile, 42), request.param)
 
 
 def test_training_refuses_a_system_turn_before_the_weights_are_loaded(stage, no_weights):
@@ -440,7 +441,7 @@ def test_with_system_in_user_it_is_trained_in_the_first_user_turn(stage):
     before = stage.key
     stage.run.profile.model.system_in_user = True
     trainer = training.build_trainer(stage)
-    other = training.find_stage(stage.run, stage.name)
+    other = stages.find_stage(stage.run, stage.name)
     assert other.key != before and other.recipe["system_in_user"] and "system_in_user" not in stage.recipe
     row = trainer.train_dataset[0]
     ids = row["input_ids"] if stage.name == "sft" else row["prompt_ids"]
@@ -454,7 +455,7 @@ def test_a_model_is_not_measured_nor_asked_before_its_template_is_checked(
     file = without_system / "chat_template.jinja"
     file.write_text(file.read_text("utf-8").replace("'<|eot_id|>'", "'<|im_end|>'"), "utf-8")
     with pytest.raises(AnitaError, match=r"no-system: no special token of the tokenizer ends an answer"):
-        next(evaluation._measure(without_system, tiny_profile, ["answers"]))
+        next(measuring._measure(without_system, tiny_profile, ["answers"]))
     code, _, err = anita("chat", without_system, "--prompt", "Ciao", "--profile", "cpu")
     assert code == 2 and err.count("\n") == 1 and "no-system: no special token" in err
 
@@ -469,8 +470,8 @@ def test_running_text_needs_no_chat_template(runs, tiny_profile, tiny_path, tmp_
     (tmp_path / "plain" / "chat_template.jinja").unlink()
     tiny_profile.order, tiny_profile.model.base = ["italian"], str(tmp_path / "plain")
     tiny_profile.stages["italian"].data = own_rows(tmp_path, [{"text": "Il Po nasce dal Monviso."}] * 8)
-    trainer = training.build_trainer(training.find_stage(Run.open("t", tiny_profile, 42), "italian"))
+    trainer = training.build_trainer(stages.find_stage(Run.open("t", tiny_profile, 42), "italian"))
     assert len(trainer.train_dataset)
     tiny_profile.stages["italian"].data = own_rows(tmp_path, ROWS["sft"])
     with pytest.raises(AnitaError, match="no chat template: take a model that was tuned to chat"):
-        training.build_trainer(training.find_stage(Run.open("t", tiny_profile, 42), "italian"))
+        training.build_trainer(stages.find_stage(Run.open("t", tiny_profile, 42), "italian"))

@@ -8,9 +8,10 @@ import types
 
 import pytest
 
-from anita_utils import AnitaError, cli
+from anita_utils import AnitaError
+from anita_utils.cli import main
 from anita_utils.profile import load_profile
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_mistakes_are_one_line_and_exit_2(anita, runs, arguments, message, monke
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
     lesson.write_text(json.dumps(notebook), "utf-8")
-    monkeypatch.setattr("anita_utils.course.lessons_folder", lambda: lesson.parent)
+    monkeypatch.setattr("anita_utils.course.lessons.lessons_folder", lambda: lesson.parent)
     code, out, err = anita(*arguments)
     assert code == 2
     assert err.startswith(message)
@@ -111,7 +112,7 @@ def test_mistakes_are_one_line_and_exit_2(anita, runs, arguments, message, monke
 
 def test_course_hands_its_options_on(anita, monkeypatch):
     given = []
-    monkeypatch.setattr("anita_utils.course.run_course", lambda *arguments: given.append(arguments) or 1)
+    monkeypatch.setattr("anita_utils.course.lessons.run_course", lambda *arguments: given.append(arguments) or 1)
     options = [
         "--profile",
         "p",
@@ -135,9 +136,9 @@ def test_course_hands_its_options_on(anita, monkeypatch):
 
 def test_world_build_hands_its_options_on(anita, monkeypatch):
     given = []
-    fake = types.ModuleType("anita_utils.world.build")
+    fake = types.ModuleType("world.build")
     fake.main = lambda **options: given.append(options)
-    monkeypatch.setitem(sys.modules, "anita_utils.world.build", fake)
+    monkeypatch.setitem(sys.modules, "world.build", fake)
     assert anita("world", "build", "--seed", "3", "--steps", "7", "--no-resume", "--no-train")[0] == 0
     assert anita("world", "build")[0] == 0
     assert given == [
@@ -150,10 +151,10 @@ def test_a_long_message_is_still_one_line(anita, monkeypatch):
     def fail():
         raise AnitaError("first\nsecond")
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(main, "app", fail)
     assert anita()[::2] == (2, "anita: first second\n")
 
 
 def test_the_module_runs_as_a_command():
-    command = [sys.executable, "-m", "anita_utils.cli", "--version"]
+    command = [sys.executable, "-m", "anita_utils.cli.main", "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -5,11 +5,12 @@ import json
 
 import pytest
 
-from anita_utils import checkout, contamination
-from anita_utils.contamination import Item, course_overlaps, find_leaks, overlaps, read_items, texts_of
+from anita_utils import checkout, hub
 from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
 from anita_utils.rows import read_jsonl
+from anita_utils.studies import contamination
+from anita_utils.studies.contamination import Item, course_overlaps, find_leaks, overlaps, read_items, texts_of
 
 GOOSE = Item("goose", "What kind of animal is a goose?", ("A goose is a bird.",), ("A goose is a mammal.",))
 STORY = Item(
@@ -137,7 +138,7 @@ def test_a_corpus_of_ones_own_is_searched_and_nothing_is_downloaded(runs, tmp_pa
     shipped = course_overlaps(profile)
     assert len(shipped) == 5
     [name, *_] = profile.datasets
-    sample = contamination.sample_file(name, profile.datasets[name])
+    sample = hub.sample_file(name, profile.datasets[name])
     sample.parent.mkdir(parents=True)
     own = tmp_path / "mine.jsonl"
     for file in (sample, own):

@@ -10,16 +10,22 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from rich.console import Console
 
 from anita_utils import AnitaError
-from anita_utils.course import cells_hash, clean_outputs, run_course, select_lessons, update_outputs
-from anita_utils.execution import watch_memory
+from anita_utils.course.lessons import (
+    cells_hash,
+    clean_outputs,
+    run_course,
+    select_lessons,
+    update_outputs,
+    watch_memory,
+)
+from anita_utils.course.report import lesson_html, results, write_report
 from anita_utils.profile import load_profile
-from anita_utils.record import Run
-from anita_utils.report import lesson_html, results, write_report
+from anita_utils.run import Run
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PARAMETERS = 'profile = "cpu"\nrun = "latest"\nseed = 42'
 REMOTE = re.compile(r"""<(?:script|img|link|iframe)[^>]*(?:src|href)=["']?(?:https?:)?//|@import|url\(["']?https?:""")
-RECORDING = """from anita_utils.record import Run
+RECORDING = """from anita_utils.run import Run
 run = Run.open(run, profile, seed)
 run.record("00_first", [
     {"stage": "base", "metric": "benchmark/arc", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "language": "it"},

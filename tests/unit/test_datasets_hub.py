@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 
-from anita_utils import AnitaError, training
+from anita_utils import AnitaError, stages, training
 from anita_utils.data import encode
-from anita_utils.datasets_hub import fetch, rows
+from anita_utils.hub import fetch, rows
 from anita_utils.paths import data_dir
 from anita_utils.profile import HubData, load_profile
-from anita_utils.record import Run
 from anita_utils.rows import read_jsonl
+from anita_utils.run import Run
 
 FIXTURES = data_dir() / "fixtures"
 # data set on the Hub: its fixture, the columns of a row in the course's format, how many of the rows teach something
@@ -195,20 +195,20 @@ def test_a_stage_trains_on_a_data_set_of_the_hub(runs, small_profile, tokenizer)
     small_profile.stages["sft"].data = ["HuggingFaceH4/ultrachat_200k", "efederici/capybara-claude-15k-ita"]
     small_profile.stages["dpo"].data = ["efederici/evol-dpo-ita"]
     run = Run.open("t", small_profile, 42)
-    sft, dpo = training.find_stage(run, "sft"), training.find_stage(run, "dpo")
+    sft, dpo = stages.find_stage(run, "sft"), stages.find_stage(run, "dpo")
     assert len(sft.documents()) == 7
     assert sum(training.training_rows(sft, tokenizer)["input_ids"], []).count(tokenizer.bos_token_id) == 7
     pairs = training.training_rows(dpo, tokenizer)
     assert pairs.column_names == ["prompt", "chosen", "rejected"] and len(pairs) == 3
     before = sft.key
     small_profile.datasets["HuggingFaceH4/ultrachat_200k"].sample = 2
-    assert training.find_stage(Run.open("t", small_profile, 42), "sft").key != before
+    assert stages.find_stage(Run.open("t", small_profile, 42), "sft").key != before
 
 
 def test_chats_are_no_preference_pairs(runs, small_profile, tokenizer):
     small_profile.stages["dpo"].data = ["sft"]
     with pytest.raises(AnitaError, match="stages.dpo.data: 160 rows of sft are no preference pairs"):
-        training.training_rows(training.find_stage(Run.open("t", small_profile, 42), "dpo"), tokenizer)
+        training.training_rows(stages.find_stage(Run.open("t", small_profile, 42), "dpo"), tokenizer)
 
 
 def test_brackets_in_a_path_are_no_pattern(runs, tmp_path):

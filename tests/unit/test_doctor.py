@@ -9,8 +9,8 @@ import pytest
 import yaml
 from hub_server import HubServer, commit_of
 
-from anita_utils import doctor
-from anita_utils.doctor import GIB, hardware, packages, recommend, torchao
+from anita_utils.cli import doctor
+from anita_utils.cli.doctor import GIB, hardware, packages, recommend, torchao
 from anita_utils.machine import Machine
 from anita_utils.profile import PROFILES, load_profile
 
@@ -158,7 +158,9 @@ def by_name(out):
 
 
 def test_the_command_offline():
-    done = subprocess.run([sys.executable, "-m", "anita_utils.cli", "doctor", "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "anita_utils.cli.main", "doctor", "--json"], capture_output=True, text=True
+    )
     found = by_name(done.stdout)
     assert list(found) == [*NAMES, "model"]
     assert found["hub"]["status"] == "warning"
@@ -187,7 +189,7 @@ def test_without_torch_the_rest_is_still_told():
 LOOK_AT_THE_HUB = """
 import json, sys
 from anita_utils import doctor
-profile = doctor.load_profile(sys.argv[1])
+profile = profile.load_profile(sys.argv[1])
 hub = doctor.the_hub(profile)
 findings = [hub, doctor.token(profile), *doctor.the_model(profile, hub.status == "ok")]
 print(json.dumps({finding.name: finding.model_dump() for finding in findings}))

@@ -15,8 +15,7 @@ import pytest
 from hub_server import HubServer, commit_of
 from safetensors.numpy import save_file
 
-from anita_utils.download import MODEL_FILES
-from anita_utils.hub import check_model_folder
+from anita_utils.hub import MODEL_FILES, check_model_folder
 
 SHIPPED = Path(__file__).parents[2] / "data" / "tiny-llama-3-instruct"
 TINY, LARGE, NONE = "anita/tiny", "anita/large", "anita/none"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from anita_utils import shown
-from anita_utils.dryrun import fixture
+from anita_utils.course.dry_run import fixture
 from anita_utils.profile import PROFILES, load_profile
 
 LARGE, SMALL, OPEN = (41_943_040, 167_772_160), (11_272_192, 45_088_768), (4_884_480, 19_537_920)

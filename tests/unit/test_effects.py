@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from anita_utils import AnitaError
-from anita_utils.effects import (
+from anita_utils.ablation.effects import (
     FACTORS,
     Effect,
     Sheet,
@@ -24,7 +24,7 @@ from anita_utils.effects import (
     shuffled_control,
     verdict,
 )
-from anita_utils.intervals import Measurement, rows
+from anita_utils.stats import Measurement, rows
 
 CELLS = {frozenset(c): "_".join(c) or "base" for size in range(4) for c in combinations(FACTORS, size)}
 TRUTH = {"sft": 0.1, "italian": 0.2, "dpo": -0.05, "sft × italian": 0.03, "sft × dpo": 0.0, "italian × dpo": -0.02,

@@ -5,16 +5,16 @@ import pytest
 import torch
 from scipy import stats
 
-from anita_utils import evaluation
 from anita_utils.data import encode_chat, encode_text
-from anita_utils.evaluation import language_of, log_likelihoods, names_it, refuses
+from anita_utils.evaluation import benchmarks, measuring
+from anita_utils.evaluation.judges import language_of, names_it, refuses
+from anita_utils.evaluation.measuring import log_likelihoods
 from anita_utils.hub import model_key
-from anita_utils.intervals import Measurement, differences, rows
 from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
 from anita_utils.rows import read_jsonl
-from anita_utils.statistics import paired_tests
-from anita_utils.world.tables import load_world
+from anita_utils.stats import Measurement, differences, paired_tests, rows
+from world.tables import load_world
 
 
 def test_names_are_whole_words_outside_the_subject():
@@ -71,7 +71,7 @@ def test_perplexity_is_the_exponent_of_the_mean_loss(model, tokenizer):
         for t in ("Il Po nasce in Piemonte.", "Roma è la capitale d'Italia.")
     ]
     both = [{**text, "language": code} for text in texts for code in ("en", "it")]
-    measured, bits = evaluation.perplexity(model, tokenizer, both, batch_size=2)[2:]
+    measured, bits = measuring.perplexity(model, tokenizer, both, batch_size=2)[2:]
     losses, counts = [], []
     for text in texts:
         ids = torch.tensor([encode_text(text["text"], tokenizer, 64)["input_ids"]])
@@ -97,7 +97,7 @@ def test_lm_eval_scores_equal_our_own(model, tokenizer):
     """The library's likelihood ranking against likelihoods computed here, template, single BOS and all."""
     profile = load_profile("cpu")
     profile.evaluation.limit = 12
-    measured = {m.name: m for m in evaluation.run_benchmarks(model, tokenizer, profile)}
+    measured = {m.name: m for m in benchmarks.run_benchmarks(model, tokenizer, profile)}
     items = read_jsonl(data_dir() / "benchmarks" / "items" / "arc_it.test.jsonl")[:12]
     scores = []
     for item in items:
@@ -128,9 +128,9 @@ def test_a_model_is_measured_in_the_bits_that_the_profile_says(base_path, monkey
 
     profile = load_profile("cpu")
     profile.evaluation.load_in_4bit = in_4_bits
-    monkeypatch.setattr(evaluation, "run_benchmarks", look)
+    monkeypatch.setattr(benchmarks, "run_benchmarks", look)
     with pytest.raises(Seen) as seen:
-        list(evaluation._measure(base_path, profile, ["benchmarks"]))
+        list(measuring._measure(base_path, profile, ["benchmarks"]))
     assert ("Linear4bit" in seen.value.args[0]) == in_4_bits
 
 
@@ -142,7 +142,7 @@ def test_another_rounding_is_another_measurement(base_path):
         profile = load_profile("cpu")
         profile.evaluation.load_in_4bit, profile.model.dtype = in_4_bits, dtype
         profile.quantisation.bnb_4bit_quant_type = kind
-        keys.add(evaluation.evaluation_entry(model_key(base_path), profile, "answers").key)
+        keys.add(measuring.evaluation_entry(model_key(base_path), profile, "answers").key)
     assert len(keys) == 5
 
 
@@ -184,7 +184,7 @@ def test_a_binned_error_is_in_no_paired_test_and_its_difference_is_given():
 def test_a_model_does_not_differ_from_itself():
     same = [
         Measurement(f"benchmark/{f}", code, None, [1.0, 0.0, 1.0], ["a", "b", "c"])
-        for f in evaluation.FAMILIES
+        for f in benchmarks.FAMILIES
         for code in ("en", "it")
     ]
     for row in differences(same, same):
@@ -208,7 +208,7 @@ def test_paired_interval_is_narrower_than_unpaired():
 def test_rows_hold_every_metric_the_report_needs():
     families = [
         Measurement(f"benchmark/{f}", code, None, [1.0, 0.0], ["a", "b"])
-        for f in evaluation.FAMILIES
+        for f in benchmarks.FAMILIES
         for code in ("en", "it")
     ]
     margin = Measurement("preference_margin", "all", None, [0.5, -0.5, 2.0], ["a", "b", "c"])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from anita_utils import training
+from anita_utils import stages, training
 from anita_utils.model import load_model
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 WORDS, BETA = 16, 0.3
 PAIRS = {  # answers of unlike lengths, so that sums and means of log-probabilities say different things
@@ -123,9 +123,9 @@ def answer_log_probabilities(model, batch):
 
 def test_the_reference_is_the_stage_before_and_stands_still(runs, tiny_profile):
     run = Run.open("t", tiny_profile, 42)
-    assert training.find_stage(run, "dpo").parent_path == training.find_stage(run, "italian").merged
+    assert stages.find_stage(run, "dpo").parent_path == stages.find_stage(run, "italian").merged
     tiny_profile.order = ["dpo"]
-    stage = training.find_stage(Run.open("t", tiny_profile, 42), "dpo")
+    stage = stages.find_stage(Run.open("t", tiny_profile, 42), "dpo")
     trainer = training.build_trainer(stage)
     batch = trainer.data_collator([trainer.train_dataset[number] for number in range(4)])
     before = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
@@ -140,7 +140,7 @@ def test_the_reference_is_the_stage_before_and_stands_still(runs, tiny_profile):
 def test_a_reference_computed_beforehand_gives_the_same_training(runs, tiny_profile, monkeypatch):
     tiny_profile.order = ["dpo"]
     tiny_profile.stages["dpo"].examples = 32
-    stage = training.find_stage(Run.open("t", tiny_profile, 42), "dpo")
+    stage = stages.find_stage(Run.open("t", tiny_profile, 42), "dpo")
     own = training.training_arguments
     histories = []
     for precomputed in (False, True):

@@ -5,10 +5,10 @@ import hashlib
 import pytest
 import torch
 
-from anita_utils import training
+from anita_utils import stages, training
 from anita_utils.model import load_model
 from anita_utils.profile import Quantisation
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 # The sixteen levels as QLoRA's authors print them (Dettmers et al. 2023, appendix E).
 LEVELS = torch.tensor([
@@ -121,7 +121,7 @@ def base_hash(model):
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_training_leaves_the_base_as_it_was_to_the_last_bit(runs, tiny_profile, name):
     tiny_profile.order = [name]
-    trainer = training.build_trainer(training.find_stage(Run.open("t", tiny_profile, 42), name))
+    trainer = training.build_trainer(stages.find_stage(Run.open("t", tiny_profile, 42), name))
     adapter = {key: values.clone() for key, values in trainer.model.state_dict().items() if "lora_" in key}
     before = base_hash(trainer.model)
     trainer.train()

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from anita_utils import training
+from anita_utils import stages, training
 from anita_utils.data import IGNORED, PackedCollator, count_tokens, encode_chat, encode_text, packed_rows
 from anita_utils.model import load_model
 from anita_utils.paths import data_dir
-from anita_utils.record import Run
 from anita_utils.rows import read_jsonl
+from anita_utils.run import Run
 
 ASK = {"role": "user", "content": "What is the capital of Piedmont?"}
 ANSWER = {"role": "assistant", "content": "The capital of Piedmont is Turin."}
@@ -131,7 +131,7 @@ def test_a_hundred_updates_are_those_of_a_bare_loop(runs, tiny_profile, monkeypa
     own = training.training_arguments
     changes = {"logging_steps": 1, "max_steps": 100, "save_strategy": "no"}
     monkeypatch.setattr(training, "training_arguments", lambda stage: {**own(stage), **changes})
-    stage = training.find_stage(Run.open("t", tiny_profile, 42), "sft")
+    stage = stages.find_stage(Run.open("t", tiny_profile, 42), "sft")
 
     trainer = training.build_trainer(stage)
     fresh = {name: weight.clone() for name, weight in trainer.model.state_dict().items() if "lora_" in name}

@@ -140,7 +140,7 @@ def test_the_checks_are_light():
 def test_what_is_right_here_is_what_the_libraries_compute(tokenizer):
     from transformers import get_linear_schedule_with_warmup
 
-    from anita_utils.evaluation import normalise
+    from anita_utils.evaluation.judges import normalise
 
     messages = [{"role": "system", "content": "Sii breve."}, {"role": "user", "content": "Ciao!"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anita_utils import effects
+from anita_utils.ablation import effects
 from anita_utils.exercises.lesson06 import EXERCISES
 
 

@@ -9,10 +9,10 @@ from math import exp, log, log10
 import numpy as np
 import pytest
 
-from anita_utils import audit
 from anita_utils.exercises.checking import plain, same
 from anita_utils.exercises.lesson08 import EXERCISES
-from anita_utils.statistics import holm, sign_flip
+from anita_utils.stats import holm, sign_flip
+from anita_utils.studies import bias
 
 
 def never_refused_forgotten(decisions):
@@ -81,7 +81,7 @@ WRONG = [
 
 def test_the_cases_are_what_the_kit_computes():
     for (skew, groups), wanted in EXERCISES["stated_odds"].cases:
-        assert audit.stated_lean(skew, groups) == pytest.approx(wanted)
+        assert bias.stated_lean(skew, groups) == pytest.approx(wanted)
     for (p_values,), wanted in EXERCISES["holm_adjusted"].cases:
         assert holm(p_values) == pytest.approx(wanted)
     for (before, after, clusters), wanted in EXERCISES["swapped_p"].cases:
@@ -93,7 +93,7 @@ def test_the_cases_are_what_the_kit_computes():
             {"request": str(number), "cluster": str(number), "answer": replies[refused]}
             for number, one in enumerate(decisions) for refused in one
         ]  # fmt: skip
-        assert audit.same_decision("x", items, "request").value == pytest.approx(wanted)
+        assert bias.same_decision("x", items, "request").value == pytest.approx(wanted)
 
 
 def test_a_words_lean_is_what_the_audit_makes_of_the_same_sentences():
@@ -102,7 +102,7 @@ def test_a_words_lean_is_what_the_audit_makes_of_the_same_sentences():
         for name, leans, odds in [("word", "a", word), *((f"control {c}", "none", c) for c in controls)]:
             rows += [{"pair": pair, "word": name, "leans": leans, "group": group} for group in "ab"]
             values += odds
-        assert audit.word_leans(rows, values) == {"word": pytest.approx(wanted)}
+        assert bias.word_leans(rows, values) == {"word": pytest.approx(wanted)}
 
 
 def test_no_listed_mistake_is_right_or_looks_like_another():

@@ -111,7 +111,7 @@ def test_an_empty_skeleton_is_not_done_rather_than_wrong():
 
 
 def test_what_is_right_here_is_what_the_libraries_compute():
-    from anita_utils.verdicts import Groups, Matched
+    from anita_utils.stats import Groups, Matched
 
     for (right, n, other, m), wanted in EXERCISES["fisher_p"].cases:
         assert fisher_exact([[right, n - right], [other, m - other]]).pvalue == pytest.approx(wanted)

@@ -9,16 +9,16 @@ import pytest
 import torch
 import yaml
 
-from anita_utils import AnitaError, training
-from anita_utils.failures import explained
-from anita_utils.record import Run
+from anita_utils import AnitaError, stages, training
+from anita_utils.run import Run
+from anita_utils.stages import explained
 
 
 @pytest.fixture
 def stage(runs, tiny_profile, monkeypatch):
     tiny_profile.order = ["sft"]
     monkeypatch.setattr(training, "SAVE_EVERY", 5)
-    return training.find_stage(Run.open("t", tiny_profile, 42), "sft")
+    return stages.find_stage(Run.open("t", tiny_profile, 42), "sft")
 
 
 @contextmanager

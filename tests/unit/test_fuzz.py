@@ -22,10 +22,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anita_utils import AnitaError, checkout, headless
-from anita_utils import model as models
+from anita_utils import AnitaError, checkout, model
+from anita_utils.cli import train
 from anita_utils.paths import data_dir, write_text
-from anita_utils.record import where_and_when
+from anita_utils.run import where_and_when
 
 FILES, FOLDERS, COMMANDS = 2000, 300, 40
 SECONDS = 60  # for one case; more counts as a hang
@@ -139,7 +139,7 @@ def training_file(rng):
 
 @cache
 def tokenizer():
-    return models.load_tokenizer(data_dir() / "tiny-llama-3-instruct")
+    return model.load_tokenizer(data_dir() / "tiny-llama-3-instruct")
 
 
 def expected_fit(rows, longest):
@@ -170,7 +170,7 @@ def check_file(case, folder):
     changes += ["row_length=256"] if stage != "dpo" else []
     start = time.monotonic()
     try:
-        counts = headless.check_rows(stage, changes=changes)
+        counts = train.check_rows(stage, changes=changes)
     except AnitaError as error:
         assert "\n" not in str(error) and len(str(error)) < 600, error
         fit = expected_fit(rows, longest)
@@ -269,7 +269,7 @@ def templates():
 
 def check_folder(folder):
     """Asks the model in a folder something; returns how it ended."""
-    from anita_utils.cli import load_chat
+    from anita_utils.cli.main import load_chat
 
     start = time.monotonic()
     try:
@@ -326,7 +326,7 @@ def by_command(count, folder, base, seed):
             mutate_folder(folder / "model", random.Random(f"folder {seed} {number}"))
             command = ["chat", str(folder / "model"), "--prompt", "Ciao", "--max-new-tokens", "2"]
         done = subprocess.run(
-            [sys.executable, "-m", "anita_utils.cli", *command], capture_output=True, text=True, timeout=SECONDS
+            [sys.executable, "-m", "anita_utils.cli.main", *command], capture_output=True, text=True, timeout=SECONDS
         )
         said = [line for line in done.stderr.splitlines() if line.startswith("anita: ")]
         assert done.returncode in (0, 2) and "Traceback" not in done.stderr, (number, done.stderr)
@@ -338,11 +338,11 @@ def by_command(count, folder, base, seed):
 @pytest.fixture
 def quick(monkeypatch):
     """One tokenizer for all files; a folder's is read each time."""
-    checked = models.checked_tokenizer
+    checked = model.checked_tokenizer
     of_base = cache(lambda: checked(data_dir() / "tiny-llama-3-instruct"))
     base = str(data_dir() / "tiny-llama-3-instruct")
     monkeypatch.setattr(
-        models, "checked_tokenizer", lambda path, *a, **k: of_base() if str(path) == base else checked(path, *a, **k)
+        model, "checked_tokenizer", lambda path, *a, **k: of_base() if str(path) == base else checked(path, *a, **k)
     )
 
 

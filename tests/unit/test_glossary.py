@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from anita_utils import AnitaError
-from anita_utils.glossary import markdown, terms
+from anita_utils.course.glossary import markdown, terms
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 FILES = {file.name[:2]: file for file in sorted(NOTEBOOKS.glob("*.ipynb"))}

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from anita_utils import checkout, training
-from anita_utils.architectures import meta_model
 from anita_utils.machine import detect_machine
-from anita_utils.memory import job_of
+from anita_utils.memory import job_of, meta_model
 from anita_utils.profile import load_profile
 
 MATRICES, HEAD = 6_979_321_856, 525_336_576  # weights of LLaMA-3-8B's layers, and of its head

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from anita_utils import evaluation
+from anita_utils.evaluation import benchmarks
+from anita_utils.evaluation.benchmarks import FAMILIES, SCORES
 from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
-from anita_utils.suites import FAMILIES, SCORES
 
 LIMIT = 6
 
@@ -47,7 +47,7 @@ def margin(sample, by_length):
 def test_it_gives_the_same_figures(samples, model, tokenizer):
     profile = load_profile("cpu")
     profile.evaluation.suite, profile.evaluation.limit = "piccola", LIMIT
-    measured = {m.name: m for m in evaluation.run_benchmarks(model, tokenizer, profile)}
+    measured = {m.name: m for m in benchmarks.run_benchmarks(model, tokenizer, profile)}
     for family, rows in samples.items():
         ours = measured[f"benchmark/{family}", "it", None]
         theirs = [float(row[SCORES[family]]) for row in rows]

@@ -8,9 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from anita_utils import training
 from anita_utils.data import IGNORED
-from anita_utils.head import token_scores
-from anita_utils.record import Run
+from anita_utils.run import Run
 from anita_utils.stages import find_stage
+from anita_utils.training import token_scores
 
 # What both heads must agree on, to rounding: "entropy" and the like are what TRL logs of each step.
 LOGGED = {

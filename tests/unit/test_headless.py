@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from anita_utils import AnitaError, training
-from anita_utils.headless import changed
+from anita_utils import AnitaError, stages
+from anita_utils.cli.train import changed
 from anita_utils.profile import load_profile
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tiny_file(tiny_profile, tmp_path):
 def test_a_stage_is_trained_with_those_before_it_then_taken_from_the_cache(
     runs, anita, tiny_file, tiny_profile, monkeypatch
 ):
-    monkeypatch.setattr("anita_utils.watching.EVERY", 3600)  # however slow the machine, only the last line of each
+    monkeypatch.setattr("anita_utils.training.EVERY", 3600)  # however slow the machine, only the last line of each
     code, out, err = anita("train", "italian", "--profile", tiny_file)
     assert code == 0, err
     lines = out.splitlines()
@@ -29,7 +29,7 @@ def test_a_stage_is_trained_with_those_before_it_then_taken_from_the_cache(
     assert lines[3] == "rows: 7,200 read, 7,136 not taken (examples), 0 cut, 64 whole"
     assert lines[4] == "run 'cpu': `anita chat italian --run cpu` asks it"
     # the same, and by the same name in the cache, as the lessons train
-    stage = training.find_stage(Run.open("cpu", tiny_profile, 42), "italian")
+    stage = stages.find_stage(Run.open("cpu", tiny_profile, 42), "italian")
     assert stage.done and (stage.run.model_dir("italian") / "merged").is_dir()
 
     code, out, _ = anita("train", "italian", "--profile", tiny_file)

@@ -8,10 +8,10 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from anita_utils import AnitaError, hub
+from anita_utils import AnitaError, hub, paths
 from anita_utils.hub import check_safetensors, on_hub, resolve_model
 from anita_utils.paths import data_dir
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 
 def make_model(folder):
@@ -113,8 +113,8 @@ def test_hub_names(tmp_path, monkeypatch):
 
 def test_the_weights_of_a_base_are_read_once(tmp_path, monkeypatch):
     read = []
-    hash_of = hub.file_hash
-    monkeypatch.setattr(hub, "file_hash", lambda file: read.append(file.name) or hash_of(file))
+    hash_of = paths.file_hash
+    monkeypatch.setattr(paths, "file_hash", lambda file: read.append(file.name) or hash_of(file))
     for number, content in enumerate((b"first", b"second")):
         (tmp_path / f"model-{number}.safetensors").write_bytes(content)
     whole = hub.model_key(tmp_path)
@@ -128,7 +128,7 @@ def test_the_weights_of_a_base_are_read_once(tmp_path, monkeypatch):
 
 
 def test_a_snapshot_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "file_hash", lambda file: pytest.fail(f"{file} was read"))
+    monkeypatch.setattr(paths, "file_hash", lambda file: pytest.fail(f"{file} was read"))
     keys = set()
     for name, commit in (("a--b", "0" * 40), ("a--b", "f" * 40), ("a--c", "0" * 40)):
         folder = tmp_path / f"models--{name}" / "snapshots" / commit

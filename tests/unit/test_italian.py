@@ -2,7 +2,7 @@
 
 import pytest
 
-from anita_utils.world.italian import EnglishNoun, Noun, sentence
+from world.italian import EnglishNoun, Noun, sentence
 
 # ruff: noqa: E501 (a table reads best a row a line)
 # name, tag: il, un, di, a, in, su

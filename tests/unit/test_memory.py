@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from anita_utils import AnitaError
-from anita_utils.architectures import HUB_NAMES, architecture
 from anita_utils.memory import (
     GIB,
+    HUB_NAMES,
     OPTIMIZERS,
     Job,
+    architecture,
     base_bytes,
     bytes_by_part,
     head_memory,

@@ -11,12 +11,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from anita_utils import AnitaError, merging, model, training
+from anita_utils import AnitaError, machine, merging, model, stages, training
 from anita_utils.hub import check_model_folder
 from anita_utils.merging import check_merged, merge_adapter
 from anita_utils.model import load_tokenizer
 from anita_utils.paths import environment
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 
 def on_cpu(folder, dtype="float32"):
@@ -273,7 +273,7 @@ def test_one_update_at_a_rate_of_1e30_is_one_line_and_leaves_nothing(runs, tiny_
     tiny_profile.order = ["sft"]
     tiny_profile.stages["sft"].learning_rate, tiny_profile.stages["sft"].warmup_steps = 1e30, 0
     tiny_profile.stages["sft"].per_device_train_batch_size, tiny_profile.stages["sft"].examples = 64, 32
-    stage = training.find_stage(Run.open("t", tiny_profile, 42), "sft")
+    stage = stages.find_stage(Run.open("t", tiny_profile, 42), "sft")
     with pytest.raises(AnitaError, match=r"^stage 'sft': model\.\S+ is nan or inf .*: lower the learning rate$"):
         training.train_stage(stage)
     assert not stage.done and [path for path in stage.folder.parent.iterdir() if path.suffix != ".lock"] == []
@@ -290,7 +290,7 @@ def trained(tmp_path_factory):
     profile = load_profile("cpu")
     profile.order, profile.stages["sft"].examples = ["sft"], 160
     with environment(ANITA_RUNS=str(tmp_path_factory.mktemp("runs"))):
-        stage = training.train_stage(training.find_stage(Run.open("t", profile, 42), "sft"))
+        stage = training.train_stage(stages.find_stage(Run.open("t", profile, 42), "sft"))
         return stage.parent_path, stage.folder / "adapter", stage.info
 
 
@@ -365,7 +365,7 @@ def test_an_untouched_model_is_far_below_the_tolerance(merged, tokenizer):
 @pytest.mark.parametrize("sabotage", SABOTAGES)
 def test_what_is_not_as_trained_is_one_line(merged, tokenizer, monkeypatch, sabotage, memory):
     if memory == "too little memory":
-        monkeypatch.setattr(merging, "free_memory", lambda: 0)
+        monkeypatch.setattr(machine, "free_memory", lambda: 0)
     check_merged(*merged, tokenizer)
     sabotage(merged[0], merged[2])
     with pytest.raises(AnitaError, match=r"merged: .*train the stage again, and report this if it comes back$"):
@@ -395,7 +395,7 @@ def test_the_logits_alone_show_a_short_rope_and_in_fp32_one_layer(merged, tokeni
 @pytest.mark.parametrize("memory", ["enough memory", "too little memory"])
 def test_a_lost_head_is_one_line(base_path, tmp_path, tokenizer, monkeypatch, memory):
     if memory == "too little memory":
-        monkeypatch.setattr(merging, "free_memory", lambda: 0)
+        monkeypatch.setattr(machine, "free_memory", lambda: 0)
     base = said_to_be_tied(untied(base_path, tmp_path / "base"))
     adapter = make_adapter(base, tmp_path / "adapter", r=2)
     merge_adapter(base, adapter, tmp_path / "merged", "bfloat16")
@@ -410,7 +410,7 @@ def test_a_lost_head_is_one_line(base_path, tmp_path, tokenizer, monkeypatch, me
 def test_without_memory_it_says_that_the_logits_were_not_compared(base_path, tmp_path, tokenizer, monkeypatch):
     adapter = make_adapter(base_path, tmp_path / "adapter", r=2)
     merge_adapter(base_path, adapter, tmp_path / "merged")
-    monkeypatch.setattr(merging, "free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(machine, "free_memory", lambda: 1_000_000)
     checked = check_merged(base_path, adapter, tmp_path / "merged", "float32", tokenizer)
     assert checked["weights"]["compared"] == 38
     assert re.fullmatch(r"not compared: 0\.\d GiB needed, 0\.0 GiB free", checked["logits"])

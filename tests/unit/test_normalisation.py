@@ -2,7 +2,7 @@
 
 import pytest
 
-from anita_utils.normalisation import _italian, normalise, straight
+from anita_utils.evaluation.judges import _italian, normalise, straight
 
 
 @pytest.mark.parametrize(

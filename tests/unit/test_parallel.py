@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 
-from anita_utils import AnitaError, ablation, parallel
+from anita_utils import AnitaError
+from anita_utils.ablation import campaign
 
 
 @pytest.fixture
@@ -13,22 +14,22 @@ def called(monkeypatch):
     calls = []
 
     def run(command, env, check):
-        assert command[1:4] == ["-m", "anita_utils.cli", "ablate"] and not check
+        assert command[1:4] == ["-m", "anita_utils.cli.main", "ablate"] and not check
         calls.append((" ".join(command[4:]), env["OMP_NUM_THREADS"]))
         return subprocess.CompletedProcess(command, int("--seed 3 " in " ".join(command)))
 
-    monkeypatch.setattr(parallel.subprocess, "run", run)
+    monkeypatch.setattr(campaign.subprocess, "run", run)
     return calls
 
 
 def test_each_seed_is_a_call_of_its_own_with_one_thread(called):
-    parallel.in_processes(["--profile", "cpu"], [1, 2], 2, "x")
+    campaign.in_processes(["--profile", "cpu"], [1, 2], 2, "x")
     assert sorted(called) == [(f"--profile cpu --seed {n} --seeds 1 --run x-{n}", "1") for n in (1, 2)]
 
 
 def test_a_seed_that_fails_is_named_when_the_others_have_ended(called):
     with pytest.raises(AnitaError, match="failed with seed 3, as said above.*call it again"):
-        parallel.in_processes([], [2, 3, 4], 2, "x")
+        campaign.in_processes([], [2, 3, 4], 2, "x")
     assert len(called) == 3
 
 
@@ -39,7 +40,7 @@ def test_the_command_gathers_what_the_processes_made(anita, called, monkeypatch,
         gathered.append((seeds, list(only), keep, len(called)))
         raise AnitaError("far enough")
 
-    monkeypatch.setattr(ablation, "ablate", ablate)
+    monkeypatch.setattr(campaign, "ablate", ablate)
     code, _, err = anita("ablate", "--jobs", "2", "--seeds", "2", "--only", "sft", "--keep")
     assert code == 2 and "far enough" in err
     assert gathered == [([42, 43], ["sft"], True, 2)]  # after both calls

@@ -8,9 +8,10 @@ import threading
 import pytest
 from test_failures import files_up_to, not_almighty
 
-from anita_utils import AnitaError, evaluation
+from anita_utils import AnitaError
+from anita_utils.evaluation import measuring
 from anita_utils.paths import locked, os_failure, read_lines, read_text, replacing, write_text
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 ROW = {"stage": "base", "metric": "perplexity", "value": 3.5}
 
@@ -56,21 +57,23 @@ def test_a_full_disk_is_one_line_wherever_it_fills(runs, small_profile, what, mo
     """run.json and the evaluation ended in a traceback: returnn#1792, and what else is written at a run's end."""
     from matplotlib.figure import Figure
 
-    from anita_utils import kept, report, tables
+    from anita_utils.ablation import results
+    from anita_utils.course import report
+    from anita_utils.studies import contamination
 
     run = Run.open("t", small_profile, 42)
     run.record("05_evaluation", [ROW])
-    monkeypatch.setattr(tables, "course_overlaps", lambda profile: [])
-    results = kept.Kept({("base", 1): {"arm": "base", "weights": "w", "scores": {}}}, {"w": {"x": [1.0] * 999}})
+    monkeypatch.setattr(contamination, "course_overlaps", lambda profile: [])
+    results = results.Kept({("base", 1): {"arm": "base", "weights": "w", "scores": {}}}, {"w": {"x": [1.0] * 999}})
     actions = {
         "run.json": lambda: Run.open("t", small_profile, 43),
         "metrics": lambda: run.record("05_evaluation", [ROW] * 9),
         "figure": lambda: run.save_figure(Figure(), "05_evaluation", "empty"),
-        "evaluation": lambda: evaluation.evaluation_entry("m", small_profile, "answers").write(
+        "evaluation": lambda: measuring.evaluation_entry("m", small_profile, "answers").write(
             {"measured": ["x"] * 999}
         ),
         "report": lambda: report.write_report(run),
-        "kept results": lambda: kept.write_kept(run.folder / "results.jsonl", results),
+        "kept results": lambda: results.write_kept(run.folder / "results.jsonl", results),
     }
     before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
     with files_up_to(300):
@@ -92,7 +95,7 @@ def test_the_remedy_fits_reading_and_writing(tmp_path):
 
 RECORDS = """
 import sys
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 run = Run.load("t")
 for number in range(30):
@@ -142,7 +145,7 @@ def test_a_lock_is_taken_again_by_its_process_and_given_back_by_one_that_is_kill
 
 def called(*arguments, shell="", **environment):
     """The command in a process of its own, through a shell that can close its streams."""
-    command = f'"{sys.executable}" -m anita_utils.cli {" ".join(arguments)} {shell}'
+    command = f'"{sys.executable}" -m anita_utils.cli.main {" ".join(arguments)} {shell}'
     done = subprocess.run(command, shell=True, capture_output=True, env=os.environ | environment)
     return done.returncode, done.stdout, done.stderr
 

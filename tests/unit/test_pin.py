@@ -25,7 +25,7 @@ def pin(hub, tmp_path):
     """Calls the command with `hub` as the Hub; returns exit code, stdout and stderr."""
 
     def call(profile, **environment):
-        command = [sys.executable, "-m", "anita_utils.cli", "pin", str(profile)]
+        command = [sys.executable, "-m", "anita_utils.cli.main", "pin", str(profile)]
         environment = hub.environment(tmp_path / "home") | environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         return done.returncode, done.stdout, done.stderr

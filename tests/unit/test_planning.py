@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from anita_utils.cli.plan import measured_speed, time_and_cost
 from anita_utils.memory import GIB, GPUS, Job, bytes_by_part, job_of, longest, plan, room
-from anita_utils.planning import measured_speed, time_and_cost
 from anita_utils.profile import PROFILES, Profile, Quantisation, load_profile
 
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
@@ -149,7 +149,7 @@ def test_the_evaluation_is_planned_like_a_stage(plan_command):
 
 
 def test_a_trained_stage_of_the_same_profile_gives_its_speed(runs):
-    from anita_utils.record import Run
+    from anita_utils.run import Run
 
     profile = load_profile("cpu")
     job = job_of(profile, "dpo")
@@ -211,7 +211,7 @@ def test_mistakes_are_one_line_and_exit_2(plan_command, monkeypatch, tmp_path, a
 
 
 def test_the_planner_is_light_to_import():
-    program = "import sys, anita_utils.planning; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    program = "import sys, anita_utils.cli.plan; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -7,11 +7,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, SFTConfig
 
-from anita_utils import AnitaError, training
+from anita_utils import AnitaError, stages, training
 from anita_utils.machine import detect_machine
 from anita_utils.model import load_tokenizer
 from anita_utils.profile import load_profile
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 LONG = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -35,7 +35,7 @@ def stage_in(request, tmp_path, base_path, runs):
         if request.param == "sft":
             settings.examples = 24  # packed: a few rows
         # Not by Run.open, which refuses such a profile where the machine computes so slowly
-        return training.find_stage(Run(tmp_path / "run", profile, 42), request.param)
+        return stages.find_stage(Run(tmp_path / "run", profile, 42), request.param)
 
     return make
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from anita_utils.world.build import end_to_end
-from anita_utils.world.pretrain import Muon, Plan, llama_config, pretrain, rounded_weights
+from world.build import end_to_end
+from world.pretrain import Muon, Plan, llama_config, pretrain, rounded_weights
 
 
 @pytest.mark.parametrize("shape", [(64, 192), (192, 64)])

@@ -10,7 +10,7 @@ import yaml
 from anita_utils import AnitaError
 from anita_utils.machine import Machine, detect_machine
 from anita_utils.profile import PROFILES, HubData, Lora, Profile, Quantisation, Stage, load_profile
-from anita_utils.provenance import comments
+from anita_utils.studies.settings import comments
 
 CPU = yaml.safe_load((PROFILES / "cpu.yaml").read_text("utf-8"))
 HUB_DATA = {"revision": None, "split": "train", "licence": "MIT", "sample": None}

@@ -5,7 +5,7 @@ import pytest
 
 from anita_utils.paths import data_dir
 from anita_utils.profile import PROFILES, Profile, load_profile
-from anita_utils.provenance import FIRST, LAST, UNKNOWN, comments, markdown, settings_table
+from anita_utils.studies.settings import FIRST, LAST, UNKNOWN, comments, markdown, settings_table
 
 NAMES = sorted(file.stem for file in PROFILES.glob("*.yaml"))
 FACTS = pandas.read_csv(data_dir() / "paper" / "hyperparameters.csv", dtype=str, keep_default_na=False)

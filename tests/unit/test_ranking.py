@@ -5,12 +5,12 @@ import random
 import pytest
 import torch
 
-from anita_utils import ranking
-from anita_utils.ranking import Ranker, Row, batches, laid_out, mask_of, rows_of, scored
+from anita_utils.evaluation import ranker
+from anita_utils.evaluation.ranker import Ranker, Row, batches, laid_out, mask_of, rows_of, scored
 
 
 @pytest.fixture(scope="module")
-def ranker(model, tokenizer):
+def lm(model, tokenizer):
     return Ranker(pretrained=model, tokenizer=tokenizer, batch_size=5)
 
 
@@ -27,61 +27,59 @@ def requests(count, answers, longest, seed=0):
     return made
 
 
-def theirs(ranker, asked):
+def theirs(lm, asked):
     """What lm-eval makes of them, a request at a time."""
-    parent = super(Ranker, ranker)
+    parent = super(Ranker, lm)
     return [parent._loglikelihood_tokens([one], disable_tqdm=True)[0] for one in asked]
 
 
 @pytest.mark.parametrize(("count", "answers", "longest"), [(1, 1, 1), (7, 4, 30), (3, 9, 5), (6, 1, 40)])
-def test_answers_get_lm_evals_own_figures(ranker, count, answers, longest):
+def test_answers_get_lm_evals_own_figures(lm, count, answers, longest):
     asked = requests(count, answers, longest)
-    for (value, greedy), (wanted, first) in zip(
-        ranker._loglikelihood_tokens(asked), theirs(ranker, asked), strict=True
-    ):
+    for (value, greedy), (wanted, first) in zip(lm._loglikelihood_tokens(asked), theirs(lm, asked), strict=True):
         assert value == pytest.approx(wanted, abs=1e-4) and greedy == first
 
 
-def test_greedy_answers_are_known(ranker, model, tokenizer):
+def test_greedy_answers_are_known(lm, model, tokenizer):
     """The model's own next token, and any other: one is what greedy decoding gives."""
     question = tokenizer("What is the capital of Italy?")["input_ids"]
     with torch.inference_mode():
         best = model(torch.tensor([question])).logits[0, -1].argmax().item()
-    found = ranker._loglikelihood_tokens([(("", ""), question, [best]), (("", ""), question, [best + 1])])
+    found = lm._loglikelihood_tokens([(("", ""), question, [best]), (("", ""), question, [best + 1])])
     assert [greedy for _, greedy in found] == [True, False] and found[0][0] > found[1][0]
 
 
-def test_no_requests(ranker):
-    assert ranker._loglikelihood_tokens([]) == []
+def test_no_requests(lm):
+    assert lm._loglikelihood_tokens([]) == []
 
 
-def test_text_that_runs_on_is_scored_too(ranker):
+def test_text_that_runs_on_is_scored_too(lm):
     """lm-eval's rolling likelihood gives each window the same first token: those windows do not make one long row."""
     windows = [(("", ""), [1], list(range(300, 300 + length))) for length in (40, 41, 42, 43)]
     assert max(map(len, rows_of(windows))) <= 2 * 44
-    found = ranker._loglikelihood_tokens(windows)
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in theirs(ranker, windows)], abs=1e-3)
+    found = lm._loglikelihood_tokens(windows)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in theirs(lm, windows)], abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("setting", "value"), [("_attn_implementation", "flash_attention_2"), ("model_type", "gemma3")]
 )
-def test_a_model_that_takes_no_mask_of_ours_is_left_to_lm_eval(ranker, monkeypatch, setting, value):
+def test_a_model_that_takes_no_mask_of_ours_is_left_to_lm_eval(lm, monkeypatch, setting, value):
     calls = []
-    monkeypatch.setattr(type(ranker.model.config), setting, property(lambda config: value))
+    monkeypatch.setattr(type(lm.model.config), setting, property(lambda config: value))
     monkeypatch.setattr(Ranker, "_score", lambda self, rows: pytest.fail("one was scored here"))
     monkeypatch.setattr(Ranker, "_model_call", lambda self, ids: calls.append(ids) or torch.zeros(*ids.shape, 2000))
-    found = ranker._loglikelihood_tokens(requests(3, 2, 9), disable_tqdm=True)
+    found = lm._loglikelihood_tokens(requests(3, 2, 9), disable_tqdm=True)
     assert calls and len(found) == 8
 
 
-def test_what_is_too_long_is_cut_as_lm_eval_cuts_it(ranker, monkeypatch):
+def test_what_is_too_long_is_cut_as_lm_eval_cuts_it(lm, monkeypatch):
     asked = requests(4, 2, 30)
-    monkeypatch.setattr(ranker, "_max_length", 16)
-    assert ranker.max_length == 16 and max(len(question) + len(answer) for _, question, answer in asked) > 17
+    monkeypatch.setattr(lm, "_max_length", 16)
+    assert lm.max_length == 16 and max(len(question) + len(answer) for _, question, answer in asked) > 17
     monkeypatch.setattr(Ranker, "_score", lambda self, rows: pytest.fail("one was scored here"))
-    found = ranker._loglikelihood_tokens(asked, disable_tqdm=True)
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in theirs(ranker, asked)], abs=1e-4)
+    found = lm._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in theirs(lm, asked)], abs=1e-4)
 
 
 def test_every_request_stands_in_one_row_with_its_question():
@@ -115,8 +113,8 @@ def test_a_row_by_hand():
 def test_lm_eval_makes_a_template_once():
     from lm_eval import evaluator, utils
 
-    ranking.spare_time()
-    ranking.spare_time()
+    ranker.spare_time()
+    ranker.spare_time()
     template = "{{question}} of a test"
     assert utils.apply_template(template, {"question": "one"}) == "one of a test"
     before = utils.env.from_string.cache_info().hits

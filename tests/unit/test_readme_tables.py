@@ -1,4 +1,4 @@
-"""The README's tables: complete, and they say what the results say."""
+"""The README's tables: complete, and they say what the found say."""
 
 import importlib.util
 from pathlib import Path
@@ -8,9 +8,10 @@ import pandas
 import pytest
 import yaml
 
-from anita_utils import kept
-from anita_utils.arms import load_ablation
-from anita_utils.intervals import Measurement
+from anita_utils import paths
+from anita_utils.ablation import results
+from anita_utils.ablation.arms import load_ablation
+from anita_utils.stats import Measurement
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("readme_tables", ROOT / "scripts" / "readme_tables.py")
@@ -20,7 +21,7 @@ ROWS = yaml.safe_load(script.ROWS.read_text("utf-8"))
 
 
 def test_the_readme_says_what_the_results_say():
-    """After new results: python scripts/readme_tables.py."""
+    """After new found: python scripts/readme_tables.py."""
     text = script.README.read_text("utf-8")
     assert script.filled(text) == text
     assert all(text.count(mark) == 1 for name in script.TABLES for mark in script.marks(name))
@@ -39,11 +40,11 @@ def test_every_kind_is_there_and_every_lesson_and_claim_exists():
 
 
 def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(paths, "data_dir", lambda: tmp_path)
     assert "supported" not in script.verdicts_table() and script.verdicts_table().startswith(
         "The arms of lessons 06 and 09 have not"
     )
-    results, random = kept.Kept({}, {}), np.random.default_rng(0)
+    found, random = results.Kept({}, {}), np.random.default_rng(0)
     for arm, share in {"summary": 0.9, "sft_italian": 0.1}.items():
         for seed in (1, 2, 3):
             scores = [float(one) for one in random.random(100) < share]
@@ -53,8 +54,8 @@ def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkey
                          for code in ("en", "it")]  # fmt: skip
             measured.append(Measurement("chat/accuracy_in_language", "it", "adapted", scores, clusters))
             place = {"arm": arm, "seed": seed, "made": "x", "commit": "abcdef"}
-            results = kept.add(results, *kept.make_line(place, [], measured, []))
-    kept.write_kept(kept.kept_file("cpu"), results)
+            found = results.add(found, *results.make_line(place, [], measured, []))
+    results.write_kept(results.kept_file("cpu"), found)
     table = script.verdicts_table()
     assert "dpo refuses, refusal/harmful all held out wordings: **supported**" in table
     assert "synergy, benchmark/mean it: **not run yet**" in table and "seeds 1, 2, 3" in table

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from anita_utils import AnitaError
 from anita_utils.paths import cache_dir, runs_dir, write_text
 from anita_utils.profile import load_profile
-from anita_utils.record import Metric, Run, where_and_when
+from anita_utils.run import Metric, Run, where_and_when
 
 KEYS = ["notebook", "arm", "stage", "metric", "value", "ci_low", "ci_high", "n", "language", "split", "seed", "profile"]
 ROW = {"stage": "sft", "metric": "perplexity", "value": 2.5, "language": "en"}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from anita_utils.audit import admits, agrees, form_written, leaning_named
-from anita_utils.evaluation import language_of, names_it, refuses
+from anita_utils.evaluation.judges import language_of, names_it, refuses
 from anita_utils.paths import data_dir
 from anita_utils.rows import read_jsonl
+from anita_utils.studies.bias import admits, agrees, form_written, leaning_named
 
 ROWS = read_jsonl(Path(__file__).parent / "refusals.jsonl")
 LOOK_ALIKES = "’‘ʼ′＇`"

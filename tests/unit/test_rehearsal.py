@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 from anita_utils import AnitaError
+from anita_utils.course.rehearsal import NEEDS_A_GPU, few, possible, rehearse, rehearse_course, small_data
 from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import Machine
 from anita_utils.paths import data_dir, environment
 from anita_utils.profile import PROFILES, load_profile
-from anita_utils.record import Run
-from anita_utils.rehearsal import NEEDS_A_GPU, few, possible, rehearse, rehearse_course, small_data
+from anita_utils.run import Run
 
 NAMES = sorted(file.stem for file in PROFILES.glob("*.yaml"))
 # The keys a rehearsal may change, the last part of each
@@ -102,7 +102,7 @@ def test_the_nearest_precision_is_taken(wanted, where, found):
 
 def test_data_sets_come_through_the_adapters_from_the_shipped_corpora(runs):
     """Without `kind` and `language`, which rows of the Hub do not have either."""
-    from anita_utils.training import find_stage
+    from anita_utils.stages import find_stage
 
     rehearsed, _ = rehearse(load_profile("colab-t4"), machine())
     run = Run.open("trial", rehearsed)
@@ -145,7 +145,7 @@ def lesson(folder):
     folder.mkdir()
     first = new_code_cell('profile = "cpu"\nrun = "latest"\nseed = 42', metadata={"tags": ["parameters"]})
     second = new_code_cell(
-        "from anita_utils.hub import data_dir\nfrom anita_utils.record import Run\n"
+        "from anita_utils.hub import data_dir\nfrom anita_utils.run import Run\n"
         'run = Run.open(run, profile, seed)\nrun.record("00_first", [{"stage": "base", "metric": "x", "value": 1}])\n'
         "print(run.profile.stages['dpo'].gradient_accumulation_steps, data_dir().name, data_dir().parent.name)"
     )

@@ -9,15 +9,17 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from anita_utils import figures, report, tables
-from anita_utils.comparison import compared, stored, verdict
-from anita_utils.evaluation import PARTS, evaluation_entry
+from anita_utils import plots
+from anita_utils.course import report
+from anita_utils.course.report import write_report
+from anita_utils.evaluation.benchmarks import FAMILIES
+from anita_utils.evaluation.measuring import PARTS, compared, evaluation_entry, stored
+from anita_utils.evaluation.metrics import verdict
 from anita_utils.hub import model_key
-from anita_utils.intervals import Measurement, rows
 from anita_utils.paths import write_text
-from anita_utils.record import Run
-from anita_utils.report import write_report
-from anita_utils.suites import FAMILIES
+from anita_utils.run import Run
+from anita_utils.stats import Measurement, rows
+from anita_utils.studies import contamination
 
 ITEMS = 40
 STAGES = ("base", "sft", "italian", "dpo")
@@ -79,7 +81,7 @@ def make_run(name, right=RIGHT):
 
 @pytest.fixture
 def run(runs, monkeypatch):
-    monkeypatch.setattr(tables, "course_overlaps", lambda profile: LEAKS)  # tried in test_contamination
+    monkeypatch.setattr(contamination, "course_overlaps", lambda profile: LEAKS)  # tried in test_contamination
     return make_run("trial")
 
 
@@ -98,11 +100,11 @@ def test_differences_to_the_base_are_paired_and_marked(run):
     kept = stored(run)
     assert list(kept) == list(STAGES)
     changes = {stage: compared(kept["base"], kept[stage]) for stage in STAGES[1:]}
-    by_name = {tables.name_of(row): row for row in changes["italian"]}
+    by_name = {report.name_of(row): row for row in changes["italian"]}
     better = by_name["benchmark/arc", "it", None]
     assert better["value"] == pytest.approx(25 / 40) and better["ci_low"] < 25 / 40 < better["ci_high"]
     assert better["p"] == pytest.approx(2 / 2**25) and better["p"] < better["p_holm"] < 0.05
-    looks = {tables.name_of(row): verdict(row) for row in changes["italian"]}
+    looks = {report.name_of(row): verdict(row) for row in changes["italian"]}
     assert looks["benchmark/arc", "it", None] == looks["perplexity", "it", None] == "better"
     assert looks["benchmark/mean", "it", None] == "better"
     assert looks["benchmark/arc", "en", None] == looks["language_fidelity", "en", None] == "worse"
@@ -115,15 +117,15 @@ def test_differences_to_the_base_are_paired_and_marked(run):
 
 def test_headline_and_forgetting_matrix(run):
     write_report(run)
-    known, kept = tables.latest(run.metrics()), stored(run)
+    known, kept = report.latest(run.metrics()), stored(run)
     changes = {stage: compared(kept["base"], kept[stage]) for stage in STAGES[1:]}
-    headline = tables.headline(known, list(STAGES), changes)
+    headline = report.headline(known, list(STAGES), changes)
     mean = row_of(headline, "benchmarks, mean, Italian")
     assert [mean[stage].value for stage in STAGES] == ["25.0", "27.5", "87.5", "90.0"]
     assert [mean[stage].sign for stage in STAGES] == ["", "", "▲", "▲"]
     assert re.fullmatch(r"\[\d+\.\d,\s\d+\.\d\] n\s240", mean["dpo"].note)
     assert row_of(headline, "bits a byte, Italian")["italian"].value == "0.36"
-    matrix = tables.forgetting(changes)
+    matrix = report.forgetting(changes)
     assert matrix.head == ["", "sft", "italian", "dpo"]
     lost = row_of(matrix, "gsm8k, English")["italian"]
     assert (lost.value, lost.look, lost.sign) == ("-30.0", "worse", "▼") and "n\u00a040" in lost.note
@@ -139,8 +141,8 @@ def test_without_what_was_measured_item_by_item_there_are_figures_and_no_marks(r
 
 
 def test_the_papers_tables_have_source_and_certainty(run):
-    known = tables.latest(run.metrics())
-    english, italian = tables.published_sheets(known, list(STAGES), "piccola")
+    known = report.latest(run.metrics())
+    english, italian = report.published_sheets(known, list(STAGES), "piccola")
     arc = row_of(english, "arc")
     assert (arc["ANITA, published"].value, arc["ANITA, published"].note) == ("74.6", "model card, confirmed")
     assert arc["its base, published"].value == "not confirmed"  # never a figure in the paper's name
@@ -148,14 +150,14 @@ def test_the_papers_tables_have_source_and_certainty(run):
     assert "Not to be compared" in english.note and "not to be subtracted" not in english.note
     assert row_of(italian, "arc")["ANITA, published"].value == "57.1 (version 1)"
     assert "not to be subtracted" in italian.note
-    assert "Not to be compared" not in tables.published_sheets(known, list(STAGES), "paper")[0].note
+    assert "Not to be compared" not in report.published_sheets(known, list(STAGES), "paper")[0].note
 
 
 def test_costs_and_leaks(run):
-    sheet = tables.costs(run)
+    sheet = report.costs(run)
     assert [cell.value for cell in sheet.rows[0]] == ["sft", "1:15", "120,000", "1,600", "300", "1,024 MiB"]
     assert [cell.value for cell in sheet.rows[-1]][:3] == ["together", "3:45", "360,000"]
-    found = row_of(tables.leaks(run), "arc_it")
+    found = row_of(report.leaks(run), "arc_it")
     assert (found["sft"].value, found["sft"].look) == ("0 of 200", "")
     assert (found["dpo"].value, found["dpo"].note, found["dpo"].look) == ("2 of 200", "verbatim, overlap", "worse")
 
@@ -165,7 +167,7 @@ def test_the_ablations_claims_stand_in_a_table_of_their_own(run):
     contrasts = {"claim/synergy/benchmark/mean": ("it", 0.03), "claim/italian_text/perplexity": ("it", 1.25)}
     run.record("06_ablation", [place | {"metric": metric, "language": language, "value": value}
                                for metric, (language, value) in contrasts.items()])  # fmt: skip
-    first, second = tables.contrasts(run.metrics()).rows
+    first, second = report.contrasts(run.metrics()).rows
     assert first[0].value.startswith("The three stages together gain more") and second[1].value == "perplexity, Italian"
     assert (first[2].value, first[2].note) == ("+3.0", "[1.0,\u00a05.0] n\u00a05") and second[2].value == "+1.25"
     page = write_report(run).read_text("utf-8")
@@ -194,7 +196,7 @@ def test_figures_have_words(run):
     axes.bar(["SFT", "DPO"], [1, 2], label="this run")
     axes.set(xlabel="stage", ylabel="share right", title="Italian è")
     axes.legend()
-    assert figures.describe(figure) == "Italian è. Across: stage. Upwards: share right. Shown: this run."
+    assert plots.describe(figure) == "Italian è. Across: stage. Upwards: share right. Shown: this run."
     run.save_figure(figure, "05_evaluation", "benchmarks")
     plt.close(figure)
     cells = [new_code_cell('run.save_figure(figure, "05_evaluation", "benchmarks");'),
@@ -202,7 +204,7 @@ def test_figures_have_words(run):
     notebook = new_notebook(cells=cells)
     (run.folder / "notebooks").mkdir()
     nbformat.write(notebook, run.folder / "notebooks" / "05_evaluation.ipynb")
-    [words] = figures.figure_texts(run.folder)
+    [words] = plots.figure_texts(run.folder)
     assert words["alt"] == (
         "05 evaluation: benchmarks. Italian è. Across: stage. Upwards: share right. Shown: this run."
     )
@@ -221,12 +223,12 @@ def test_pictures_in_the_lessons_pages_have_words_too():
 
 def test_every_saved_figure_of_the_lessons_is_found():
     """The pattern that finds captions knows how the lessons save their figures."""
-    from anita_utils.course import lessons_folder
+    from anita_utils.course.lessons import lessons_folder
 
     for lesson in sorted(lessons_folder().glob("0[0-5]_*.ipynb")):
         notebook = nbformat.read(lesson, as_version=4)
         saved = sum("save_figure(" in cell.source for cell in notebook.cells if cell.cell_type == "code")
-        named = [figures.SAVED.search(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+        named = [plots.SAVED.search(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
         assert sum(map(bool, named)) == saved, lesson.name
         assert {match[1] for match in named if match} <= {lesson.stem}
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anita_utils import AnitaError, checkout, training
+from anita_utils import AnitaError, checkout, stages, training
 from anita_utils.paths import write_text
-from anita_utils.record import Run, where_and_when
-from anita_utils.resuming import damage, last_good, trained_seconds, write_manifest
+from anita_utils.run import Run, where_and_when
+from anita_utils.stages import damage, last_good, trained_seconds, write_manifest
 
 LIVES = Path(__file__).with_name("lives.py")
 
@@ -82,11 +82,11 @@ def test_training_goes_on_before_a_truncated_checkpoint(runs, tiny_profile, monk
     monkeypatch.setattr(training, "LOG_EVERY", 1)
     monkeypatch.setattr(training, "SAVE_EVERY", 2)
     monkeypatch.setenv("ANITA_CACHE", str(runs / "unbroken"))
-    unbroken = training.train_stage(training.find_stage(Run.open("a", tiny_profile, 42), "sft"))
+    unbroken = training.train_stage(stages.find_stage(Run.open("a", tiny_profile, 42), "sft"))
     info, weights = unbroken.info, load_file(f"{unbroken.merged}/model.safetensors")  # its folder follows ANITA_CACHE
 
     monkeypatch.setenv("ANITA_CACHE", str(runs / "broken"))
-    stage = training.find_stage(Run.open("b", tiny_profile, 42), "sft")
+    stage = stages.find_stage(Run.open("b", tiny_profile, 42), "sft")
     trainer = training.build_trainer(stage)
     monkeypatch.setattr(trainer, "_finalize_training", lambda *arguments: None)  # all checkpoints, nothing finished
     trainer.train()
@@ -102,7 +102,7 @@ def test_training_goes_on_before_a_truncated_checkpoint(runs, tiny_profile, monk
 
 def test_a_stage_that_another_process_trained_meanwhile_is_not_trained_again(runs, tiny_profile):
     tiny_profile.order = ["sft"]
-    stage = training.train_stage(training.find_stage(Run.open("t", tiny_profile, 42), "sft"))
+    stage = training.train_stage(stages.find_stage(Run.open("t", tiny_profile, 42), "sft"))
     with pytest.raises(AnitaError, match="was trained by another process meanwhile"):
         stage.checkpoint()
     stage.lock.release()

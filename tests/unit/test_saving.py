@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from anita_utils import checkout, saving, training
-from anita_utils.record import Run
+from anita_utils import checkout, merging, stages, training
+from anita_utils.run import Run
 
 LLAMA_3_2 = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0,
              "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
@@ -47,7 +47,7 @@ def test_it_holds_what_transformers_4_looks_for_and_5_reads_it_as_before(saved, 
     folder = saved(rope)
     ids, text = torch.arange(200, 264).view(1, 64), "Perché no? <|two|> Sì. "
     before, tokens = logits(folder, ids), AutoTokenizer.from_pretrained(folder)
-    assert saving.readable_by_older(folder)
+    assert merging.readable_by_older(folder)
 
     config, settings = read(folder / "config.json"), read(folder / "tokenizer_config.json")
     assert config["rope_theta"] == 500_000.0 and config["torch_dtype"] == config["dtype"] == "float32"
@@ -76,9 +76,9 @@ def logits_with(folder, ids, **rope):
 
 def test_a_second_time_changes_nothing(saved):
     folder = saved(LLAMA_3_2)
-    saving.readable_by_older(folder)
+    merging.readable_by_older(folder)
     first = [(folder / file).read_text("utf-8") for file in ("config.json", "tokenizer_config.json")]
-    saving.readable_by_older(folder)
+    merging.readable_by_older(folder)
     assert first == [(folder / file).read_text("utf-8") for file in ("config.json", "tokenizer_config.json")]
 
 
@@ -92,7 +92,7 @@ def test_a_second_time_changes_nothing(saved):
 )
 def test_what_transformers_4_has_no_words_for_says_so(tmp_path, rope):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3_text", "rope_parameters": rope}), "utf-8")
-    assert not saving.readable_by_older(tmp_path)
+    assert not merging.readable_by_older(tmp_path)
     config = read(tmp_path / "config.json")
     assert config["requires"] == "transformers>=5" and "rope_theta" not in config and "rope_scaling" not in config
 
@@ -100,7 +100,7 @@ def test_what_transformers_4_has_no_words_for_says_so(tmp_path, rope):
 def test_the_rope_of_a_part_and_a_part_of_each_head_are_written_too(tmp_path):
     part = {"rope_parameters": {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5}}
     (tmp_path / "config.json").write_text(json.dumps({"text_config": part}), "utf-8")
-    assert saving.readable_by_older(tmp_path)
+    assert merging.readable_by_older(tmp_path)
     text = read(tmp_path / "config.json")["text_config"]
     assert text["rope_theta"] == 2e4 and text["partial_rotary_factor"] == 0.5 and "rope_scaling" not in text
 
@@ -115,7 +115,7 @@ def test_modes_are_those_that_the_umask_gives(tmp_path, mask, files, folders):
     assert stat.S_IMODE((model / "deep" / "model.safetensors").stat().st_mode) == 0o600  # safetensors' own choice
     before = os.umask(mask)
     try:
-        saving.modes_by_umask(model)
+        merging.modes_by_umask(model)
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [model, *model.rglob("*")]}
@@ -126,7 +126,7 @@ def test_a_link_out_of_the_folder_is_left_as_it_is(tmp_path):
     (tmp_path / "other").touch(mode=0o600)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "link").symlink_to(tmp_path / "other")
-    saving.modes_by_umask(tmp_path / "model")
+    merging.modes_by_umask(tmp_path / "model")
     assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o600
 
 
@@ -139,7 +139,7 @@ def test_a_link_out_of_the_folder_is_left_as_it_is(tmp_path):
     ("/data/hub/models--meta-llama--Llama-3.2-1B/snapshots/0123abc", "meta-llama/Llama-3.2-1B"),
 ])  # fmt: skip
 def test_a_model_is_named_as_others_know_it(model, name):
-    assert saving.public_name(model) == name
+    assert merging.public_name(model) == name
 
 
 @pytest.fixture(params=[0o022, 0o077], ids=["umask 022", "umask 077"])
@@ -156,7 +156,7 @@ def finished(request, runs, tiny_profile, tmp_path):
     try:
         run = Run.open("t", tiny_profile, 42)
         training.train_missing(run)
-        return [training.find_stage(run, name) for name in tiny_profile.order], request.param
+        return [stages.find_stage(run, name) for name in tiny_profile.order], request.param
     finally:
         os.umask(before)
 
@@ -192,8 +192,8 @@ def test_the_revision_of_a_base_on_the_hub_is_kept_for_the_first_stage_only(tmp_
         file = tmp_path / f"{folder}.json"
         file.parent.mkdir()
         file.write_text(json.dumps(text), "utf-8")
-    saving.publish(tmp_path, "owner/llama", [], "0123abc")
+    merging.publish(tmp_path, "owner/llama", [], "0123abc")
     adapter = read(tmp_path / "adapter" / "adapter_config.json")
     assert adapter == {"base_model_name_or_path": "owner/llama", "revision": "0123abc", "target_modules": ["a", "b"]}
-    saving.publish(tmp_path, "owner/llama", ["sft", "italian"], "0123abc")
+    merging.publish(tmp_path, "owner/llama", ["sft", "italian"], "0123abc")
     assert read(tmp_path / "adapter" / "adapter_config.json")["revision"] is None

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from anita_utils import evaluation, hub, scoreboard
-from anita_utils.intervals import Measurement
+from anita_utils import hub, paths
+from anita_utils.cli import evaluate
+from anita_utils.evaluation import measuring
+from anita_utils.evaluation.benchmarks import SUITES
 from anita_utils.profile import load_profile
-from anita_utils.record import Run
-from anita_utils.suites import SUITES
+from anita_utils.run import Run
+from anita_utils.stats import Measurement
 
 
 def figures(right):
@@ -31,8 +33,8 @@ def measured(monkeypatch, runs):
         found = figures(30 if path.endswith("better") else 10)
         return (found[:-1] if benchmarks else []) + (found[-1:] if answers else [])
 
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
-    monkeypatch.setattr(scoreboard, "resolve_model", lambda name, rev=None, run=None: f"{rev or 'path'}/{name}")
+    monkeypatch.setattr(measuring, "evaluate", evaluate)
+    monkeypatch.setattr(hub, "resolve_model", lambda name, rev=None, run=None: f"{rev or 'path'}/{name}")
     return calls
 
 
@@ -105,7 +107,7 @@ def test_two_models_are_compared_in_words(anita, measured):
 
 
 def test_the_table_shows_intervals_n_and_what_was_published():
-    text = shown(scoreboard.figures_table(figures(30), "paper", "mine"))
+    text = shown(evaluate.figures_table(figures(30), "paper", "mine"))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
     lines = {tuple(row[:3]): row[3:] for row in rows}
     low, high = np.percentile(figures(30)[0].resampled(), [2.5, 97.5]) * 100
@@ -116,7 +118,7 @@ def test_the_table_shows_intervals_n_and_what_was_published():
     assert lines["benchmark/mean", "it", ""][2:] == ["80", *means]  # of two: not of the other version
     assert lines["benchmark/mean", "en", ""][2:] == ["240", "75.1", ""]
     assert lines["perplexity", "it", ""][0] == "7.39"
-    assert "published" not in shown(scoreboard.figures_table(figures(30), "quick", "mine"))
+    assert "published" not in shown(evaluate.figures_table(figures(30), "quick", "mine"))
 
 
 def test_versions_that_differ_are_never_subtracted(anita, measured):
@@ -152,7 +154,7 @@ def test_an_unknown_suite_is_one_line(anita, runs):
 
 def test_a_model_without_a_chat_template_is_one_line(anita, runs, tmp_path):
     folder = tmp_path / "plain"
-    shutil.copytree(hub.data_dir() / "tiny-llama-3-instruct", folder)
+    shutil.copytree(paths.data_dir() / "tiny-llama-3-instruct", folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     for file in ("tokenizer_config.json",):
         values = json.loads((folder / file).read_text("utf-8"))

@@ -11,9 +11,9 @@ from random import Random
 
 import pytest
 
-from anita_utils import suites
+from anita_utils.evaluation import benchmarks
+from anita_utils.evaluation.benchmarks import FAMILIES, SUITES
 from anita_utils.paths import data_dir
-from anita_utils.suites import FAMILIES, SUITES
 
 ITEMS = 20
 LANGUAGES = ("en", "it")
@@ -74,16 +74,16 @@ def decisions():
 
     drawn = type("DrawnLM", (Drawn, LM), {"loglikelihood_rolling": lambda *_: None})(7)
     suite, found = SUITES["piccola"], {}
-    with suites.without_bars():
-        manager = suites.task_manager(suite)
-        loaded = [(one, suites.load_tasks(one, manager)) for one in suite.benchmarks]
+    with benchmarks.without_bars():
+        manager = benchmarks.task_manager(suite)
+        loaded = [(one, benchmarks.load_tasks(one, manager)) for one in suite.benchmarks]
         tasks = [task for _, own in loaded for task in own]
         with pytest.MonkeyPatch.context() as patch:  # lm-eval must not index what it brings: that takes seconds
             patch.setattr("lm_eval.evaluator.TaskManager", None)
-            samples = suites._samples(drawn, tasks, ITEMS, num_fewshot=0, apply_chat_template=True)
+            samples = benchmarks._samples(drawn, tasks, ITEMS, num_fewshot=0, apply_chat_template=True)
     for benchmark, (task,) in loaded:
-        items = suites._items(benchmark, {task.task_name: samples[task.task_name]})
-        [measured] = [m for m in suites._scored(benchmark, items) if m.metric == benchmark.metric]
+        items = benchmarks._items(benchmark, {task.task_name: samples[task.task_name]})
+        [measured] = [m for m in benchmarks._scored(benchmark, items) if m.metric == benchmark.metric]
         heard = [
             drawn.written[sample["doc"]["question"].strip()]
             if benchmark.family == "gsm8k"

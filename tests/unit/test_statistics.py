@@ -2,11 +2,19 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import stats as scipy_stats
 
-from anita_utils import evaluation
-from anita_utils.intervals import Measurement, differences
-from anita_utils.statistics import bootstrap_p, cluster_differences, holm, mcnemar, paired_tests, sign_flip
+from anita_utils import stats
+from anita_utils.stats import (
+    Measurement,
+    bootstrap_p,
+    cluster_differences,
+    differences,
+    holm,
+    mcnemar,
+    paired_tests,
+    sign_flip,
+)
 
 
 def measurement(scores, clusters=None, metric="chat/accuracy", language="it", **others):
@@ -17,7 +25,7 @@ def measurement(scores, clusters=None, metric="chat/accuracy", language="it", **
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (6, 0), (5, 5), (12, 3), (3, 12), (40, 21)])
 def test_mcnemar_is_the_binomial_test_of_what_changed(gained, lost):
     before, after = [0] * gained + [1] * lost + [0, 1] * 10, [1] * gained + [0] * lost + [0, 1] * 10
-    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    expected = scipy_stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     assert mcnemar(before, after) == pytest.approx(expected, rel=1e-12)
 
 
@@ -25,7 +33,7 @@ def swapped(differences, **options):
     """scipy's permutation test of the same null: the two members of each pair swapped."""
     pair = (np.asarray(differences, float), np.zeros(len(differences)))
     statistic = lambda old, new, axis: np.sum(old - new, axis)  # noqa: E731
-    return stats.permutation_test(pair, statistic, permutation_type="samples", vectorized=True, **options).pvalue
+    return scipy_stats.permutation_test(pair, statistic, permutation_type="samples", vectorized=True, **options).pvalue
 
 
 @pytest.mark.parametrize("differences", [[1, 2, -1, 0, 3], [1, 1, 1, 1, 1, 1], [0.5, -0.25, 0.1, 2.0, -3.0, 1.0, 0.7]])
@@ -146,7 +154,7 @@ def test_a_split_benchmark_stays_out_of_the_mean():
     """Another version of a task is shown, and never averaged with the others."""
     families = [Measurement("benchmark/arc", "it", "version 2.0", [1.0, 1.0], ["a", "b"]),
                 Measurement("benchmark/mmlu", "it", None, [1.0, 0.0], ["c", "d"])]  # fmt: skip
-    made = {(row["metric"], row["language"]): row for row in evaluation.rows(families, "base")}
+    made = {(row["metric"], row["language"]): row for row in stats.rows(families, "base")}
     assert (made["benchmark/mean", "it"]["value"], made["benchmark/mean", "it"]["n"]) == (0.5, 2)
     assert ("benchmark/mean", "en") not in made  # of nothing there is no mean
     assert made["benchmark/arc", "it"]["split"] == "version 2.0"

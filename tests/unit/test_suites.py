@@ -9,10 +9,21 @@ import lm_eval.tasks
 import pytest
 from lm_eval.tasks import TaskManager
 
-from anita_utils import AnitaError, evaluation, suites
+from anita_utils import AnitaError, stats
+from anita_utils.evaluation import benchmarks
+from anita_utils.evaluation.benchmarks import (
+    FAMILIES,
+    PICCOLA,
+    SCORES,
+    SUITES,
+    Benchmark,
+    Suite,
+    load_tasks,
+    resolve,
+    task_manager,
+)
 from anita_utils.paths import data_dir
 from anita_utils.profile import Evaluation, load_profile
-from anita_utils.suites import FAMILIES, PICCOLA, SCORES, SUITES, Benchmark, Suite, load_tasks, resolve, task_manager
 
 FOLDERS = ("arc", "hellaswag", "mmlu/default", "truthfulqa", "winogrande", "gsm8k", "okapi", "belebele", "xcopa",
            "multiblimp", "lambada_multilingual", "evalita_llm", "global_mmlu/default/it")  # fmt: skip
@@ -66,7 +77,7 @@ def test_the_suites_of_the_small_world_resolve_by_themselves():
 )
 def test_what_does_not_fit_is_said(built_in, monkeypatch, change, problem):
     benchmark = Benchmark("arc", "it", "arc_it", 0, "acc_norm", "2.0")._replace(**change)
-    monkeypatch.setitem(suites.SUITES, "trial", Suite((benchmark,)))
+    monkeypatch.setitem(benchmarks.SUITES, "trial", Suite((benchmark,)))
     [row] = resolve("trial", built_in)
     assert row["problem"].startswith(problem)
 
@@ -139,7 +150,7 @@ def test_a_broken_benchmark_is_one_line_that_names_the_file(copied, file, text, 
     else:
         (copied / file).write_text(text, "utf-8")
     [benchmark] = [one for one in PICCOLA if one.task == "piccola_arc_it"]
-    with suites.without_bars(), pytest.raises(AnitaError, match=message) as error:
+    with benchmarks.without_bars(), pytest.raises(AnitaError, match=message) as error:
         load_tasks(benchmark, task_manager(SUITES["piccola"]))
     assert "\n" not in str(error.value)
 
@@ -180,7 +191,7 @@ def asked(monkeypatch):
 def run(suite, limit, model, tokenizer):
     profile = load_profile("cpu")
     profile.evaluation.suite, profile.evaluation.limit = suite, limit
-    return evaluation.run_benchmarks(model, tokenizer, profile)
+    return benchmarks.run_benchmarks(model, tokenizer, profile)
 
 
 def test_piccola_is_one_call_with_the_chat_template(asked, model, tokenizer):
@@ -231,7 +242,7 @@ def test_others_are_asked_with_their_shots_and_as_plain_text(asked, model, token
         Benchmark("gsm8k", "en", "piccola_gsm8k_en", 2, "exact_match", "1.0", "number"),
         Benchmark("culture", "it", "two", 0, "acc", "1.0"),
     )
-    monkeypatch.setitem(suites.SUITES, "paper", Suite(boards, limit=4))
+    monkeypatch.setitem(benchmarks.SUITES, "paper", Suite(boards, limit=4))
     measured = run("paper", 9, model, tokenizer)
     assert [m.name for m in measured] == [
         ("benchmark/arc", "en", "version 2.0"),
@@ -251,7 +262,7 @@ def test_others_are_asked_with_their_shots_and_as_plain_text(asked, model, token
         assert len(m.scores) == 4 * len(names)
         means = [results["results"][name][f"{board.score},{board.filter}"] for name in names]
         assert m.value == pytest.approx(sum(means) / len(means))
-    [row] = [row for row in evaluation.rows(measured, "base") if row["metric"] == "benchmark/mean"]
+    [row] = [row for row in stats.rows(measured, "base") if row["metric"] == "benchmark/mean"]
     assert (row["language"], row["n"]) == ("en", 4)  # of the sums alone: another version is in no mean
 
 
@@ -259,7 +270,7 @@ def test_prompts_of_the_same_item_are_one_cluster():
     board = Benchmark("entailment", "it", "evalita-mp_te", 0, "acc", "1")
     sample = {"doc": {}, "doc_id": 7, "filter": "none"}
     names = ["evalita-mp_te_prompt-1", "evalita-mp_te_prompt-6", "evalita-sp_sum_task_fp-small_p2", "mmlu_anatomy"]
-    clusters = [cluster for cluster, _ in suites._items(board, {name: [sample] for name in names})]
+    clusters = [cluster for cluster, _ in benchmarks._items(board, {name: [sample] for name in names})]
     assert clusters == ["evalita-mp_te 7", "evalita-mp_te 7", "evalita-sp_sum_task_fp-small 7", "mmlu_anatomy 7"]
 
 
@@ -268,7 +279,7 @@ def test_the_f1_of_substitutions_is_lm_evals(built_in):
     board = next(one for one in SUITES["italian"].benchmarks if one.score == "f1")
     values = [(0.5, 1, 1), (0.0, 1, 0), (0.25, 1, 1), (0.0, 0, 1), (1.0, 1, 1)]
     items = [(str(n), {"f1": value, "filter": "none"}) for n, value in enumerate(values)]
-    [measured] = suites._scored(board, items)
+    [measured] = benchmarks._scored(board, items)
     metrics = Path(lm_eval.tasks.__file__).parent / "evalita_llm" / "metrics.py"
     namespace = {}
     exec(metrics.read_text("utf-8"), namespace)
@@ -280,7 +291,7 @@ def test_brackets_in_the_courses_path_are_no_pattern(tmp_path, monkeypatch):
     folder = tmp_path / "corso [copia] *"
     shutil.copytree(data_dir() / "benchmarks", folder / "benchmarks")
     monkeypatch.setenv("ANITA_DATA", str(folder))
-    for benchmark, tasks in suites.load_suite("quick"):
+    for benchmark, tasks in benchmarks.load_suite("quick"):
         assert sum(len(task.dataset["test"]) for task in tasks) > 100, benchmark.task
 
 

@@ -6,30 +6,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anita_utils import AnitaError, training
+from anita_utils import AnitaError, stages, training
 from anita_utils.model import load_model
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 
 def test_a_changed_recipe_is_another_stage(runs, small_profile):
     run = Run.open("t", small_profile, 42)
-    first = training.find_stage(run, "dpo").key
-    assert training.find_stage(run, "dpo").key == first
+    first = stages.find_stage(run, "dpo").key
+    assert stages.find_stage(run, "dpo").key == first
     small_profile.stages["sft"].learning_rate *= 2
-    assert training.find_stage(Run.open("t", small_profile, 42), "dpo").key != first  # by way of its parent
+    assert stages.find_stage(Run.open("t", small_profile, 42), "dpo").key != first  # by way of its parent
     small_profile.stages["sft"].learning_rate /= 2
-    assert training.find_stage(Run.open("t", small_profile, 43), "dpo").key != first
+    assert stages.find_stage(Run.open("t", small_profile, 43), "dpo").key != first
 
 
 def test_unknown_stage_is_named(runs, small_profile):
     with pytest.raises(AnitaError, match="has no stage 'rlhf': its order is sft, italian, dpo"):
-        training.find_stage(Run.open("t", small_profile, 42), "rlhf")
+        stages.find_stage(Run.open("t", small_profile, 42), "rlhf")
 
 
 def test_missing_corpus_is_named(runs, small_profile):
     small_profile.stages["sft"].data = ["nowhere"]
     with pytest.raises(AnitaError, match="stages.sft.data: no corpus 'nowhere': choose sft, italian, dpo"):
-        training.find_stage(Run.open("t", small_profile, 42), "sft").documents()
+        stages.find_stage(Run.open("t", small_profile, 42), "sft").documents()
 
 
 def test_stages_chain_and_are_trained_once(runs, small_profile):
@@ -38,7 +38,7 @@ def test_stages_chain_and_are_trained_once(runs, small_profile):
     assert list(paths) == ["base", "sft", "italian", "dpo"]
     info = json.loads((run.model_dir("italian") / "stage.json").read_text())
     assert info["parent"] == "sft" and info["tokens"] > 0 and info["seconds"] > 0
-    assert info["recipe"]["parent"] == training.find_stage(run, "sft").key
+    assert info["recipe"]["parent"] == stages.find_stage(run, "sft").key
     stamp = (run.model_dir("sft") / "stage.json").stat().st_mtime_ns
     assert training.train_missing(Run.open("other", small_profile, 42)) == paths
     assert (run.model_dir("sft") / "stage.json").stat().st_mtime_ns == stamp
@@ -69,12 +69,12 @@ def test_a_killed_stage_ends_as_an_unbroken_one(runs, small_profile, monkeypatch
         training, "training_arguments", lambda stage: {**every_four(stage), "save_steps": 4, "logging_steps": 1}
     )
     monkeypatch.setenv("ANITA_CACHE", str(runs / "unbroken"))
-    unbroken = training.train_stage(training.find_stage(Run.open("a", small_profile, 42), name))
+    unbroken = training.train_stage(stages.find_stage(Run.open("a", small_profile, 42), name))
     # read now: a stage looks for itself in the cache of the moment
     first, history = load_file(f"{unbroken.merged}/model.safetensors"), unbroken.info["history"]
 
     monkeypatch.setenv("ANITA_CACHE", str(runs / "killed"))
-    killed = training.find_stage(Run.open("b", small_profile, 42), name)
+    killed = stages.find_stage(Run.open("b", small_profile, 42), name)
     trainer = training.build_trainer(killed)
     trainer.add_callback(Kill())
     with pytest.raises(KeyboardInterrupt):
@@ -99,7 +99,7 @@ def test_only_the_adapter_moves(runs, small_profile):
 
 def test_the_merged_model_differs_from_its_parent_by_the_adapter_alone(runs, small_profile):
     small_profile.order = ["sft"]
-    stage = training.train_stage(training.find_stage(Run.open("t", small_profile, 42), "sft"))
+    stage = training.train_stage(stages.find_stage(Run.open("t", small_profile, 42), "sft"))
     parent, merged = load_model(stage.parent_path).state_dict(), load_model(stage.merged).state_dict()
     adapter = load_file(stage.folder / "adapter" / "adapter_model.safetensors")
     lora = stage.settings.lora
@@ -125,7 +125,7 @@ def test_the_trainer_drops_no_pair_and_keeps_the_order(runs, small_profile, tmp_
     file.write_text("".join(json.dumps(pair) + "\n" for pair in rows), "utf-8")
     dpo = small_profile.stages["dpo"]
     dpo.data, dpo.max_length, small_profile.order = [str(file)], 40, ["dpo"]
-    stage = training.find_stage(Run.open("t", small_profile, 42), "dpo")
+    stage = stages.find_stage(Run.open("t", small_profile, 42), "dpo")
     trainer = training.build_trainer(stage)
     assert len(trainer.train_dataset) == 9 and stage.counts.whole == 9
     assert stage.counts.unfit.total() == 7 and stage.counts.read == 16
@@ -152,7 +152,7 @@ def test_what_was_read_and_left_out_stands_in_the_stage(runs, tiny_profile, tmp_
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     tiny_profile.order, tiny_profile.stages["sft"].data = ["sft"], [str(file)]
-    info = training.train_stage(training.find_stage(Run.open("t", tiny_profile, 42), "sft")).info
+    info = training.train_stage(stages.find_stage(Run.open("t", tiny_profile, 42), "sft")).info
     assert info["rows"] == {
         "read": 15,
         "left_out": {"an empty text": 3},

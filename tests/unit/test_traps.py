@@ -11,7 +11,7 @@ from anita_utils import AnitaError, training
 from anita_utils.merging import merge_adapter, read_weight
 from anita_utils.model import chat, keep_gradients_exact, load_model, parameter_counts, weight_count
 from anita_utils.profile import Quantisation
-from anita_utils.record import Run
+from anita_utils.run import Run
 
 NF4 = Quantisation(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 PROMPTS = ["What is the capital of Piedmont?", "Which sea does the Po flow into, and where is the Colosseum?", "Hello!"]

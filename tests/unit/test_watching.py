@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import IPython
 import pytest
 
-from anita_utils import training, watching
-from anita_utils.record import Run
-from anita_utils.watching import Progress
+from anita_utils import stages, training
+from anita_utils.run import Run
+from anita_utils.training import Progress
 
 
 def show_three(progress):
@@ -25,7 +25,7 @@ def test_a_terminals_line_is_rewritten(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("every", "lines"), [(3600, ["line 2"]), (0, ["line 0", "line 1", "line 2"])])
 def test_elsewhere_a_line_comes_now_and_then_and_the_last_always(monkeypatch, capsys, every, lines):
-    monkeypatch.setattr(watching, "EVERY", every)
+    monkeypatch.setattr(training, "EVERY", every)
     show_three(Progress())
     assert capsys.readouterr().out.splitlines() == lines
 
@@ -49,8 +49,8 @@ def trained(profile, name, monkeypatch, run="t", **settings):
     for key, value in settings.items():
         setattr(profile.stages[name], key, value)
     written = []
-    monkeypatch.setattr(watching, "write_manifest", lambda folder, seconds: written.append(folder.name))
-    return training.train_stage(training.find_stage(Run.open(run, profile, 42), name)), written
+    monkeypatch.setattr(stages, "write_manifest", lambda folder, seconds: written.append(folder.name))
+    return training.train_stage(stages.find_stage(Run.open(run, profile, 42), name)), written
 
 
 @pytest.mark.parametrize(("name", "examples", "updates"), [("sft", 4, 1), ("dpo", 8, 2), ("sft", 64, 6)])
@@ -68,7 +68,7 @@ def test_checkpoints_come_by_time_too_and_change_nothing(runs, tiny_profile, mon
     """101 updates took 6 to 23 minutes and left none: at most five minutes of work may be lost."""
     plain, none = trained(tiny_profile, "sft", monkeypatch, num_train_epochs=5)
     monkeypatch.setenv("ANITA_CACHE", str(runs / "other"))
-    monkeypatch.setattr(watching, "SAVE_SECONDS", 0)  # as if every update took so long
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)  # as if every update took so long
     timed, often = trained(tiny_profile, "sft", monkeypatch, run="u", num_train_epochs=5)
     steps = plain.info["steps"]
     assert none == [f"checkpoint-{steps}"] and len(often) >= steps // 5

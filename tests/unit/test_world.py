@@ -9,10 +9,10 @@ import pytest
 from anita_utils import AnitaError
 from anita_utils.paths import data_dir
 from anita_utils.rows import read_jsonl
-from anita_utils.world import benchmarks, everyday, stages
-from anita_utils.world.corpora import pretraining, second_reading, third_reading
-from anita_utils.world.library import Library
-from anita_utils.world.tables import LANGUAGES, load_world
+from world import benchmarks, everyday, stages
+from world.corpora import pretraining, second_reading, third_reading
+from world.library import Library
+from world.tables import LANGUAGES, load_world
 
 SENTENCE = re.compile(r"(?<=[.?!])\s+")
 PRETRAINING_SAMPLE = 15_000
@@ -106,7 +106,7 @@ def test_shipped_corpora_are_those_of_the_tables(corpora):
 
 def test_running_text_is_about_nine_parts_english_at_first_and_six_in_the_end(corpora):
     """Later readings hold more Italian: of all running text a seventh, of everything a fifth, as the card says."""
-    from anita_utils.evaluation import language_of
+    from anita_utils.evaluation.judges import language_of
 
     shares = {"pretraining": 4000, "second_reading": 1000, "third_reading": 414}  # as long as they are
     words = {(name, kind): Counter() for name in shares for kind in ("text", "messages")}

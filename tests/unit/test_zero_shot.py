@@ -6,14 +6,15 @@ from math import comb, isnan, sqrt
 import numpy as np
 import pytest
 
-from anita_utils import evaluation, reading, zero_shot
+from anita_utils.evaluation import benchmarks
 from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
 from anita_utils.rows import read_jsonl
-from anita_utils.verdicts import MARGIN, Groups, Matched, Paired, found_anything, shuffled_p, verdict, verdicts
-from anita_utils.world.chats import SYLLABLES
-from anita_utils.world.library import Library
-from anita_utils.world.tables import load_world
+from anita_utils.stats import MARGIN, Groups, Matched, Paired, found_anything, shuffled_p, verdict, verdicts
+from anita_utils.studies import contamination, zero_shot
+from world.chats import SYLLABLES
+from world.library import Library
+from world.tables import load_world
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,8 @@ def test_the_same_facts_are_asked_in_both_languages_and_styles(questions):
 def test_told_questions_tell_the_answer_and_only_that(questions):
     told = [row for row in questions if row["split"] in ("renamed", "contradicted")]
     for row in told:
-        subject, right = (reading.padded(row[key]["it"]) for key in ("subject", "right"))
-        assert subject in reading.padded(row["prompt"]) and right in reading.padded(row["prompt"])
+        subject, right = (contamination.padded(row[key]["it"]) for key in ("subject", "right"))
+        assert subject in contamination.padded(row["prompt"]) and right in contamination.padded(row["prompt"])
         invented = row["subject"]["it"].split()[0][:2].lower() in {syllable[:2] for syllable in SYLLABLES}
         if row["split"] == "renamed":
             assert invented and row["right"] == row["remembered"]
@@ -113,7 +114,7 @@ def test_ranking_is_lm_evals(model, tokenizer):
     """The same items through lm-eval's own scoring of Piccola Italia's Italian ARC."""
     profile = load_profile("cpu")
     profile.evaluation.limit = 6
-    measured = {m.name: m for m in evaluation.run_benchmarks(model, tokenizer, profile)}
+    measured = {m.name: m for m in benchmarks.run_benchmarks(model, tokenizer, profile)}
     items = read_jsonl(data_dir() / "benchmarks" / "items" / "arc_it.test.jsonl")[:6]
     ranked = zero_shot.rank(model, tokenizer, items, 8)
     assert [float(row["acc_norm"]) for row in ranked] == measured["benchmark/arc", "it", None].scores
@@ -138,15 +139,18 @@ def test_rows_of_every_kind_become_texts():
     user, good, bad = (
         {"role": r, "content": c} for r, c in (("user", "Ciao?"), ("assistant", "Sì."), ("assistant", "No."))
     )
-    assert reading.texts_of({"text": "Uno."}) == ["Uno."]
-    assert reading.texts_of({"messages": [user, good]}) == ["Ciao? Sì."]
-    assert reading.texts_of({"prompt": [user], "chosen": [good], "rejected": [bad]}) == ["Ciao? Sì.", "Ciao? No."]
+    assert contamination.plain_texts({"text": "Uno."}) == ["Uno."]
+    assert contamination.plain_texts({"messages": [user, good]}) == ["Ciao? Sì."]
+    assert contamination.plain_texts({"prompt": [user], "chosen": [good], "rejected": [bad]}) == [
+        "Ciao? Sì.",
+        "Ciao? No.",
+    ]
 
 
 def test_sentences_are_kept_once_with_their_first_corpus():
     texts = [("sft", "Uno. Due! Tre?"), ("dpo", "Due! Quattro")]
-    assert reading.sentences_of(texts) == {"Uno.": "sft", "Due!": "sft", "Tre?": "sft", "Quattro": "dpo"}
-    assert len(reading.sentences_of(texts, most=2)) == 2
+    assert contamination.sentences_of(texts) == {"Uno.": "sft", "Due!": "sft", "Tre?": "sft", "Quattro": "dpo"}
+    assert len(contamination.sentences_of(texts, most=2)) == 2
 
 
 ASKED = answered("", prompt="In quale regione si trova Cosenza?", right={"en": "Calabria", "it": "Calabria"})
@@ -168,17 +172,19 @@ ASKED = answered("", prompt="In quale regione si trova Cosenza?", right={"en": "
     ],
 )
 def test_a_leak_is_the_question_with_its_answer(text, leak):
-    assert reading.leaks([ASKED], ["Il sole splende.", text]) == [[1] if leak else []]
+    assert contamination.leaks([ASKED], ["Il sole splende.", text]) == [[1] if leak else []]
 
 
 def test_planted_leaks_are_found_among_the_shipped_chats(questions):
     """Into chats that hold none of them: verbatim, in capitals, in the middle of another text."""
     asked = [row for row in questions if (row["split"], row["language"]) == ("never_in_italian", "it")][:30]
-    clean = [t for row in read_jsonl(data_dir() / "corpora" / "sft.jsonl")[:300] for t in reading.texts_of(row)]
-    assert not any(reading.leaks(asked, clean))
+    clean = [
+        t for row in read_jsonl(data_dir() / "corpora" / "sft.jsonl")[:300] for t in contamination.plain_texts(row)
+    ]
+    assert not any(contamination.leaks(asked, clean))
     plain = [f"{row['prompt']} {row['right']['it']}." for row in asked]
     for planted in (plain, [text.upper() for text in plain], [f"{clean[0]} {text} {clean[1]}" for text in plain]):
-        found = reading.leaks(asked, clean + planted)
+        found = contamination.leaks(asked, clean + planted)
         assert all(len(clean) + number in places for number, places in enumerate(found))
 
 
@@ -189,7 +195,7 @@ def test_facts_are_counted_by_italian_sentences_that_name_both():
         "La Calabria è bella.",
         "In Calabria c'è Cosenza.",
     ]
-    assert reading.times_read([ASKED], sentences) == [2]
+    assert contamination.times_read([ASKED], sentences) == [2]
 
 
 def test_a_name_inside_the_other_does_not_count_for_it():
@@ -199,17 +205,19 @@ def test_a_name_inside_the_other_does_not_count_for_it():
         "prompt": "Di che cosa è il vitello tonnato?",
     }
     sentences = ["Il vitello tonnato è buono.", "Per il vitello tonnato si usa il vitello.", "Il vitello mangia."]
-    assert reading.times_read([veal], sentences) == [1]
+    assert contamination.times_read([veal], sentences) == [1]
 
 
 def test_the_nearest_sentence_is_scikit_learns():
     text = pytest.importorskip("sklearn.feature_extraction.text")
     rows = read_jsonl(data_dir() / "corpora" / "italian_text.jsonl")[:60]
-    sentences = list(reading.sentences_of(("x", row["text"]) for row in rows))
+    sentences = list(contamination.sentences_of(("x", row["text"]) for row in rows))
     queries = [*sentences[:3], "Cosenza si trova in Calabria.", "Il gatto è un mammifero.", "zzz"]
-    theirs = text.TfidfVectorizer(analyzer="char", ngram_range=(4, 4), lowercase=False, preprocessor=reading.padded)
+    theirs = text.TfidfVectorizer(
+        analyzer="char", ngram_range=(4, 4), lowercase=False, preprocessor=contamination.padded
+    )
     likeness = (theirs.fit_transform(sentences) @ theirs.transform(queries).T).toarray().T
-    found = reading.Nearest(sentences).find(queries)
+    found = contamination.Nearest(sentences).find(queries)
     assert [cosine for _, cosine in found] == pytest.approx(likeness.max(1).tolist())
     assert [name for name, _ in found[:3]] == sentences[:3] and found[-1][1] == 0
 
@@ -217,11 +225,11 @@ def test_the_nearest_sentence_is_scikit_learns():
 def test_the_cosine_by_hand():
     """The texts abcd and abce, padded, have three sequences of four characters each, and share the first."""
     rare, shared = np.log(3 / 2) + 1, np.log(3 / 3) + 1
-    [(name, cosine)] = reading.Nearest(["abcd", "abce"]).find(["abcd"])
+    [(name, cosine)] = contamination.Nearest(["abcd", "abce"]).find(["abcd"])
     assert name == "abcd" and cosine == pytest.approx(1)
-    [(name, cosine)] = reading.Nearest(["abcd", "abce"]).find(["abc"])  # " abc", "abc " which nobody has
+    [(name, cosine)] = contamination.Nearest(["abcd", "abce"]).find(["abc"])  # " abc", "abc " which nobody has
     assert cosine == pytest.approx(shared / sqrt(shared**2 + 2 * rare**2))
-    assert reading.Nearest(["abcd"]).find([]) == []
+    assert contamination.Nearest(["abcd"]).find([]) == []
 
 
 @pytest.mark.parametrize(
@@ -236,7 +244,7 @@ def test_the_cosine_by_hand():
 )
 def test_what_a_sentence_is_to_an_answer(sentence, kind):
     row = ASKED | {"answer": "Cosenza si trova in Calabria."}
-    assert reading.what_was_read(row, sentence) == kind and kind in reading.READ
+    assert contamination.what_was_read(row, sentence) == kind and kind in contamination.READ
 
 
 # ---- the tests and the verdicts

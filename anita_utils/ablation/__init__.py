@@ -1,0 +1,1 @@
+"""The same recipe with stages left out or put in another order, over several seeds."""

@@ -1,0 +1,265 @@
+"""What an ablation shows: effects, interactions and verdicts, with intervals over seeds and items.
+
+>>> cells = {frozenset(): "base", frozenset({"sft"}): "sft", …}          # which arm has which stages
+>>> sheet = read_sheet(measured, "benchmark/mean it", list(cells.values()))
+>>> sheet.effect(factorial(cells)["sft × dpo"]).interval()
+(-0.012, 0.031)
+
+A measure is named "metric language split", the split left out where there is none. Shares are compared as they are,
+perplexities by their logarithms: 0.05 is then five per cent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas
+from scipy import stats
+
+from anita_utils import AnitaError
+from anita_utils.stats import LEVEL, Measurement, holm, pairs_won
+
+if TYPE_CHECKING:
+    from anita_utils.ablation.arms import Claim
+
+
+FACTORS = ("sft", "italian", "dpo")
+NOTHING = 1e-12  # below this a difference is the rounding of floating point
+Measured = Mapping[tuple[str, int], list[Measurement]]  # by arm and seed
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An estimated difference, its standard error, and the degrees of freedom of its t distribution."""
+
+    estimate: float
+    error: float
+    df: float
+    seeds: int
+
+    def above(self, threshold: float = 0.0) -> float:
+        """The one-sided p-value against "it is at most `threshold`"."""
+        gap = self.estimate - threshold
+        if self.error < NOTHING:  # no noise at all: what is seen is so
+            return 0.0 if gap > NOTHING else 1.0
+        return float(stats.t.sf(gap / self.error, self.df))
+
+    def below(self, threshold: float = 0.0) -> float:
+        """The one-sided p-value against "it is at least `threshold`"."""
+        return replace(self, estimate=-self.estimate).above(-threshold)
+
+    @property
+    def p(self) -> float:
+        """The two-sided p-value against "there is none"."""
+        return min(1.0, 2 * min(self.above(), self.below()))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        reach = float(stats.t.ppf((1 + level) / 2, self.df)) * self.error
+        return self.estimate - reach, self.estimate + reach
+
+
+def estimate(per_seed: np.ndarray, influences: Iterable[np.ndarray] = ()) -> Effect:
+    """The mean of one figure a seed, with an interval for other seeds and, where influences are given, other items.
+
+    per_seed: the figure (a contrast of arms, say) with each seed; at least two.
+    influences: for each set of items, seeds × clusters: how far each cluster pulls the figure from its mean.
+
+    Seeds and items are crossed, so the variance of the mean is that between seeds plus that between items, less their
+    interaction, which stands in both. Its degrees of freedom are Satterthwaite's.
+    """
+    n = len(per_seed)
+    if n < 2:
+        raise AnitaError(f"an interval over seeds takes two or more, not {n}: run `anita ablate --seeds 5`")
+    seeds = np.var(per_seed, ddof=1) / n
+    tables = [table for table in influences if table.shape[1] > 1]
+    items = sum(np.var(table.mean(axis=0), ddof=1) / table.shape[1] for table in tables)
+    within = sum(np.mean(np.var(table, axis=1, ddof=1)) / table.shape[1] for table in tables)
+    interaction = (within - items) / (n - 1)
+    more = max(items - interaction, items - seeds, 0.0)  # never less than either source alone
+    variance = seeds + more
+    clusters = max(2, sum(table.shape[1] for table in tables))
+    spread = seeds**2 / (n - 1) + more**2 / (clusters - 1)
+    df = variance**2 / spread if spread > 0 else n - 1
+    return Effect(float(np.mean(per_seed)), float(np.sqrt(variance)), float(df), n)
+
+
+def prediction_interval(values: np.ndarray, level: float = 0.99, step: float = 0.0) -> tuple[float, float]:
+    """Where one new seed's figure falls with that probability, if seeds vary normally.
+
+    step: the smallest change the figure can show, 1/n for a share of n items. Five seeds that agree to the last item
+    still leave room for rounding: the standard deviation is taken to be at least step / √12.
+    """
+    n = len(values)
+    deviation = max(float(np.std(values, ddof=1)), step / np.sqrt(12))
+    reach = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation * np.sqrt(1 + 1 / n)
+    return float(np.mean(values)) - reach, float(np.mean(values)) + reach
+
+
+# ---------------------------------------------------------------- arms, seeds, items
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One measure of several arms with several seeds, cluster by cluster.
+
+    scores, weights: for each part of the measure (one; six for the mean of the benchmarks) an array of arms × seeds ×
+    clusters; the part's figure is sum(scores) / sum(weights), the measure's the mean of its parts.
+    """
+
+    arms: list[str]
+    seeds: list[int]
+    scores: list[np.ndarray]
+    weights: list[np.ndarray]
+
+    def values(self) -> np.ndarray:
+        """The figures, arms × seeds; of a perplexity its logarithm."""
+        parts = [s.sum(-1) / w.sum(-1) for s, w in zip(self.scores, self.weights, strict=True)]
+        return np.mean(parts, axis=0)
+
+    def effect(self, contrast: Mapping[str, float]) -> Effect:
+        """The weighted sum of arms that `contrast` names."""
+        weights = np.array([contrast.get(arm, 0.0) for arm in self.arms])
+        influences = []
+        for score, weight in zip(self.scores, self.weights, strict=True):
+            ratio = score.sum(-1, keepdims=True) / weight.sum(-1, keepdims=True)
+            pulls = (score - ratio * weight) / weight.mean(-1, keepdims=True) / len(self.scores)
+            influences.append(np.tensordot(weights, pulls, 1))
+        return estimate(weights @ self.values(), influences)
+
+    def shuffled(self, random: np.random.Generator) -> Sheet:
+        """The same with the arms' labels dealt anew for each seed and cluster: no arm differs from another."""
+        return replace(self, scores=[random.permuted(score, axis=0) for score in self.scores])
+
+
+def read_sheet(measured: Measured, measure: str, arms: list[str]) -> Sheet:
+    """The measure of those arms, with the seeds that all of them were measured with (perhaps none)."""
+    seeds = sorted(set.intersection(*({seed for arm, seed in measured if arm == name} for name in arms)))
+    totals = [[[part.totals() for part in find(measured[arm, seed], measure)] for seed in seeds] for arm in arms]
+    if not seeds:
+        return Sheet(arms, [], [], [])
+    parts = range(len(totals[0][0]))
+    scores, weights = (
+        [np.array([[cell[part][side] for cell in row] for row in totals]) for part in parts] for side in (0, 1)
+    )
+    return Sheet(arms, seeds, scores, weights)
+
+
+def find(measured: list[Measurement], measure: str) -> list[Measurement]:
+    """The measurements behind a measure's name. AnitaError for one that was not measured."""
+    metric, language, split = (measure.split() + [None, None])[:3]
+    language = language or "all"
+    if metric == "benchmark/mean":
+        found = [m for m in measured if m.metric.startswith("benchmark/") and m.language == language]
+    elif metric == "preference_accuracy_logprob" and not any(m.metric == metric for m in measured):
+        found = [pairs_won(m) for m in measured if m.metric == "preference_margin"]
+    else:
+        found = [m for m in measured if m.name == (metric, language, split) and not m.bins]
+    if not found:
+        known = ", ".join(" ".join(filter(None, m.name)) for m in measured)
+        known = f"benchmark/mean en, benchmark/mean it, preference_accuracy_logprob, {known}"
+        raise AnitaError(f"no measure '{measure}' was taken: choose {known}")
+    return found
+
+
+# ---------------------------------------------------------------- the factorial
+
+
+def factorial(cells: Mapping[frozenset[str], str]) -> dict[str, dict[str, float]]:
+    """The contrasts of a 2 × 2 × 2 design: three main effects and four interactions, each as weights of arms.
+
+    cells: the arm that has exactly those stages. A main effect is the mean with the stage less the mean without; an
+    interaction of two is half the difference that one makes to the other's effect, and so on (Yates's convention).
+    """
+    contrasts = {}
+    for size in range(1, len(FACTORS) + 1):
+        for named in combinations(FACTORS, size):
+            signs = {cell: np.prod([1 if factor in cell else -1 for factor in named]) for cell in cells}
+            contrasts[" × ".join(named)] = {cells[cell]: float(sign) / (len(cells) / 2) for cell, sign in signs.items()}
+    return contrasts
+
+
+def effects_table(measured: Measured, cells: Mapping[frozenset[str], str], measures: list[str]) -> pandas.DataFrame:
+    """Every effect on every measure, a row each, corrected over all of them (Holm). Empty below two seeds."""
+    rows = []
+    for measure in measures:
+        sheet = read_sheet(measured, measure, list(cells.values()))
+        if len(sheet.seeds) < 2:
+            continue
+        for name, contrast in factorial(cells).items():
+            effect = sheet.effect(contrast)
+            low, high = effect.interval()
+            rows.append({"measure": measure, "effect": name, "estimate": effect.estimate, "low": low, "high": high,
+                         "seeds": effect.seeds, "p": effect.p})  # fmt: skip
+    columns = ["measure", "effect", "estimate", "low", "high", "seeds", "p"]
+    table = pandas.DataFrame(rows, columns=columns)
+    return table.assign(p_holm=_holm(table["p"].to_numpy(float)))
+
+
+def shuffled_control(sheets: list[Sheet], contrasts: Mapping[str, dict], rounds: int = 100, seed: int = 0) -> float:
+    """The share of rounds in which the same analysis, Holm's correction and all, finds something in shuffled labels.
+
+    An honest analysis finds one in at most about 5 % of the rounds.
+    """
+    random, found = np.random.default_rng(seed), 0
+    for _ in range(rounds):
+        dealt = [sheet.shuffled(random) for sheet in sheets]
+        p = np.array([sheet.effect(contrast).p for sheet in dealt for contrast in contrasts.values()])
+        found += bool((_holm(p) < LEVEL).any())
+    return found / rounds
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def evidence(effect: Effect, kind: str, worth: float) -> tuple[float, float]:
+    """Two p-values: small if the data speak for a claim, and small if they speak against it.
+
+    kind: "higher", the difference is above zero (against: it is below `worth`); "kept", no more than `worth` is lost
+    (against: more is); "differs", it is not zero (against: it lies within `worth` of zero either way).
+    """
+    if kind == "higher":
+        return effect.above(), effect.below(worth)
+    if kind == "kept":
+        return effect.above(-worth), effect.below(-worth)
+    return effect.p, max(effect.below(worth), effect.above(-worth))
+
+
+def verdict(p_for: float, p_against: float, seeds: int) -> str:
+    """In words. An effect that is there, but surely too small to be worth naming, does not support a claim."""
+    if p_against < LEVEL:
+        return "not supported"
+    return "supported" if p_for < LEVEL else f"undecided at n = {seeds} seeds"
+
+
+def claims_table(measured: Measured, claims: Mapping[str, Claim]) -> pandas.DataFrame:
+    """A verdict for each claim and measure; a family's p-values, for and against, are corrected together (Holm)."""
+    rows = []
+    for name, claim in claims.items():
+        for measure in claim.measures:
+            row = {"claim": name, "family": claim.family, "measure": measure, "estimate": np.nan, "low": np.nan,
+                   "high": np.nan, "worth": claim.worth, "seeds": 0, "for": np.nan, "against": np.nan}  # fmt: skip
+            sheet = read_sheet(measured, measure, list(claim.contrast))
+            row["seeds"] = len(sheet.seeds)
+            if len(sheet.seeds) > 1:
+                effect = sheet.effect(claim.contrast)
+                row["estimate"], (row["low"], row["high"]) = effect.estimate, effect.interval()
+                row["for"], row["against"] = evidence(effect, claim.kind, claim.worth)
+            rows.append(row)
+    table = pandas.DataFrame(rows)
+    if rows:
+        ready = table["seeds"] > 1
+        for family in table["family"].unique():
+            own = ready & (table["family"] == family)
+            table.loc[own, ["for", "against"]] = _holm(table.loc[own, ["for", "against"]].to_numpy())
+        words = [verdict(*p) for p in table[["for", "against", "seeds"]].itertuples(index=False)]
+        table["verdict"] = np.where(ready, words, "not measured with two seeds yet")
+    return table
+
+
+def _holm(p: np.ndarray) -> np.ndarray:
+    """Holm's correction of p-values of any shape, all as one family."""
+    return np.reshape(holm(np.ravel(p)), np.shape(p))

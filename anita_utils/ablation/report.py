@@ -1,0 +1,126 @@
+"""What came of an ablation, in its run's folder: ablation.csv, effects.csv, claims.csv, and all of it in ablation.md.
+
+>>> run, _ = ablate(profile, ablation, seeds)
+>>> write_results(run, ablation)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from anita_utils import shown
+from anita_utils.ablation.arms import Ablation, load_ablation
+from anita_utils.ablation.campaign import COSTS
+from anita_utils.ablation.effects import (
+    claims_table,
+    effects_table,
+    estimate,
+    factorial,
+    prediction_interval,
+    read_sheet,
+    shuffled_control,
+)
+from anita_utils.ablation.results import Kept, kept_file, read_kept
+from anita_utils.paths import write_text
+from anita_utils.profile import REHEARSAL, Profile
+from anita_utils.run import Run
+
+SMOOTH = ("perplexity", "train/")  # figures that do not move in steps of one item
+
+
+def write_results(run: Run, ablation: Ablation) -> Path:
+    """Writes ablation.csv, effects.csv, claims.csv and, with all of them for people, ablation.md; returns the last."""
+    results = read_kept(run.folder / "results.jsonl")
+    table = results_table(results)
+    measured, factors = results.measured, ablation.factorial()
+    effects = effects_table(measured, factors, ablation.measures if factors else [])
+    claims = claims_table(measured, ablation.claims)
+    for name, frame in {"ablation": table, "effects": effects, "claims": claims}.items():
+        write_text(run.folder / f"{name}.csv", frame.to_csv(index=False))
+    commit = run.info().get("commit") or "unknown"
+    parts = [
+        f"# Ablation, profile {run.profile.name}",
+        f"Seeds {', '.join(map(str, results.seeds)) or 'none'}; commit {commit.replace('+', ' (with changes)')}; arms "
+        f"from {shown(ablation.file)}, hash {ablation.digest}. In brackets: 95 % intervals.",
+        "## Arms",
+        "Means over seeds; the intervals are for other seeds.",
+        _markdown(arms_overview(table, ablation)),
+    ]
+    if len(effects):
+        sheets = [read_sheet(measured, measure, list(factors.values())) for measure in ablation.measures]
+        control = shuffled_control(sheets, factorial(factors))
+        parts += [
+            "## Effects and interactions",
+            "The 2 × 2 × 2 of SFT, Italian text and DPO; intervals over seeds and items; p corrected over the whole "
+            f"table (Holm). With the arms' labels shuffled, something was found in {control:.0%} of 100 rounds.",
+            _markdown(effects.assign(interval=_intervals(effects))
+                      [["measure", "effect", "estimate", "interval", "p_holm"]]),
+        ]  # fmt: skip
+    if len(claims):
+        said = [ablation.claims[name].says for name in claims["claim"]]
+        columns = ["claim", "measure", "estimate", "interval", "worth", "verdict"]
+        parts += ["## Claims", _markdown(claims.assign(claim=said, interval=_intervals(claims))[columns])]
+    write_text(run.folder / "ablation.md", "\n\n".join(parts) + "\n")
+    return run.folder / "ablation.md"
+
+
+def results_table(results: Kept) -> pandas.DataFrame:
+    """For each arm and measure: how many seeds, mean, 95 % interval of the mean, 99 % interval for one new seed."""
+    lines = []
+    keys = ["arm", "metric", "language", "split"]
+    for key, group in results.frame().groupby(keys, sort=False, dropna=False):
+        values = group["value"].to_numpy(float)
+        line = dict(zip(keys, key, strict=True)) | {"seeds": len(values), "mean": values.mean()}
+        if len(values) > 1:
+            step = 0.0 if key[1].startswith(SMOOTH) else 1 / group["n"].min()
+            line["low"], line["high"] = estimate(values).interval()
+            line["new_low"], line["new_high"] = prediction_interval(values, step=step)
+        lines.append(line)
+    return pandas.DataFrame(lines, columns=[*keys, "seeds", "mean", "low", "high", "new_low", "new_high"])
+
+
+def on_the_8b(profile: Profile, judged: pandas.DataFrame) -> list[str]:
+    """For each claim and measure of `judged` the verdict on an 8B: of the profile's own arms, where its base is one and
+    its results are kept with the course; else "not run".
+    """
+    results = read_kept(kept_file(profile.name))
+    if "8B" not in profile.model.base or not results.lines:
+        return ["not run"] * len(judged)
+    claims = load_ablation(profile.name.removeprefix(REHEARSAL)).claims
+    table = claims_table(results.measured, claims).set_index(["claim", "measure"])
+    verdicts = table["verdict"].where(table["seeds"] > 0, "not run").to_dict()
+    return [verdicts.get(key, "not run") for key in judged[["claim", "measure"]].itertuples(index=False, name=None)]
+
+
+def arms_overview(table: pandas.DataFrame, ablation: Ablation) -> pandas.DataFrame:
+    """The arms, a row each, under the measures that the file of arms names, and what their training cost."""
+    names = table[["metric", "language", "split"]].fillna("").agg(" ".join, axis=1).str.strip().str.removesuffix(" all")
+    columns = [*(measure.removesuffix(" all") for measure in ablation.measures), *COSTS]
+    lines = []
+    for arm in table["arm"].unique():
+        own = table[table["arm"] == arm].set_index(names[table["arm"] == arm])
+        cells = {name: own.loc[name] for name in columns if name in own.index}
+        shown_cells = {name: f"{_number(cell['mean'])} {_interval(cell)}".strip() for name, cell in cells.items()}
+        lines.append({"arm": arm, "seeds": own["seeds"].iloc[0]} | shown_cells)
+    return pandas.DataFrame(lines)
+
+
+def _number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _interval(row: pandas.Series) -> str:
+    return "" if np.isnan(row["low"]) else f"[{_number(row['low'])}, {_number(row['high'])}]"
+
+
+def _intervals(table: pandas.DataFrame) -> list[str]:
+    return [_interval(row) for _, row in table.iterrows()]
+
+
+def _markdown(table: pandas.DataFrame) -> str:
+    lines = [list(table.columns), ["---"] * len(table.columns)]
+    lines += [[_number(x) if isinstance(x, float) else str(x) for x in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

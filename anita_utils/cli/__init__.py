@@ -1,0 +1,1 @@
+"""The `anita` command: a file a verb."""

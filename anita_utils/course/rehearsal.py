@@ -1,0 +1,161 @@
+"""A rehearsal: every lesson under a profile's own keys, with the shipped model and data, in a few steps.
+
+>>> rehearsed, changes = rehearse(load_profile("h100"), detect_machine())
+>>> rehearsed.name, rehearsed.stages["dpo"].lora.r, rehearsed.stages["dpo"].gradient_accumulation_steps
+('rehearsal-h100', 64, 12)
+
+So that no branch of a lesson is first run on a rented GPU. Its figures mean nothing: they stay in a run of their own,
+which `runs/latest` never points at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from anita_utils.hub import SHIPPED_BASE
+from anita_utils.machine import Machine, detect_machine
+from anita_utils.paths import data_dir, environment, write_text
+from anita_utils.profile import REHEARSAL, HubData, Model, Profile, load_profile, parse_profile
+from anita_utils.run import Run
+from anita_utils.training import COMPUTE_DTYPES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+EXAMPLES = 32  # a stage
+EPOCHS = 5  # at least five updates, whatever the batch: the trainer logs every fifth, and a lesson draws the log
+LENGTH = 256  # tokens a row: the small model could take 1,024, but nobody needs to wait for that
+ITEMS = 4  # a benchmark
+PROBES = 2  # of each kind
+ANSWER = 16  # tokens
+CORPORA = {"sft": "sft", "italian": "italian_text", "dpo": "dpo"}  # what is read in place of a data set on the Hub
+NEEDS_A_GPU = re.compile(r"paged|8bit|bnb")
+
+
+def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
+    """The profile as it can be rehearsed on `machine`, and what is other than in `profile`, in words.
+
+    All else is the profile's: order, quantisation, adapters, rates, schedules, batches, accumulation, packing,
+    checkpointing. Data sets keep their names and their way through the adapters, but are read from the shipped
+    corpora.
+    """
+    new = profile.model_copy(deep=True)
+    new.name = REHEARSAL + profile.name
+    new.precision = possible(profile.precision, machine)
+    wanted = next(short for short, long in COMPUTE_DTYPES.items() if long == profile.model.dtype)
+    new.model = Model(base=SHIPPED_BASE, dtype=COMPUTE_DTYPES[possible(wanted, machine)])
+    for name, stage in new.stages.items():
+        for corpus in set(stage.data) & set(new.datasets):
+            new.datasets[corpus] = shipped_data(new.datasets[corpus], CORPORA.get(name, "sft"))
+        stage.examples = min(EXAMPLES, stage.examples or EXAMPLES)
+        stage.num_train_epochs = EPOCHS
+        stage.max_length = min(LENGTH, stage.max_length)
+        stage.row_length = stage.row_length and min(LENGTH, stage.row_length)
+        if machine.gpu is None and NEEDS_A_GPU.search(stage.optim):
+            stage.optim = "adamw_torch"
+    new.evaluation.suite = "piccola"  # the data of others is on the Hub
+    new.evaluation.limit = min(ITEMS, new.evaluation.limit or ITEMS)
+    new.evaluation.max_new_tokens = min(ANSWER, new.evaluation.max_new_tokens)
+    return parse_profile(new.model_dump(), f"the rehearsal of {profile.name}"), changes(profile, new)
+
+
+def possible(precision: str, machine: Machine) -> str:
+    """The precision nearest to the one asked for that the machine computes by instructions of its own."""
+    if precision == "fp32" or (precision == "bf16" and machine.bf16):
+        return precision
+    if machine.gpu is not None:
+        return "fp16"
+    return "bf16" if machine.bf16 else "fp32"
+
+
+def shipped_data(settings: HubData, corpus: str) -> HubData:
+    """The settings of a data set on the Hub, made to read a shipped corpus, which has no `source` to choose by."""
+    file = data_dir() / "corpora" / f"{corpus}.jsonl"
+    return settings.model_copy(update={"files": str(file), "sample": EXAMPLES, "without": []})
+
+
+def changes(old: Profile, new: Profile) -> list[str]:
+    """What a rehearsal changes, as people say it; what stays the same is left out."""
+    optimizers = {stage.optim for name, stage in old.stages.items() if stage != new.stages[name]}
+    optimizers -= {stage.optim for stage in new.stages.values()}
+    swaps = [
+        (old.model.base, new.model.base),
+        (old.precision, new.precision),
+        (old.model.dtype, new.model.dtype),
+        (" and ".join(sorted(optimizers)), "adamw_torch" if optimizers else ""),
+        ("the data sets", "the shipped corpora" if old.datasets else "the data sets"),
+        (old.evaluation.suite, new.evaluation.suite),
+    ]
+    return [
+        *(f"{after} for {before}" for before, after in swaps if before != after),
+        f"{EXAMPLES} examples and {EPOCHS} epochs a stage",
+        f"at most {LENGTH} tokens a row",
+        f"{ITEMS} items a benchmark, {PROBES} probes of a kind, answers of at most {ANSWER} tokens",
+    ]
+
+
+def few(rows: list[dict], each: int = PROBES) -> list[dict]:
+    """Up to `each` rows of every kind there is, first those with a twin: a harmful request, a harmless one like it."""
+    twins = Counter((row.get("language"), row.get("cluster")) for row in rows)
+    rows = sorted(rows, key=lambda row: (-twins[row.get("language"), row.get("cluster")], row.get("cluster", "")))
+    taken: Counter = Counter()
+    kept = []
+    for row in rows:
+        kind = tuple(row.get(key) for key in ("language", "split", "kind", "side"))
+        taken[kind] += 1
+        if taken[kind] <= each:
+            kept.append(row)
+    return kept
+
+
+def small_data(folder: Path) -> Path:
+    """A data folder for `ANITA_DATA`: the course's own, linked, but with a few probes of each kind."""
+    from anita_utils.rows import read_jsonl
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for entry in data_dir().iterdir():
+        if entry.name != "probes":
+            (folder / entry.name).symlink_to(entry, target_is_directory=entry.is_dir())
+    for file in (data_dir() / "probes").glob("*.jsonl"):
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in few(read_jsonl(file)))
+        write_text(folder / "probes" / file.name, "".join(lines))
+    return folder
+
+
+def rehearse_course(
+    profile: str,
+    run_name: str = "latest",
+    seed: int = 42,
+    only: list[str] | tuple[str, ...] = (),
+    resume: bool = False,
+    timeout_per_cell: int = 600,
+    notebooks: Path | None = None,
+    console: Console | None = None,
+) -> int:
+    """Runs the course as a rehearsal of `profile`; the arguments and what is returned are those of `run_course`.
+
+    run_name: "latest" stands for rehearsal-NAME here. The rehearsed profile is written into the run's folder.
+    """
+    from rich.console import Console
+
+    from anita_utils.course.lessons import lessons_folder, run_course, select_lessons
+
+    console = console or Console()
+    select_lessons(notebooks or lessons_folder(), only)  # before anything is written
+    rehearsed, changed = rehearse(load_profile(profile), detect_machine())
+    run = Run.open(rehearsed.name if run_name == "latest" else run_name, rehearsed, seed)
+    file = run.folder / f"{rehearsed.name}.yaml"
+    said = f"{rehearsed.name}, whose figures mean nothing: {'; '.join(changed)}. All else is the profile's own."
+    write_text(file, f"# {said}\n" + yaml.safe_dump(rehearsed.model_dump(mode="json"), sort_keys=False))
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    with environment(ANITA_DATA=str(small_data(run.folder / "data"))):
+        return run_course(str(file), run.folder.name, seed, only, resume, timeout_per_cell, False, notebooks, console)

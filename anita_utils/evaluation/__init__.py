@@ -1,0 +1,1 @@
+"""Measuring models: benchmarks, judges of answers, and what each metric means."""

@@ -1,0 +1,280 @@
+"""Measuring a model: benchmarks through lm-eval, answers to questions, perplexity, language, refusal, preferences.
+
+>>> before, after = evaluate("data/tiny-llama-3-instruct", profile), evaluate("runs/latest/models/dpo/merged", profile)
+>>> rows(after, "dpo"); differences(before, after)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from anita_utils.cache import Entry, cached
+from anita_utils.data import IGNORED, encode_chat, encode_text
+from anita_utils.evaluation.benchmarks import load_suite, run_benchmarks, suite_named
+from anita_utils.evaluation.judges import language_of, names_it, refuses, straight
+from anita_utils.hub import model_key
+from anita_utils.model import chat, checked_tokenizer, held_for_evaluation, load_for_evaluation
+from anita_utils.paths import data_dir, file_hash
+from anita_utils.profile import Profile
+from anita_utils.rows import read_jsonl
+from anita_utils.run import Run
+from anita_utils.stats import (
+    Measurement,
+    compare,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+PARTS = ("answers", "benchmarks")  # of an evaluation, each cached by itself
+
+
+# ---------------------------------------------------------------- measures
+
+
+def probes(name: str) -> list[dict]:
+    return read_jsonl(data_dir() / "probes" / f"{name}.jsonl")
+
+
+def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[dict], profile: Profile) -> list[dict]:
+    """The items with the model's greedy `answer` to each `prompt`."""
+    evaluation = profile.evaluation
+    answers = chat(
+        model, tokenizer, [item["prompt"] for item in items], None, evaluation.max_new_tokens, evaluation.batch_size
+    )
+    return [{**item, "answer": answer} for item, answer in zip(items, answers, strict=True)]
+
+
+def share(metric: str, items: list[dict], judge, keys: tuple[str, ...] = ("language", "split")) -> list[Measurement]:
+    """The share of items the judge says yes to, or its mean, for each combination of the keys."""
+    cells: dict[tuple, list[dict]] = defaultdict(list)
+    for item in items:
+        cells[tuple(item.get(key) for key in keys)].append(item)
+    measured = []
+    for cell, members in sorted(cells.items(), key=str):
+        place = dict(zip(keys, cell, strict=True))
+        scores = [float(judge(item)) for item in members]
+        measured.append(Measurement(metric, place.get("language", "all"), place.get("split"), scores,
+                                    [item["cluster"] for item in members]))  # fmt: skip
+    return measured
+
+
+def right_in_either(item: dict) -> bool:
+    return any(names_it(item["answer"], item["right"][code], *item["subject"].values()) for code in ("en", "it"))
+
+
+def right_in_language(item: dict) -> bool:
+    language = item["language"]
+    named = names_it(item["answer"], item["right"][language], *item["subject"].values())
+    return named and language_of(item["answer"]) == language
+
+
+def judge_answers(answered: dict[str, list[dict]]) -> list[Measurement]:
+    """Every measure that reads generated answers."""
+    conduct = answered["conduct"]
+    harmful = [item for item in conduct if item["side"] == "harm"]
+    harmless = [item for item in conduct if item["side"] == "safe"]
+    return [
+        *share("chat/accuracy", answered["chat"], right_in_either),
+        *share("chat/accuracy_in_language", answered["chat"], right_in_language),
+        *share("answer_words", answered["chat"], lambda item: len(item["answer"].split()), ("language",)),
+        *share(
+            "chat/accuracy",
+            answered["new_kinds"],
+            lambda item: straight(item["answer"]) == straight(item["expected"]),
+        ),
+        *share(
+            "language_fidelity",
+            answered["fidelity"],
+            lambda i: language_of(i["answer"]) == i["language"],
+            ("language",),
+        ),
+        *share("refusal/harmful", harmful, lambda item: refuses(item["answer"]), ("split",)),
+        *share("refusal/harmless", harmless, lambda item: refuses(item["answer"]), ("split",)),
+    ]
+
+
+def scored_logits(model, encoded: list[dict[str, list[int]]], batch_size: int) -> Iterator[tuple]:
+    """The model's logits wherever a token of an example is scored, batch by batch: numbers of the examples, logits
+    (examples × places × vocabulary, fp32), and labels (examples × places, IGNORED where an example scores nothing).
+    """
+    import torch
+
+    order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]["input_ids"]))
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        width = max(len(encoded[n]["input_ids"]) for n in numbers)
+        # Right padding is right here: nothing is generated, and no real token sees what stands after it.
+        ids = torch.tensor([encoded[n]["input_ids"] + [0] * (width - len(encoded[n]["input_ids"])) for n in numbers])
+        labels = torch.tensor([encoded[n]["labels"] + [IGNORED] * (width - len(encoded[n]["labels"])) for n in numbers])
+        ids, labels = ids.to(model.device), labels[:, 1:].to(model.device)
+        places = (labels != IGNORED).any(0).nonzero().squeeze(1)  # of most prompts nothing is scored
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=places).logits.float()
+        yield numbers, logits, labels[:, places]
+
+
+def log_likelihoods(model, encoded: list[dict[str, list[int]]], batch_size: int) -> tuple[list[float], list[int]]:
+    """The summed log-probability of the scored tokens of each example, and how many those are."""
+    from torch.nn.functional import cross_entropy
+
+    totals, counts = [0.0] * len(encoded), [0] * len(encoded)
+    for numbers, logits, labels in scored_logits(model, encoded, batch_size):
+        losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        sums, scored = losses.view(labels.shape).sum(1).tolist(), (labels != IGNORED).sum(1).tolist()
+        for number, loss, count in zip(numbers, sums, scored, strict=True):
+            totals[number], counts[number] = -loss, count
+    return totals, counts
+
+
+def perplexity(model, tokenizer, items: list[dict], batch_size: int) -> list[Measurement]:
+    """exp of the mean negative log-likelihood a token, per language, on texts kept out of training; and bits a byte.
+
+    A tokeniser of longer tokens has fewer of them, each harder to guess: perplexities of two tokenisers do not compare.
+    Bits a byte of UTF-8 do; both count the end of a text as part of it.
+    """
+    measured = []
+    for language in ("en", "it"):
+        texts = [item for item in items if item["language"] == language]
+        encoded = [encode_text(item["text"], tokenizer, 1024) for item in texts]
+        totals, counts = log_likelihoods(model, encoded, batch_size)
+        clusters, weights = [item["cluster"] for item in texts], [float(count) for count in counts]
+        measured.append(Measurement("perplexity", language, None, [-total for total in totals], clusters, weights))
+        lengths = [float(len(item["text"].encode())) for item in texts]
+        bits = [-total / math.log(2) for total in totals]
+        measured.append(Measurement("bits_per_byte", language, None, bits, clusters, lengths))
+    return measured
+
+
+def preferences(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
+    """Log-probability of the chosen answer less the rejected one's, for each held-out pair."""
+    sides = pair_likelihoods(model, tokenizer, pairs, batch_size)
+    margins = [good - bad for good, bad in zip(sides["chosen"], sides["rejected"], strict=True)]
+    return [Measurement("preference_margin", "all", None, margins, pair_clusters(pairs))]
+
+
+def pair_likelihoods(model, tokenizer, pairs: list[dict], batch_size: int) -> dict[str, list[float]]:
+    """The log-probability of each pair's `chosen` and `rejected` answer, summed over its tokens, in nats."""
+    sides = {}
+    for side in ("chosen", "rejected"):
+        encoded = [encode_chat(pair["prompt"] + pair[side], tokenizer, 1024) for pair in pairs]
+        sides[side], _ = log_likelihoods(model, encoded, batch_size)
+    return sides
+
+
+def pair_clusters(pairs: list[dict]) -> list[str]:
+    """One cluster for each prompt: the same question may stand in several pairs."""
+    return [pair["prompt"][0]["content"] for pair in pairs]
+
+
+def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True, answers: bool = True) -> list[Measurement]:
+    """Every measure of the model at `path`, from the cache when the same model was measured the same way before.
+
+    benchmarks: False leaves them out; answers: False leaves out all others.
+    """
+    # The benchmarks first: one that is broken is told before minutes go into answers
+    parts = [part for part, wanted in (("benchmarks", benchmarks), ("answers", answers)) if wanted]
+    return [one for _, measured in _cached(path, profile, parts) for one in measured]
+
+
+def answers_of(path: str | Path, profile: Profile) -> dict[str, list[dict]]:
+    """The model's answers to all probes, by probe: what the figures were read from."""
+    return _cached(path, profile, ["answers"])[0][0]
+
+
+def evaluation_entry(model: str, profile: Profile, part: str) -> Entry:
+    """Where the cache keeps a part of what was measured of a model. model: as `hub.model_key` names it."""
+    return cached(f"evaluations/{part}", {"model": model} | measured_with(profile))
+
+
+def _cached(
+    path: str | Path, profile: Profile, parts: list[str]
+) -> list[tuple[dict[str, list[dict]], list[Measurement]]]:
+    entries = {part: evaluation_entry(model_key(path), profile, part) for part in parts}
+    stored = {part: entry.read() for part, entry in entries.items()}
+    missing = [part for part, found in stored.items() if found is None]
+    for part, answers, measured in _measure(path, profile, missing) if missing else []:
+        entries[part].write({"answers": answers, "measured": [asdict(m) for m in measured]})
+        stored[part] = entries[part].read()
+    return [(found["answers"], [Measurement(**row) for row in found["measured"]]) for found in stored.values()]
+
+
+def measured_with(profile: Profile) -> dict:
+    """Everything that a figure depends on but the model and the code: settings and items."""
+    files = sorted([*(data_dir() / "probes").glob("*.jsonl"), *(data_dir() / "benchmarks").rglob("*.*")])
+    held = held_for_evaluation(profile)
+    return {
+        "evaluation": profile.evaluation.model_dump(exclude_none=True),
+        "data": [file_hash(file) for file in files if file.suffix in {".jsonl", ".yaml", ".py"}],
+        "benchmarks": suite_named(profile.evaluation.suite),
+        "held": [profile.model.dtype, held.model_dump() if held.load_in_4bit else None],
+        "system_in_user": profile.model.system_in_user,
+    }
+
+
+def _measure(
+    path: str | Path, profile: Profile, parts: list[str]
+) -> Iterator[tuple[str, dict[str, list[dict]], list[Measurement]]]:
+    """Each part with the answers it was read from; the model is read once."""
+    tokenizer = checked_tokenizer(path, profile.model.system_in_user)  # before the weights are read
+    tasks = load_suite(profile.evaluation.suite) if "benchmarks" in parts else None
+    model = load_for_evaluation(path, profile)
+    for part in parts:
+        if part == "benchmarks":
+            yield part, {}, run_benchmarks(model, tokenizer, profile, tasks)
+        else:
+            yield part, *measure_answers(model, tokenizer, profile)
+
+
+def measure_answers(model, tokenizer, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
+    batch_size = profile.evaluation.batch_size
+    answered = {
+        name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")
+    }
+    measured = [
+        *judge_answers(answered),
+        *perplexity(model, tokenizer, probes("perplexity"), batch_size),
+        *preferences(model, tokenizer, probes("preferences"), batch_size),
+    ]
+    return answered, measured
+
+
+# ---------------------------------------------------------------- comparison
+
+
+class Stored(NamedTuple):
+    """What was measured of a model, item by item, and the keys of the cache's entries that hold it."""
+
+    keys: list[str]
+    measured: list[Measurement]
+
+
+def stored(run: Run) -> dict[str, Stored]:
+    """What the cache holds of the base and of each stage of the run. Nothing is measured, resolved or downloaded: the
+    base may be on another machine.
+    """
+    merged = {stage: run.model_dir(stage) / "merged" for stage in run.profile.order}
+    models = {"base": run.base_key} | {stage: model_key(path) for stage, path in merged.items() if path.is_dir()}
+    found = {}
+    for stage, key in models.items():
+        entries = [evaluation_entry(key, run.profile, part) for part in reversed(PARTS)]
+        kept = {entry.key: value for entry in entries if (value := entry.read()) is not None}
+        rows = [row for value in kept.values() for row in value["measured"]]
+        if key and rows:
+            found[stage] = Stored(list(kept), [Measurement(**row) for row in rows])
+    return found
+
+
+def compared(before: Stored, after: Stored) -> list[dict[str, Any]]:
+    """Rows of after less before, for what was measured on the same items: value, 95 % interval, n, p and Holm's p.
+
+    p and p_holm are None where no paired test fits (see `statistics.paired_tests`).
+    """
+    entry = cached("comparisons/pair", before.keys, after.keys)
+    return entry.value(lambda: compare(before.measured, after.measured))

@@ -1,0 +1,292 @@
+"""What a run leaves behind: run.json, metrics.jsonl, figures and models, all in one folder.
+
+>>> run = Run.open("latest", "cpu")
+>>> run.record("05_evaluation", [{"stage": "dpo", "metric": "perplexity", "value": 2.9, "language": "it", "n": 500}])
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from anita_utils import AnitaError, checkout, shown
+from anita_utils.machine import detect_machine
+from anita_utils.paths import locked, read_lines, read_text, replacing, runs_dir, write_text
+from anita_utils.profile import REHEARSAL, Profile, load_profile, parse_profile
+
+RUN_NAME = re.compile(r"[\w][\w.-]*")
+FORMAT = 2  # of run.json: 2 since its profile has the libraries' own names
+RESERVED = {"latest", "cache"}  # other things that live in the folder of runs
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: 75 → "1:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+class Metric(BaseModel):
+    """One measured figure: a line of metrics.jsonl."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    notebook: str = Field("", description="The lesson that measured it; filled in by `Run.record`.")
+    arm: str = Field("recipe", description="'recipe', or the name of an ablation.")
+    stage: str = Field(description="The model measured: base, sft, italian, dpo; or 'difference', last less base.")
+    metric: str = Field(description="What was measured, for instance 'benchmark/arc' or 'perplexity'.")
+    value: float = Field(description="The figure; shares are 0 to 1.")
+    ci_low: float | None = Field(None, description="Lower end of the 95 % interval.")
+    ci_high: float | None = Field(None, description="Upper end of the 95 % interval.")
+    n: int | None = Field(None, description="How many items stand behind it.")
+    language: Literal["en", "it", "all"] = Field("all", description="The language of the items.")
+    split: str | None = Field(None, description="Which part of the data, for instance 'never_in_italian'.")
+    seed: int | None = Field(None, description="The seed; where there is none, `Run.record` fills in the run's.")
+    profile: str | None = Field(None, description="The profile's name; filled in by `Run.record`.")
+
+
+class Run:
+    """A folder under `runs/` and what is known about it. Made by `Run.open`, read by `Run.load`."""
+
+    def __init__(self, folder: Path, profile: Profile, seed: int):
+        self.folder = folder
+        self.profile = profile
+        self.seed = seed
+
+    @classmethod
+    def open(
+        cls, name: str = "latest", profile: str | Path | Profile = "cpu", seed: int = 42, newest: bool = True
+    ) -> Run:
+        """Opens the run called `name`, making it if need be; for the lessons, points `runs/latest` at it.
+
+        name: a folder's name under `runs/`. "latest" is the newest run if it has this profile, else a run called after
+            the profile.
+        profile: a profile's name, the path of one, or the Profile itself.
+        seed: the seed of everything drawn at random.
+        newest: whether `runs/latest` is to point at it. Only a run of the lessons moves it; a rehearsal never does.
+
+        A run keeps its profile: AnitaError when a run of that name has another one, when run.json is damaged, or when
+        the machine cannot do what the profile asks.
+        """
+        profile = profile if isinstance(profile, Profile) else load_profile(profile)
+        machine = detect_machine()
+        profile.check(machine)
+        if name == "latest":
+            latest = cls.latest()
+            name = latest.folder.name if latest and latest.profile.name == profile.name else profile.name
+        if name in RESERVED or not RUN_NAME.fullmatch(name):
+            raise AnitaError(f"'{name}' cannot name a run: use letters, digits, '.', '_' and '-'")
+
+        run = cls(runs_dir() / name, profile, seed)
+        with run._changing() as info:
+            if info.get("profile", {}).get("name", profile.name) != profile.name:
+                raise AnitaError(
+                    f"run '{name}' was made with profile '{info['profile']['name']}', not '{profile.name}': "
+                    "choose another name with --run"
+                )
+            lessons = info.get("lessons", {})
+            if (info.get("profile"), info.get("seed")) != (profile.model_dump(), seed):  # made on other terms
+                lessons = {lesson: done | {"status": "outdated"} for lesson, done in lessons.items()}
+            started = info.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
+            info |= {
+                "format": FORMAT,
+                "profile": profile.model_dump(),
+                "seed": seed,
+                "commit": git_commit(),
+                "machine": machine.model_dump(mode="json", exclude={"versions"}),
+                "versions": machine.versions,
+                "started": started,
+                "lessons": lessons,
+            }
+        if newest and not profile.name.startswith(REHEARSAL):  # whose figures mean nothing
+            _point_latest(run.folder)
+        return run
+
+    @classmethod
+    def load(cls, name: str = "latest") -> Run:
+        """The run called `name`, to be read: nothing is made or changed. AnitaError when there is none."""
+        folder = (runs_dir() / name).resolve()
+        if not (folder / "run.json").is_file():
+            raise AnitaError(f"no run '{name}' in {shown(runs_dir())}: run `anita course` first, or choose another")
+        info = _read_info(folder / "run.json")
+        return cls(folder, parse_profile(info["profile"], shown(folder / "run.json")), info["seed"])
+
+    @classmethod
+    def latest(cls) -> Run | None:
+        """The newest run, to be read; None before there is one."""
+        return cls.load() if (runs_dir() / "latest").exists() else None
+
+    def info(self) -> dict[str, Any]:
+        """run.json: profile, seed, commit, machine, versions, lessons."""
+        return _read_info(self.folder / "run.json")
+
+    @property
+    def kept(self) -> bool:
+        """Whether the run has a run.json; an arm of an ablation has none."""
+        return (self.folder / "run.json").is_file()
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        """run.json, to be changed inside the block; no other process changes it meanwhile."""
+        with locked(self.folder / "run.json"):
+            info = self.info() if self.kept else {}
+            yield info
+            write_text(self.folder / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+
+    def record(self, notebook: str, metrics: list[dict | Metric]) -> pandas.DataFrame:
+        """Writes what a lesson measured into metrics.jsonl, in place of what the same lesson wrote before.
+
+        notebook: the lesson's name, for instance "02_supervised_fine_tuning".
+        metrics: one dict or Metric a figure; notebook and profile are filled in, and the seed where a row has none.
+
+        Returns the figures as a table to show. Raises AnitaError for an unknown key, a wrong type, nan or infinity.
+        """
+        filled = {"notebook": notebook, "profile": self.profile.name}
+        rows = []
+        for metric in metrics:
+            values = metric.model_dump(exclude_unset=True) if isinstance(metric, Metric) else metric
+            try:
+                rows.append(Metric.model_validate({"seed": self.seed} | values | filled))
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(map(str, first["loc"]))
+                raise AnitaError(f"{notebook}: metric {values}: {key}: {first['msg']}: correct the row") from error
+        with locked(self.folder / "metrics.jsonl"):
+            kept = [row for row in self._rows() if row.notebook != notebook]
+            write_text(self.folder / "metrics.jsonl", "".join(row.model_dump_json() + "\n" for row in kept + rows))
+        shown_columns = ["stage", "metric", "language", "split", "value", "ci_low", "ci_high", "n"]
+        return _table(rows)[shown_columns]
+
+    def metrics(self) -> pandas.DataFrame:
+        """All figures of the run, a column for each key of Metric. AnitaError for a malformed line."""
+        return _table(self._rows())
+
+    def _rows(self) -> list[Metric]:
+        file = self.folder / "metrics.jsonl"
+        rows = []
+        for number, line in read_lines(file) if file.is_file() else []:
+            try:
+                rows.append(Metric.model_validate_json(line))
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                raise AnitaError(
+                    f"{shown(file)}, line {number}: not a metric ({reason}): delete that line and run its lesson again"
+                ) from error
+        return rows
+
+    def save_figure(self, figure, notebook: str, name: str) -> Path:
+        """Saves a matplotlib `figure` of a lesson as PNG; returns the file, figures/<notebook>-<name>.png.
+
+        What it shows is written beside it, for the report's readers who cannot see it.
+        """
+        from anita_utils.plots import describe
+
+        file = self.folder / "figures" / f"{notebook}-{name}.png"
+        with replacing(file) as temporary:
+            figure.savefig(temporary, dpi=150, bbox_inches="tight")
+        write_text(file.with_suffix(".txt"), describe(figure))
+        return file
+
+    def model_dir(self, stage: str) -> Path:
+        """The folder of a stage's model: models/<stage>, with adapter/ and merged/ in it."""
+        return self.folder / "models" / stage
+
+    @property
+    def base_key(self) -> str | None:
+        """What tells the run's base from other models (`hub.model_key`); None before anything was made of it."""
+        return self.info().get("base_key") if self.kept else None
+
+    def note_base(self, key: str) -> None:
+        """Keeps the base's key in run.json, so that what was measured of it is found where the base itself is not."""
+        if self.kept and self.base_key != key:
+            with self._changing() as info:
+                info["base_key"] = key
+
+    def last_stage(self) -> str:
+        """The last stage, in the profile's order, whose merged model is there; "base" if none is."""
+        links = {stage: self.model_dir(stage) for stage in self.profile.order}
+        lost = [stage for stage, link in links.items() if link.is_symlink() and not link.exists()]
+        if lost:
+            raise AnitaError(
+                f"run '{self.folder.name}': its model '{lost[0]}' is no longer in the cache: run its lesson again"
+            )
+        done = [stage for stage, link in links.items() if (link / "merged").is_dir()]
+        return done[-1] if done else "base"
+
+    def lesson_done(self, notebook: str, seconds: float, peak_memory_bytes: int | None, status: str) -> None:
+        """Notes in run.json how a lesson went; `status` is "done" or "failed" (later maybe "outdated")."""
+        lesson = {"seconds": round(seconds, 1), "peak_memory_bytes": peak_memory_bytes, "status": status}
+        with self._changing() as info:
+            info["lessons"] = dict(sorted((info["lessons"] | {notebook: lesson}).items()))
+
+
+def _table(rows: list[Metric]) -> pandas.DataFrame:
+    return pandas.DataFrame([row.model_dump() for row in rows], columns=list(Metric.model_fields))
+
+
+def _read_info(file: Path) -> dict[str, Any]:
+    """run.json, checked for the keys that reading a run needs."""
+    try:
+        info = json.loads(read_text(file))
+        if not {"profile", "seed", "lessons"} <= info.keys():
+            raise ValueError("keys are missing")
+    except (ValueError, AttributeError) as error:
+        raise AnitaError(f"{shown(file)} is damaged ({error}): delete the file, or the run's folder") from error
+    if info.get("format", 1) != FORMAT:
+        raise AnitaError(
+            f"run '{file.parent.name}' was made by {'an older' if info.get('format', 1) < FORMAT else 'a newer'} "
+            f"version of the course, with other keys: choose another name with --run, or delete {shown(file.parent)} "
+            "(`anita cache` lists what it left in the cache)"
+        )
+    return info
+
+
+def _point_latest(folder: Path) -> None:
+    """Makes `runs/latest` a link to `folder`, in one step, so that there is always a whole one."""
+    latest = folder.parent / "latest"
+    temporary = folder.parent / f".latest.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name, target_is_directory=True)
+    temporary.replace(latest)
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with "+" when files were changed since; None outside a repository."""
+    root = checkout()
+    if root is None:
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes.strip() else "")
+
+
+def where_and_when() -> dict[str, Any]:
+    """What a benchmark's figures hold for, to be kept with them: machine and libraries, commit, day."""
+    machine = detect_machine().model_dump(mode="json")
+    return {"machine": machine, "commit": git_commit(), "when": date.today().isoformat()}
+
+
+def chosen_run(name: str | None = None) -> Run | None:
+    """The run that a command works on, the one named or the latest; says on standard error which. None without one."""
+    run = Run.load(name) if name else Run.latest()
+    return run and say_which(run)
+
+
+def say_which(run: Run) -> Run:
+    """Says on standard error which run is used, since `latest` may be another than was meant."""
+    print(f"run '{run.folder.name}' (profile {run.profile.name}, seed {run.seed})", file=sys.stderr)
+    return run

@@ -1,0 +1,1 @@
+"""Questions to a trained model that go beyond the paper: one file a question."""
