@@ -40,18 +40,6 @@ def style() -> None:
     )  # fmt: skip
 
 
-def show(figure: Figure, alternative: str) -> None:
-    """Shows a figure in a notebook, once, with words for those who cannot see it.
-
-    alternative: what is drawn, in a sentence or two; how to read it belongs in the text below.
-    """
-    import matplotlib.pyplot as plt
-    from IPython.display import display
-
-    display(figure, metadata={"image/png": {"alt": alternative}})
-    plt.close(figure)  # or the notebook would show it once more at the end of the cell
-
-
 def training_curve(ax: Axes, history: list[dict], key: str = "loss", label: str | None = None, **line) -> Axes:
     """A logged figure of a training against its updates. history: the rows of `Stage.info["history"]`."""
     points = [(row["step"], row[key]) for row in history if key in row]

@@ -184,18 +184,21 @@ class Run:
                 ) from error
         return rows
 
-    def save_figure(self, figure, notebook: str, name: str) -> Path:
-        """Saves a matplotlib `figure` of a lesson as PNG; returns the file, figures/<notebook>-<name>.png.
+    def show(self, figure, name: str, alt: str, caption: str) -> None:
+        """Shows a lesson's matplotlib `figure` once, and saves it as figures/<name>.png for the report.
 
-        What it shows is written beside it, for the report's readers who cannot see it.
+        name: the lesson's name, a hyphen and the figure's: "06_ablation-arms". alt: what is drawn, for those who cannot
+        see it; caption: how to read it. Both go into figures/<name>.json.
         """
-        from anita_utils.plots import describe
+        import matplotlib.pyplot as plt
+        from IPython.display import display
 
-        file = self.folder / "figures" / f"{notebook}-{name}.png"
+        file = self.folder / "figures" / f"{name}.png"
         with replacing(file) as temporary:
             figure.savefig(temporary, dpi=150, bbox_inches="tight")
-        write_text(file.with_suffix(".txt"), describe(figure))
-        return file
+        write_text(file.with_suffix(".json"), json.dumps({"alt": alt, "caption": caption}, ensure_ascii=False) + "\n")
+        display(figure, metadata={"image/png": {"alt": alt}})
+        plt.close(figure)  # or the notebook would show it once more at the end of the cell
 
     def model_dir(self, stage: str) -> Path:
         """The folder of a stage's model: models/<stage>, with adapter/ and merged/ in it."""

@@ -24,7 +24,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from anita_utils.data import RowCounts
 from anita_utils.hub import fetch, left_out_of, model_key, on_hub, resolve_model
 from anita_utils.merging import Diverged, check_merged, merge_adapter, modes_by_umask, public_name, publish
 from anita_utils.model import no_memory
-from anita_utils.paths import FULL, LOCKED, data_dir, file_hash, locked, take_lock, write_text
+from anita_utils.paths import FULL, LOCKED, data_dir, file_hash, locked, write_text
 from anita_utils.profile import Stage as Settings
 from anita_utils.rows import read_rows
 from anita_utils.run import Run
@@ -240,20 +240,20 @@ class Stage:
     def merged(self) -> str:
         return str(self.folder / "merged")
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Inside, no other process trains this stage: the second one waits."""
-        return locked(self.folder, f"stage '{self.name}'")
+    @contextmanager
+    def training(self) -> Iterator[str | None]:
+        """Inside, no other process trains this stage, and failures are explained in one line.
 
-    def checkpoint(self) -> str | None:
-        """The newest good checkpoint of a killed training, to hand to `trainer.train`; None to begin anew.
-
-        From here to `finish` no other process trains this stage. AnitaError where one just did.
+        Yields the newest good checkpoint of an interrupted training, to hand to `trainer.train`; None to begin afresh.
+        AnitaError where another process trained the stage while this one waited.
         """
-        self.lock = take_lock(self.folder, f"stage '{self.name}'")
-        if self.done:
-            raise AnitaError(f"stage '{self.name}' was trained by another process meanwhile: run this again to take it")
-        folder = last_good(self.work)
-        return folder and str(folder)
+        with explained(self), locked(self.folder, f"stage '{self.name}'"):
+            if self.done:
+                raise AnitaError(
+                    f"stage '{self.name}' was trained by another process meanwhile: run this again to use it"
+                )
+            folder = last_good(self.work)
+            yield folder and str(folder)
 
     def finish(self, trainer) -> None:
         """Saves adapter, merged model and stage.json, whole or not at all, and links them into the run.
@@ -264,16 +264,15 @@ class Stage:
         adapter, merged, dtype = finished / "adapter", finished / "merged", self.run.profile.model.dtype
         shutil.rmtree(finished, ignore_errors=True)
         try:
-            with explained(self):
-                trainer.model.save_pretrained(adapter)
-                merge_adapter(self.parent_path, adapter, merged, dtype)
-                summary = self.summary(trainer)  # now: its peak of memory is not to be that of the check
-                summary["checked"] = check_merged(self.parent_path, adapter, merged, dtype, trainer.processing_class)
-                summary["adapter"] = self.publish(finished)
-                write_text(finished / "stage.json", json.dumps(summary, indent=1) + "\n")
-                modes_by_umask(finished)
-                shutil.rmtree(self.folder, ignore_errors=True)
-                os.replace(finished, self.folder)
+            trainer.model.save_pretrained(adapter)
+            merge_adapter(self.parent_path, adapter, merged, dtype)
+            summary = self.summary(trainer)  # now: its peak of memory is not to be that of the check
+            summary["checked"] = check_merged(self.parent_path, adapter, merged, dtype, trainer.processing_class)
+            summary["adapter"] = self.publish(finished)
+            write_text(finished / "stage.json", json.dumps(summary, indent=1) + "\n")
+            modes_by_umask(finished)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.replace(finished, self.folder)
         except Diverged as error:
             shutil.rmtree(self.work, ignore_errors=True)  # its checkpoints lead to the same end
             raise AnitaError(f"stage '{self.name}': {error}") from error
@@ -281,7 +280,6 @@ class Stage:
             shutil.rmtree(finished, ignore_errors=True)
         shutil.rmtree(self.work, ignore_errors=True)
         self.link()
-        self.lock.release(force=True)  # a cell that was interrupted and run again took it twice
 
     def publish(self, finished: Path) -> str:
         """Takes this machine's paths out of what was saved; returns which model the adapter belongs on."""

@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback, get_scheduler
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from anita_utils import AnitaError
 from anita_utils.data import (
@@ -51,8 +50,9 @@ from anita_utils.data import (
 )
 from anita_utils.hub import resolve_model
 from anita_utils.model import checked_tokenizer, keep_freed_memory, load_model
+from anita_utils.paths import locked
 from anita_utils.run import Run, clock
-from anita_utils.stages import Stage, corpus_name, explained, find_stage, trained_seconds, write_manifest
+from anita_utils.stages import Stage, corpus_name, find_stage, trained_seconds, write_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def train_stage(stage: Stage, resume: bool = True, callbacks: Sequence[TrainerCa
     memory; then nothing is left half-written.
     """
     if not stage.done:
-        with explained(stage), stage.alone():
+        with locked(stage.folder, f"stage '{stage.name}'"):
             if not stage.done:  # another process may have trained it while this one waited
                 _train(stage, resume, callbacks)
     stage.link()
@@ -101,14 +101,15 @@ def train_stage(stage: Stage, resume: bool = True, callbacks: Sequence[TrainerCa
 
 def _train(stage: Stage, resume: bool, callbacks: Sequence[TrainerCallback]) -> None:
     if changes := stage.changes():
-        print(f"{stage.name}: trained anew, and what builds on it: {'; '.join(changes)}")
+        print(f"{stage.name}: trained again, and what builds on it: {'; '.join(changes)}")
     if not resume:
         shutil.rmtree(stage.work, ignore_errors=True)
-    trainer = build_trainer(stage)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=stage.checkpoint())
-    stage.finish(trainer)
+    with stage.training() as checkpoint:
+        trainer = build_trainer(stage)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        stage.finish(trainer)
 
 
 def train_missing(run: Run) -> dict[str, str]:
@@ -130,7 +131,6 @@ def training_arguments(stage: Stage) -> dict:
     """Keyword arguments for SFTConfig or DPOConfig, from the stage's settings and the machine."""
     import torch
 
-    keep_freed_memory()
     precision = stage.run.profile.precision
     return {
         **stage.settings.model_dump(include=AS_IN_TRL),
@@ -145,7 +145,7 @@ def training_arguments(stage: Stage) -> dict:
         "save_steps": SAVE_EVERY,
         "save_total_limit": 2,  # the newest is not good until its manifest is written
         "run_name": stage.name,
-        "report_to": [WATCH],
+        "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "seed": stage.run.seed,
@@ -227,7 +227,6 @@ def check_kind(stage: Stage, documents: list[dict]) -> None:
 
 def build_trainer(stage: Stage):
     """The stage's TRL trainer, as the lessons build it step by step."""
-    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     rows = training_rows(stage, tokenizer_of(stage))  # before the weights: what is wrong with the data shows at once
@@ -239,10 +238,23 @@ def build_trainer(stage: Stage):
     else:
         collator = PackedCollator(tokenizer.pad_token_id)
         trainer = SFTTrainer(args=SFTConfig(**arguments, **PREPACKED), data_collator=collator, **common)
+    prepare(trainer)
+    return trainer
+
+
+def prepare(trainer) -> None:
+    """What each of the course's trainers gets before it trains: what the lessons speak of, and nothing else.
+
+    Adapters in fp32; a head that scores labelled tokens alone; one line of progress in place of TRL's printed logs; and
+    memory that is freed is kept for the next step.
+    """
+    from transformers import PrinterCallback
+
     adapters_in_fp32(trainer.model)
     score_labels_only(trainer.model)
-    trainer.remove_callback(PrinterCallback)  # the history keeps what it would print
-    return trainer
+    keep_freed_memory()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Watch)
 
 
 def packing_summary(rows: Dataset, row_length: int) -> dict[str, float]:
@@ -254,7 +266,6 @@ def packing_summary(rows: Dataset, row_length: int) -> dict[str, float]:
 # ---------------------------------------------------------------- watching
 
 
-WATCH = "anita"
 EVERY = 30  # seconds between two lines where a line cannot be rewritten
 SAVE_SECONDS = 240  # a kill loses at most five minutes, the time of a few updates included
 LEAST_LOGS = 5  # of a training, where it has so many updates
@@ -353,9 +364,6 @@ class Watch(TrainerCallback):
 def checkpoint(args, state) -> Path:
     """The folder of the checkpoint that belongs to this step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
-
-
-INTEGRATION_TO_CALLBACK[WATCH] = Watch
 
 
 # ---------------------------------------------------------------- head
