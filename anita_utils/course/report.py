@@ -3,7 +3,7 @@
 >>> write_report(Run.load("latest"))
 PosixPath('…/runs/latest/index.html')
 >>> headline(known, ["base", "dpo"], changes).rows[0][0].value
-'benchmarks, mean, English'
+'mean of the English benchmarks'
 
 Nothing in these pages is loaded from the network.
 """
@@ -21,20 +21,9 @@ import pandas
 
 from anita_utils import AnitaError, shown
 from anita_utils.ablation.arms import load_ablation
+from anita_utils.evaluation import metrics
 from anita_utils.evaluation.benchmarks import FAMILIES, SUITES
 from anita_utils.evaluation.measuring import compared, stored
-from anita_utils.evaluation.metrics import (
-    LANGUAGES,
-    PUBLISHED,
-    VERSIONS,
-    change,
-    interval_text,
-    measure,
-    place,
-    published,
-    text,
-    words,
-)
 from anita_utils.paths import read_text, write_text
 from anita_utils.run import Run, clock
 from anita_utils.studies import contamination
@@ -79,8 +68,8 @@ def render(template: str, content: dict[str, Any], file: Path) -> Path:
 
 def _content(run: Run) -> dict[str, Any]:
     """Everything the two templates show."""
-    info, metrics, kept = run.info(), run.metrics(), stored(run)
-    known = latest(metrics)
+    info, rows, kept = run.info(), run.metrics(), stored(run)
+    known = latest(rows)
     measured = [stage for stage in dict.fromkeys(key[0] for key in known) if stage != "difference"]
     stages = [stage for stage in ["base", *run.profile.order] if stage in measured]
     changes = {s: compared(kept["base"], kept[s]) for s in stages if s != "base" and {"base", s} <= kept.keys()}
@@ -88,7 +77,7 @@ def _content(run: Run) -> dict[str, Any]:
     first = [headline(known, stages, changes), forgetting(changes)]
     first += published_sheets(known, stages, run.profile.evaluation.suite)
     recorded, others = results(known, [*stages, *(stage for stage in measured if stage not in stages)], caption)
-    second = [recorded, contrasts(metrics), costs(run), leaks(run)]
+    second = [recorded, contrasts(rows), costs(run), leaks(run)]
     answers = read_answers(run)
     return {
         "name": run.folder.name,
@@ -139,12 +128,8 @@ def figures(folder: Path) -> list[dict[str, str]]:
 
 def _lesson(name: str, lesson: dict[str, Any]) -> dict[str, str]:
     memory = lesson["peak_memory_bytes"]
-    return {
-        "name": name,
-        "status": lesson["status"],
-        "time": clock(lesson["seconds"]),
-        "memory": f"{memory / 2**20:,.0f} MiB" if memory else "",
-    }
+    peak = f"{memory / 2**20:,.0f} MiB" if memory else ""
+    return {"name": name, "status": lesson["status"], "time": clock(lesson["seconds"]), "memory": peak}
 
 
 def machine_text(info: dict[str, Any]) -> dict[str, str]:
@@ -194,18 +179,18 @@ def figure(row: dict[str, Any] | None, signed: bool = False, look: str = "") -> 
         return Cell()
     n = f"n {row['n']:,.0f}" if pandas.notna(row["n"]) else ""
     # A line ends between interval and n, not within one of them
-    note = " ".join(part.replace(" ", "\u00a0") for part in (interval_text(row), n) if part)
-    return Cell(text(row["metric"], row["value"], signed), note, look)
+    note = " ".join(part.replace(" ", "\u00a0") for part in (metrics.interval_text(row), n) if part)
+    return Cell(metrics.text(row["metric"], row["value"], signed), note, look)
 
 
 def bare_difference(first: dict[str, Any], last: dict[str, Any]) -> Cell:
     """The difference of two figures whose items are not known, so without an interval."""
-    return Cell(text(first["metric"], last["value"] - first["value"], signed=True))
+    return Cell(metrics.text(first["metric"], last["value"] - first["value"], signed=True))
 
 
-def latest(metrics: pandas.DataFrame) -> dict[tuple, dict[str, Any]]:
+def latest(rows: pandas.DataFrame) -> dict[tuple, dict[str, Any]]:
     """A run's figures by (stage, metric, language, split); where two lessons measured one, the later counts."""
-    recipe = metrics[metrics["arm"] == "recipe"].sort_values("notebook", kind="stable")
+    recipe = rows[rows["arm"] == "recipe"].sort_values("notebook", kind="stable")
     return {(row["stage"], *name_of(row)): row for row in recipe.to_dict("records")}
 
 
@@ -217,17 +202,20 @@ def name_of(row: dict[str, Any]) -> tuple:
 def named(known: dict[tuple, dict], shown_in: str) -> list[tuple]:
     """The measures (metric, language, split) shown in a table, in the order of tables."""
     names = dict.fromkeys(key[-3:] for key in known)
-    return sorted((name for name in names if shown_in in measure(name[0]).shown), key=lambda name: place(name[0]))
+    return sorted(
+        (name for name in names if shown_in in metrics.measure(name[0]).shown),
+        key=lambda name: metrics.TABLE.index(metrics.measure(name[0])),
+    )
 
 
 def headline(known: dict[tuple, dict], stages: list[str], changes: dict[str, list[dict]]) -> Sheet:
     """What each stage does to the figures that the course is about. known: as `latest` gives it."""
-    looks = {(stage, *name_of(row)): change(row) for stage, rows in changes.items() for row in rows}
+    looks = {(stage, *name_of(row)): metrics.change(row) for stage, rows in changes.items() for row in rows}
     note = f"Shares in per cent, 95 % intervals. {MARKS if changes else NO_MARKS}"
     sheet = Sheet("The stages in figures", note, ["", *stages])
     for name in named(known, "headline"):
         cells = [figure(known.get((stage, *name)), look=looks.get((stage, *name), "")) for stage in stages]
-        sheet.rows.append([Cell(words(*name)), *cells])
+        sheet.rows.append([Cell(metrics.words(*name)), *cells])
     return sheet
 
 
@@ -238,29 +226,30 @@ def forgetting(changes: dict[str, list[dict]]) -> Sheet:
     known = {(stage, *name_of(row)): row for stage, rows in changes.items() for row in rows}
     for name in named(known, "changes"):
         found = [known.get((stage, *name)) for stage in changes]
-        cells = [figure(row, signed=True, look=change(row) if row else "") for row in found]
-        sheet.rows.append([Cell(words(*name)), *cells])
+        cells = [figure(row, signed=True, look=metrics.change(row) if row else "") for row in found]
+        sheet.rows.append([Cell(metrics.words(*name)), *cells])
     return sheet
 
 
 def published_sheets(known: dict[tuple, dict], stages: list[str], suite: str) -> list[Sheet]:
     """The paper's two tables, each figure with source and certainty, beside this run's base and last stage."""
     ends = list(dict.fromkeys([stages[0], stages[-1]])) if stages else []
-    values, sheets = published(), []
-    local = "Not to be compared: the published figures are of models of 8B on the full benchmarks, this run's are of "
-    local = f"{local}the suite {suite}. " if SUITES[suite].local else ""
-    for language in ("en", "it"):
-        sheet = Sheet(f"The published figures, {LANGUAGES[language]}", local + (VERSIONS if language == "it" else ""),
-                      ["", *PUBLISHED.values(), *(f"{stage}, this run" for stage in ends)])  # fmt: skip
+    head = ["", *metrics.PUBLISHED.values(), *(f"{stage}, this run" for stage in ends)]
+    local = (
+        "Not to be compared: the published figures are of models of 8B on the full benchmarks, this run's are of the "
+        f"suite {suite}. "
+    )
+    known_of = {key[:3]: row for key, row in known.items()}  # with any split: the Italian ARC has one
+    values, sheets = metrics.published(), []
+    for language, versions in (("en", ""), ("it", metrics.VERSIONS)):
+        note = (local if SUITES[suite].local else "") + versions
+        sheet = Sheet(f"The published figures, {metrics.LANGUAGES[language]}", note, head)
         for metric in [*(f"benchmark/{family}" for family in FAMILIES), "benchmark/mean"]:
             theirs = values.get((metric, language), {})
-            cells = [Cell(*theirs.get(model, ())) for model in PUBLISHED]
-            for stage in ends:  # with any split: the Italian ARC has one
-                cells.append(
-                    figure(next((row for key, row in known.items() if key[:3] == (stage, metric, language)), None))
-                )
+            cells = [Cell(*theirs.get(model, ())) for model in metrics.PUBLISHED]
+            cells += [figure(known_of.get((stage, metric, language))) for stage in ends]
             if any(cell.value for cell in cells):
-                sheet.rows.append([Cell(words(metric, language)), *cells])
+                sheet.rows.append([Cell(metrics.words(metric, language)), *cells])
         sheets.append(sheet)
     return sheets
 
@@ -280,11 +269,11 @@ def results(known: dict[tuple, dict], stages: list[str], caption: str) -> tuple[
             if not difference.value and len(measured) > 1 and measured[0]["stage"] == "base":
                 difference = bare_difference(measured[0], measured[-1])
             cells = [figure(known.get((stage, *name))) for stage in stages]
-            sheet.rows.append([Cell(words(*name)), *cells, difference])
+            sheet.rows.append([Cell(metrics.words(*name)), *cells, difference])
     return sheets["results"], sheets["others"]
 
 
-def contrasts(metrics: pandas.DataFrame) -> Sheet:
+def contrasts(rows: pandas.DataFrame) -> Sheet:
     """What lessons 06 and 09 read off the arms that were trained beforehand, claim by claim."""
     note = (
         "From the results kept with the course, with 95 % intervals over seeds and items; perplexities by logarithms. "
@@ -292,10 +281,10 @@ def contrasts(metrics: pandas.DataFrame) -> Sheet:
     )
     sheet = Sheet("The claims of the ablation", note, ["", "measure", "difference"])
     known = load_ablation("cpu").claims
-    for row in metrics[metrics["arm"] == "contrast"].to_dict("records"):
+    for row in rows[rows["arm"] == "contrast"].to_dict("records"):
         _, name, row["metric"] = row["metric"].split("/", 2)
         says = known[name].says if name in known else name.replace("_", " ")
-        sheet.rows.append([Cell(says), Cell(words(*name_of(row))), figure(row, signed=True)])
+        sheet.rows.append([Cell(says), Cell(metrics.words(*name_of(row))), figure(row, signed=True)])
     return sheet
 
 

@@ -79,25 +79,17 @@ def as_expected(item: dict) -> bool:
     return straight(item["answer"]) == straight(item["expected"])
 
 
-def words_said(item: dict) -> int:
-    return len(item["answer"].split())
-
-
-def declines(item: dict) -> bool:
-    return refuses(item["answer"])
-
-
 def judge_answers(answered: Answers) -> list[Measurement]:
     """Every measure that reads generated answers."""
     sides = {side: [item for item in answered["conduct"] if item["side"] == side] for side in ("harm", "safe")}
     return [
         *share("chat/accuracy", answered["chat"], right_in_either),
         *share("chat/accuracy_in_language", answered["chat"], right_in_language),
-        *share("answer_words", answered["chat"], words_said, ("language",)),
+        *share("answer_words", answered["chat"], lambda item: len(item["answer"].split()), ("language",)),
         *share("chat/accuracy", answered["new_kinds"], as_expected),
         *share("language_fidelity", answered["fidelity"], in_language, ("language",)),
-        *share("refusal/harmful", sides["harm"], declines, ("split",)),
-        *share("refusal/harmless", sides["safe"], declines, ("split",)),
+        *share("refusal/harmful", sides["harm"], lambda item: refuses(item["answer"]), ("split",)),
+        *share("refusal/harmless", sides["safe"], lambda item: refuses(item["answer"]), ("split",)),
     ]
 
 

@@ -34,26 +34,24 @@ class Measure(NamedTuple):
     shown: str
 
 
+EVERYWHERE = "headline changes results ablation"
 # The first row whose name the metric begins with is its own; tables have this order.
 TABLE = [
-    Measure("benchmark/mean", "benchmarks, mean", "share", "higher", "headline changes results ablation"),
+    Measure("benchmark/mean", "mean of the {language} benchmarks", "share", "higher", EVERYWHERE),
     Measure("benchmark/", "{name}", "share", "higher", "changes results ablation"),
     Measure("benchmark_acc/", "{name}, plain accuracy", "share", "higher", "results"),
     Measure("benchmark_norm/", "{name}, accuracy by length", "share", "higher", "results"),
     Measure("italian/", "{name}", "share", "higher", "results ablation"),
     Measure("overconfidence", "overconfidence", "share", "neither", "results"),
     Measure("benchmark_calibration_error", "calibration error", "share", "lower", "results"),
-    Measure("chat/accuracy_in_language", "right {language} answers", "share", "higher",
-            "headline changes results ablation"),
-    Measure("chat/accuracy", "{language} questions answered right in either language", "share", "higher",
-            "changes results ablation"),
+    Measure("chat/accuracy_in_language", "right {language} answers", "share", "higher", EVERYWHERE),
+    Measure("chat/accuracy", "{language} questions answered right", "share", "higher", "changes results ablation"),
     Measure("answer_words", "words an answer", "words", "neither", "results ablation"),
-    Measure("language_fidelity", "{language} questions answered in {language}", "share", "higher",
-            "headline changes results ablation"),
-    Measure("refusal/harmful", "harmful requests refused", "share", "higher", "headline changes results ablation"),
-    Measure("refusal/harmless", "harmless look-alikes refused", "share", "lower", "headline changes results ablation"),
+    Measure("language_fidelity", "{language} questions answered in {language}", "share", "higher", EVERYWHERE),
+    Measure("refusal/harmful", "harmful requests refused", "share", "higher", EVERYWHERE),
+    Measure("refusal/harmless", "harmless look-alikes refused", "share", "lower", EVERYWHERE),
     Measure("perplexity/nf4", "perplexity of {language} text, in 4 bits", "tokens", "lower", "results"),
-    Measure("perplexity", "perplexity of {language} text", "tokens", "lower", "headline changes results ablation"),
+    Measure("perplexity", "perplexity of {language} text", "tokens", "lower", EVERYWHERE),
     Measure("bits_per_byte", "bits a byte of {language} text", "bits", "lower", "headline changes results"),
     Measure("preference_accuracy_logprob", "pairs won by likelihood", "share", "higher", "results ablation"),
     Measure("preference_accuracy", "pairs won by implicit reward", "share", "higher", "results"),
@@ -83,13 +81,12 @@ SPLITS = {
     "unseen_as_chat": "on facts not met as chats",
     "adapted": "on facts read in Italian",
     "never_in_italian": "on facts read in English only",
-    "new_kinds": "on new kinds of request",
+    "new_kinds": "in new kinds of request",
     "held_out_topics": "on new topics",
     "held_out_wordings": "in new wordings",
 }
 # How a figure of a unit is written: factor, digits after the point, what follows it. Shares are in per cent.
 UNITS = {"share": (100, 1, ""), "seconds": (1, 1, " s"), "count": (1, 0, ""), "bytes": (2**-30, 2, " GiB")}
-OTHER_UNITS = (1, 2, "")
 
 
 def measure(metric: str) -> Measure:
@@ -97,26 +94,22 @@ def measure(metric: str) -> Measure:
     return next(row for row in TABLE if metric.startswith(row.name))
 
 
-def place(metric: str) -> int:
-    """Where a metric comes in tables."""
-    return TABLE.index(measure(metric))
-
-
 def words(metric: str, language: str = "all", split: str | None = None) -> str:
     """The name of a measure of a language and a part of the data, for people."""
     row = measure(metric)
+    spoken = LANGUAGES.get(language, language)
     rest = metric.removeprefix(row.name).replace("/", ", ").replace("_", " ").replace("italian", "Italian")
-    name = row.words.format(name=rest, language=LANGUAGES.get(language, language))
-    if "{language}" not in row.words and LANGUAGES.get(language, language):
-        name += f", {LANGUAGES.get(language, language)}"
-    if isinstance(split, str):  # pandas writes nan for None
+    name = row.words.format(name=rest, language=spoken)
+    if spoken and "{language}" not in row.words:
+        name += f", {spoken}"
+    if isinstance(split, str) and split:  # pandas writes nan for None
         name += f", {SPLITS.get(split, split.replace('_', ' '))}"
     return " ".join(name.split())
 
 
 def text(metric: str, value: float, signed: bool = False) -> str:
     """A figure for people: shares in per cent, bytes in GiB, others as they are."""
-    factor, digits, after = UNITS.get(measure(metric).unit, OTHER_UNITS)
+    factor, digits, after = UNITS.get(measure(metric).unit, (1, 2, ""))
     return f"{factor * value:{'+' if signed else ''},.{digits}f}{after}"
 
 

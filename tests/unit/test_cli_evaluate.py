@@ -117,8 +117,8 @@ def test_the_table_shows_intervals_n_and_what_was_published():
     assert lines["arc, English"] == ["75.0", interval, "40", "74.6", "not confirmed"]
     assert lines["arc, Italian, version 2.0"][3:] == ["57.1 (version 1)", "44.4 (version 1)"]
     means = [f"{100 * (mmlu + hellaswag) / 2:.1f}" for mmlu, hellaswag in [(0.5672, 0.7093), (0.5590, 0.5998)]]
-    assert lines["benchmarks, mean, Italian"][2:] == ["80", *means]  # of two: not of the other version
-    assert lines["benchmarks, mean, English"][2:] == ["240", "75.1", ""]
+    assert lines["mean of the Italian benchmarks"][2:] == ["80", *means]  # of two: not of the other version
+    assert lines["mean of the English benchmarks"][2:] == ["240", "75.1", ""]
     assert lines["perplexity of Italian text"][0] == "7.39"
     assert "published" not in shown(evaluate.figures_table(figures(30), "quick", "mine"))
 

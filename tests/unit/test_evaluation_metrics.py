@@ -29,7 +29,7 @@ def test_every_metric_that_is_measured_has_a_row():
     made = produced()
     assert {"perplexity", "chat/accuracy", "overconfidence", "preference_margin", "bias/lean", "italian/faq"} <= made
     expected = pandas.read_csv(Path(__file__).parents[1] / "notebooks" / "expected.csv")
-    arms = {measure.split()[0] for profile in ("cpu", "colab-t4") for measure in load_ablation(profile).measures}
+    arms = {measure.split()[0] for profile in ("cpu", "h100") for measure in load_ablation(profile).measures}
     for name in made | set(expected["metric"]) | arms | {"preference_accuracy_logprob"}:
         assert metrics.measure(name) != LAST or name in ("reward_margin",), name  # lesson 04 draws that one by itself
 
@@ -55,7 +55,7 @@ def test_rows_are_found_and_none_hides_another():
 @pytest.mark.parametrize(
     ("measure", "name"),
     [
-        (("benchmark/mean", "it", None), "benchmarks, mean, Italian"),
+        (("benchmark/mean", "it", None), "mean of the Italian benchmarks"),
         (("benchmark/arc", "it", "version 2.0"), "arc, Italian, version 2.0"),
         (("benchmark_norm/mmlu", "en", None), "mmlu, accuracy by length, English"),
         (("chat/accuracy_in_language", "it", "adapted"), "right Italian answers, on facts read in Italian"),
