@@ -1,7 +1,5 @@
 """How sure is a figure, and is a difference more than chance? Intervals by bootstrap, paired tests, Holm's correction.
 
->>> Measurement("chat/accuracy", "it", "adapted", [1.0, 0.0, 1.0], ["fact 1", "fact 2", "fact 3"]).value
-0.6666666666666666
 >>> compare(before, after)[0]          # two models that answered the same items
 {'stage': 'difference', 'metric': 'benchmark/arc', 'value': 0.02, 'ci_low': -0.06, …, 'test': 'McNemar', 'p_holm': 0.8}
 >>> verdicts({"It learnt Italian": Paired(before, after), "The sentence counts": Groups(read, unread)})[0]["verdict"]
@@ -96,12 +94,11 @@ def cluster_draws(clusters: int, seed: int = 0) -> np.ndarray:
 
 def counted(measured: list[Measurement]) -> list[Measurement]:
     """The measures as people read them: of a `preference_margin`, whether the chosen answer is the likelier one."""
-    return [
-        replace(m, metric="preference_accuracy_logprob", scores=[float(score > 0) for score in m.scores])
-        if m.metric == "preference_margin"
-        else m
-        for m in measured
-    ]
+    return [_won(m, "preference_accuracy_logprob") if m.metric == "preference_margin" else m for m in measured]
+
+
+def _won(margins: Measurement, metric: str) -> Measurement:
+    return replace(margins, metric=metric, scores=[float(score > 0) for score in margins.scores])
 
 
 def rows(measured: list[Measurement], stage: str) -> list[dict]:
@@ -141,8 +138,7 @@ def implicit_rewards(policy: list[Measurement], reference: list[Measurement], be
 
 def preference_row(policy: list[Measurement], reference: list[Measurement], beta: float) -> dict:
     """How often the implicit reward prefers the chosen answer of a held-out pair."""
-    rewards = implicit_rewards(policy, reference, beta)
-    wins = Measurement("preference_accuracy", "all", None, [float(r > 0) for r in rewards.scores], rewards.clusters)
+    wins = _won(implicit_rewards(policy, reference, beta), "preference_accuracy")
     return _row("dpo", wins.name, wins.value, wins.resampled(), len(wins.scores))
 
 
@@ -160,7 +156,8 @@ def compare(before: list[Measurement], after: list[Measurement]) -> list[dict[st
     families: dict[str, list[dict]] = defaultdict(list)
     for name, pairs in _paired(before, after):
         row = _difference(name, pairs) | _test(pairs) | {"p_holm": None}
-        row |= {when: float(np.mean([pair[i].value for pair in pairs])) for i, when in enumerate(("before", "after"))}
+        row["before"] = float(np.mean([old.value for old, _ in pairs]))
+        row["after"] = float(np.mean([new.value for _, new in pairs]))
         made.append(row)
         if row["p"] is not None:
             families[row["metric"].split("/")[0]].append(row)
