@@ -4,8 +4,8 @@ python scripts/doc_tables.py            # writes them; after a new run or `anita
 python scripts/doc_tables.py --check    # exit code 1 where a page does not say what the results say
 
 The results are those of the run that `tests/notebooks/expected.csv` was made from, with which every test run is
-compared; profiles and their memory come from the profiles and the planner, settings from data/paper, verdicts on claims from
-`data/ablation/`. A claim that no arm is about is left to its lesson.
+compared; profiles and their memory come from the profiles and the planner, settings from data/paper, verdicts on
+claims from `data/ablation/`. A claim that no arm is about is left to its lesson.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def loss_sentence() -> str:
         )
         parts.append(f"from {base:.3f} to {recipe:.3f} on facts {words}")
     return (
-        f"Over {len(seeds)} seeds, from the base to the end of the recipe, the share of Italian questions answered right in\n"
-        f"either language falls {' and '.join(parts)}.\n"
+        f"Over {len(seeds)} seeds, from the base to the end of the recipe, the share of Italian questions answered right\n"
+        f"in either language falls {' and '.join(parts)}.\n"
     )
 
 

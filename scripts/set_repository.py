@@ -83,7 +83,7 @@ def dumped(notebook: dict) -> str:
 
 
 def replaced(present: str, repository: str, root: Path) -> list[Path]:
-    """Replaces one address by another, in both spellings: github.com/OWNER/NAME, and github/OWNER/NAME as Colab has it."""
+    """Replaces one address by another, in both spellings: github.com/OWNER/NAME and Colab's github/OWNER/NAME."""
     spellings = re.compile(rf"(github\.com/|github/){re.escape(present)}(?![\w-])")
     listing = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
