@@ -121,8 +121,8 @@ def loss_sentence() -> str:
         )
         parts.append(f"from {base:.3f} to {recipe:.3f} on facts {words}")
     return (
-        f"Over {len(seeds)} seeds, from the base to the end of the recipe, the share of Italian questions answered right\n"
-        f"in either language falls {' and '.join(parts)}.\n"
+        f"Over {len(seeds)} seeds, from the base to the end of the recipe, the share of Italian questions answered\n"
+        f"right in either language falls {' and '.join(parts)}.\n"
     )
 
 
