@@ -45,7 +45,7 @@ TABLE = [
     Measure("overconfidence", "overconfidence", "share", "neither", "results"),
     Measure("benchmark_calibration_error", "calibration error", "share", "lower", "results"),
     Measure("chat/accuracy_in_language", "right {language} answers", "share", "higher", EVERYWHERE),
-    Measure("chat/accuracy", "{language} questions answered right", "share", "higher", "changes results ablation"),
+    Measure("chat/accuracy", "right answers to {language} questions, in either language", "share", "higher", "changes results ablation"),
     Measure("answer_words", "words an answer", "words", "neither", "results ablation"),
     Measure("language_fidelity", "{language} questions answered in {language}", "share", "higher", EVERYWHERE),
     Measure("refusal/harmful", "harmful requests refused", "share", "higher", EVERYWHERE),
