@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from anita_utils import AnitaError, shown
-from anita_utils.profile import Profile, load_profile, parse_profile
+from anita_utils import AnitaError, clock, shown
+from anita_utils.profile import Profile, load_profile, override
 
 if TYPE_CHECKING:
     from anita_utils.data import RowCounts
@@ -92,29 +92,18 @@ def chosen(name: str, profile: str, base: str | None, changes: list[str]) -> Pro
 
 def changed(profile: Profile, stage: str, base: str | None, changes: Iterable[str]) -> Profile:
     """The profile with another base model and other values, checked as a profile's file is."""
-    values = profile.model_dump()
-    if base is not None:
-        values["model"] |= {"base": base, "revision": None}
+    settings: dict[str, Any] = {} if base is None else {"model.base": base, "model.revision": None}
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator:
             raise AnitaError(f"--set {change}: write key=value, for instance --set learning_rate=1e-4")
-        path = key.strip().split(".")
-        set_value(values, path if path[0] in Profile.model_fields else ["stages", stage, *path], text)
-    return parse_profile(values, f"profile {profile.name} with --set")
-
-
-def set_value(values: dict, path: list[str], text: str) -> None:
-    """Puts a value, written as in YAML, under the keys of `path`."""
-    try:
-        value: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that there is not
-        raise AnitaError(f"--set {'.'.join(path)}={text}: the value is no YAML: put it in quotes") from None
-    for key in path[:-1]:
-        values = values.get(key) if isinstance(values, dict) else None
-    if not isinstance(values, dict):
-        raise AnitaError(f"--set {'.'.join(path)}: no such section: `anita train --help` tells how keys are written")
-    values[path[-1]] = value
+        key = key.strip()
+        whole = key if key.partition(".")[0] in Profile.model_fields else f"stages.{stage}.{key}"
+        try:
+            settings[whole] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that there is not
+            raise AnitaError(f"--set {change}: the value is no YAML: put it in quotes") from None
+    return override(profile, settings, f"profile {profile.name} with --set")
 
 
 def quieten() -> None:
@@ -133,7 +122,6 @@ def summary(stage: Stage, kept: bool) -> str:
     """What was trained, in a line."""
     from anita_utils.data import RowCounts
     from anita_utils.memory import GIB
-    from anita_utils.run import clock
 
     info, where = stage.info, shown(stage.run.model_dir(stage.name))
     cut = f", {info['cut_tokens']:,} tokens cut off" if info.get("cut_tokens") else ""
