@@ -320,6 +320,11 @@ def _explain(error: Exception, name: str, revision: str | None, kind: str) -> st
     )
 
 
+def existing(folder: Path) -> Path:
+    """The nearest folder above that exists, `folder` itself if it does."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
 # ---------------------------------------------------------------- data sets from the Hub
 
 

@@ -26,6 +26,7 @@ from anita_utils.hub import (
     cached_model,
     check_access,
     check_model_folder,
+    existing,
     on_hub,
     resolve_model,
     resolve_revision,
@@ -230,15 +231,10 @@ def disk(profile: Profile) -> Finding:
 
     needed = need_of(profile).disk_gb
     folders = {"ANITA_RUNS": runs_dir()} | ({"HF_HOME": Path(HF_HUB_CACHE)} if on_hub(profile.model.base) else {})
-    free, setting = min((shutil.disk_usage(_existing(folder)).free / 1e9, key) for key, folder in folders.items())
+    free, setting = min((shutil.disk_usage(existing(folder)).free / 1e9, key) for key, folder in folders.items())
     remedy = "" if free >= needed else f"make room or set {setting} to another disk, about {needed} GB are needed"
     bad = "failure" if free < 0.5 else "warning"  # below, not even the small model's run has room
     return finding("disk", f"{free:.1f} GB free for {shown(folders[setting])}", remedy, bad)
-
-
-def _existing(folder: Path) -> Path:
-    """The nearest folder above that exists, `folder` itself if it does."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def the_hub(profile: Profile) -> Finding:
