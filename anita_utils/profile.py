@@ -141,7 +141,6 @@ class Profile(Section):
     """One machine's way through the course. Load it with `load_profile`."""
 
     name: str = Field(description="The profile's name, as in `--profile`.")
-    rehearsal_of: str | None = Field(None, description="The profile that this one rehearses; null for a real one.")
     model: Model = Field(description="The model that all begins with.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(description="The training arithmetic (autocast).")
     quantisation: Quantisation = Field(description="How the frozen weights are stored while training.")
@@ -154,6 +153,7 @@ class Profile(Section):
     stages: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Stage] = Field(description="The settings of each stage.")
     evaluation: Evaluation = Field(description="How the stages are measured.")
     seed: int = Field(42, ge=0, lt=2**32, description="The seed of everything that is drawn at random.")
+    rehearsal_of: str | None = Field(None, description="The profile that this one rehearses; null for a real one.")
 
     _source: str = PrivateAttr("profile")  # the file, for messages
     _file: Path | None = PrivateAttr(None)
