@@ -58,7 +58,7 @@ class Section(BaseModel):
     def _yes_is_no_number(cls, value, info: ValidationInfo):
         """Refuses true and false where 1 and 0 would silently be taken for them."""
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("neither true nor false (nor yes, no, on, off) belongs here")
+            raise ValueError("should be neither true nor false (nor yes, no, on, off)")
         return value
 
 
@@ -309,7 +309,7 @@ def _explain(error: ValidationError) -> str:
     elif first["type"] == "value_error" and not first["loc"]:  # of the checks above, which name the key themselves
         complaint = str(first["ctx"]["error"])
     elif first["type"] in {"dict_type", "model_type"}:
-        complaint = f"{key}: {reprlib.repr(first['input'])} will not do: it needs keys of its own under it"
+        complaint = f"{key}: {reprlib.repr(first['input'])} will not do: it should hold keys of its own"
     else:
         wrong = first["msg"].removeprefix("Value error, ")
         complaint = f"{key}: {reprlib.repr(first['input'])} will not do: {wrong[0].lower()}{wrong[1:]}"
