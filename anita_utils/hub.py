@@ -44,8 +44,8 @@ MODEL_FILES = [
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 ]
 DECISIVE = [*MODEL_FILES, "additional_chat_templates/*.jinja"]  # they decide what a model answers
-# Seconds before the second and the third try. huggingface_hub itself tries again where a file breaks off or is looked
-# up, but not where the Hub fails in the middle of a file or when asked what a branch stands for.
+# Seconds before the second and third try. huggingface_hub tries again by itself, but not where the Hub fails in the
+# middle of a file or when asked for a branch's commit.
 WAITS = (1, 4)
 SMALL = "or take the small model with --profile cpu"
 BUFFER = 10_000  # rows that a data set is shuffled among; so many are read before the first one comes out
@@ -58,13 +58,12 @@ NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
 def resolve_model(name: str, revision: str | None = None, run: Run | None = None) -> str:
     """The folder of the model called `name`, to hand to `from_pretrained`.
 
-    name: `tiny-llama-3-instruct`, a stage (base, sft, italian, dpo), a folder, or a name on the Hub. A stage wins over
-        a folder of the same name: write `./sft` for the folder.
+    name: `tiny-llama-3-instruct`, a stage (base, sft, italian, dpo), a folder, or a name on the Hub, from where it is
+        downloaded unless it is in the local cache. A stage wins over a folder of its name: write `./sft` for that.
     revision: the commit of the Hub repository; None takes what its main branch holds today, and says so.
     run: the run whose stages are meant; the latest by default.
 
-    A model on the Hub is downloaded unless it is in the local cache. Raises AnitaError for a missing or damaged folder,
-    a stage that was not trained yet, or a model that the Hub does not give.
+    AnitaError for a missing or damaged folder, a stage that is not trained yet, a model that the Hub does not give.
     """
     if name == SHIPPED_BASE:
         return str(check_model_folder(data_dir() / SHIPPED_BASE))
@@ -145,9 +144,7 @@ def _check_weights(file: Path, remedy: str) -> None:
 
 
 def model_key(path: str | Path) -> str:
-    """What tells a model from all others: a hash of its weights, configuration, tokenizer and chat template, or the
-    commit of a snapshot from the Hub.
-    """
+    """A hash of a model's weights, configuration, tokenizer and chat template; of a Hub snapshot's weights the commit."""
     path = Path(path)
     files = sorted(file for pattern in DECISIVE for file in path.glob(pattern))
     snapshot = path.parent.name == "snapshots" and COMMIT.fullmatch(path.name)
@@ -176,14 +173,12 @@ def _hash_once(file: Path, stamp: tuple[int, ...]) -> str:
 def download_model(name: str, revision: str | None = None) -> Path:
     """The folder of a Hub model in the local cache, called after its commit; fetched if it is not whole there.
 
-    revision: a commit, tag or branch; None takes what the main branch holds today, and says so.
-
     A download that breaks off leaves no half-written file behind; the files that were finished are kept for the next.
     """
     folder = _ask_hub(lambda: _snapshot(name, revision), name, revision)
     if revision is None:
-        note = f"note: {name} is not pinned; this is its commit {folder.name}: set model.revision to it to keep it"
-        print(note, file=sys.stderr)
+        commit = f"{name} is not pinned; this is its commit {folder.name}"
+        print(f"note: {commit}: set model.revision to it to keep it", file=sys.stderr)
     if not any(folder.glob("model*.safetensors")):
         resolve_revision(name, revision)  # says so if the Hub is out of reach: then a part of the model was cached
         raise AnitaError(
@@ -329,9 +324,8 @@ def existing(folder: Path) -> Path:
 
 
 def rows(name: str, settings: HubData, left_out: Counter[str] | None = None) -> Iterator[dict]:
-    """The sample that `settings` describe; fewer rows where the data set holds fewer.
+    """The sample that `settings` describe, its rows as {"messages": …}, {"text": …} or {"prompt", "chosen", "rejected"}.
 
-    Whatever a data set's columns, a row comes out as {"messages": …}, {"text": …} or {"prompt", "chosen", "rejected"}.
     left_out: is added to: how many rows on the way teach nothing, or are not wanted, by reason.
 
     AnitaError, one line, for a data set that cannot be read, is empty or has unknown columns or damaged rows.
@@ -405,10 +399,8 @@ def fetch(name: str, settings: HubData) -> Path:
     if file.is_file() and entry.read() is not None:  # a cache that this user may only read has no need of a lock
         return file
     if NON_COMMERCIAL.search(settings.licence):
-        warnings.warn(
-            f"{name} is licensed {settings.licence}: not for commercial use. To do without it, name another data set",
-            stacklevel=2,
-        )
+        licensed = f"{name} is licensed {settings.licence}: not for commercial use"
+        warnings.warn(f"{licensed}. To do without it, name another data set", stacklevel=2)
     left_out: Counter[str] = Counter()
     with locked(file, f"data set '{name}'"):
         if file.is_file() and entry.read() is not None:  # another process fetched it while this one waited

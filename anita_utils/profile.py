@@ -125,14 +125,10 @@ class Stage(Section):
 
 
 class Evaluation(Section):
-    suite: Literal["quick", "piccola", "paper", "italian"] = Field(
-        description="quick, piccola: the course's own, a few items or all. paper: the authors' English six and Italian "
-        "three. italian: these three and more."
-    )
+    # quick, piccola: the course's own, a few items or all. italian: the Italian three of `paper` and more.
+    suite: Literal["quick", "piccola", "paper", "italian"] = Field(description="The benchmarks; paper: the authors'.")
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
-    load_in_4bit: bool = Field(
-        False, description="Measure and talk to models in 4 bits, as in training; false: in model.dtype."
-    )
+    load_in_4bit: bool = Field(False, description="Measure and talk to models in 4 bits; false: in model.dtype.")
     batch_size: int = Field(gt=0, description="Prompts per forward pass.")
     max_new_tokens: int = Field(gt=0, description="Where an answer is cut off.")
 
@@ -160,7 +156,7 @@ class Profile(Section):
 
     @property
     def file(self) -> Path | None:
-        """The file it was read from, if any; the comments in it name the source of each value."""
+        """The file it was read from, if any; its comments name the source of each value."""
         return self._file
 
     @model_validator(mode="before")
@@ -200,40 +196,33 @@ class Profile(Section):
                     f"{where}.max_length: {stage.max_length} tokens do not go into rows of {stage.row_length}: "
                     f"lower it, or raise {where}.row_length"
                 )
-            for corpus in stage.data:
-                if "/" in corpus and not corpus.endswith(".jsonl") and corpus not in self.datasets:
-                    raise ValueError(
-                        f"{where}.data: nothing is known of '{corpus}': describe it under datasets.{corpus}"
-                    )
+            for one in stage.data:
+                if "/" in one and not one.endswith(".jsonl") and one not in self.datasets:
+                    raise ValueError(f"{where}.data: nothing is known of '{one}': describe it under datasets.{one}")
         return self
 
     def check(self, machine: Machine) -> None:
         """Raises AnitaError when `machine` cannot do the arithmetic that the profile asks for."""
         asked = [("precision", self.precision, "fp16", "fp32"), ("model.dtype", self.model.dtype, "float16", "float32")]
         for key, value, fp16, fp32 in asked:
-            complaint = f"{self._source}: {key}: {value} on a CPU"
-            emulated = value not in (fp16, fp32) and not machine.bf16
             if value == fp16 and machine.gpu is None:
-                raise AnitaError(
-                    f"{complaint} is a hundred times slower than float32: set it to {fp32}, or use --profile cpu"
-                )
-            if emulated and machine.gpu is None:
-                raise AnitaError(
-                    f"{complaint} without bf16 instructions is ten times slower than float32: set it to {fp32}"
-                )
-            if emulated:
+                reason = f"{value} on a CPU is a hundred times slower than float32"
+                remedy = f"{fp32}, or use --profile cpu"
+            elif value in (fp16, fp32) or machine.bf16:
+                continue
+            elif machine.gpu is None:
+                reason, remedy = f"{value} on a CPU without bf16 instructions is ten times slower than float32", fp32
+            else:
                 capability = ".".join(map(str, machine.gpu_capability))
-                raise AnitaError(
-                    f"{self._source}: {key}: {machine.gpu} (capability {capability}) has no {value}: "
-                    f"set it to {fp16} or {fp32}"
-                )
+                reason, remedy = f"{machine.gpu} (capability {capability}) has no {value}", f"{fp16} or {fp32}"
+            raise AnitaError(f"{self._source}: {key}: {reason}: set it to {remedy}")
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
     """The profile of that name in `anita_utils/profiles/`, or in the YAML file at that path.
 
-    Raises AnitaError, one line naming file, key and remedy, for an unknown profile, unreadable YAML, an unknown key
-    or a wrong value.
+    AnitaError, one line naming file, key and remedy, for an unknown profile, unreadable YAML, an unknown key or a wrong
+    value.
     """
     path = Path(name_or_path)
     file = path if path.suffix in {".yaml", ".yml"} else PROFILES / f"{name_or_path}.yaml"
@@ -280,7 +269,7 @@ def parse_profile(values: dict, source: str) -> Profile:
 def override(profile: Profile, changes: dict[str, Any], source: str) -> Profile:
     """The profile with other values under dotted keys, as {"stages.sft.learning_rate": 1e-4}, checked as a file is.
 
-    source: who changes it, named in the message of an AnitaError.
+    source: named in the message of an AnitaError.
     """
     values = profile.model_dump()
     for key, value in changes.items():
@@ -296,10 +285,8 @@ def override(profile: Profile, changes: dict[str, Any], source: str) -> Profile:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first complaint in one line: key, what is wrong, remedy.
-
-    Unknown keys come before missing ones, for they may be these by another name.
-    """
+    """The first complaint in one line: key, what is wrong, remedy."""
+    # Unknown keys come before missing ones, for they may be these by another name.
     first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(map(str, first["loc"])).removesuffix(".[key]")
     if first["type"] == "extra_forbidden":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,13 +52,13 @@ class Metric(BaseModel):
     profile: str | None = Field(None, description="The profile's name; filled in by `Run.record`.")
 
 
+@dataclass(eq=False)
 class Run:
     """A folder under `runs/` and what is known about it. Made by `Run.open`, read by `Run.load`."""
 
-    def __init__(self, folder: Path, profile: Profile, seed: int):
-        self.folder = folder
-        self.profile = profile
-        self.seed = seed
+    folder: Path
+    profile: Profile
+    seed: int
 
     @classmethod
     def open(
@@ -68,11 +69,10 @@ class Run:
         name: a folder's name under `runs/`. "latest" is the newest run if it has this profile, else a run called after
             the profile.
         profile: a profile's name, the path of one, or the Profile itself.
-        seed: the seed of everything drawn at random.
-        newest: whether `runs/latest` is to point at it. Only a run of the lessons moves it; a rehearsal never does.
+        newest: whether `runs/latest` is to point at it; at a rehearsal it never does.
 
-        A run keeps its profile: AnitaError when a run of that name has another one, when run.json is damaged, or when
-        the machine cannot do what the profile asks.
+        AnitaError when a run of that name has another profile, when run.json is damaged, or when the machine cannot do
+        what the profile asks.
         """
         profile = profile if isinstance(profile, Profile) else load_profile(profile)
         machine = detect_machine()
@@ -145,7 +145,7 @@ class Run:
         notebook: the lesson's name, for instance "02_supervised_fine_tuning".
         metrics: one dict or Metric a figure; notebook and profile are filled in, and the seed where a row has none.
 
-        Returns the figures as a table to show. Raises AnitaError for an unknown key, a wrong type, nan or infinity.
+        Returns the figures as a table. AnitaError for an unknown key, a wrong type, nan or infinity.
         """
         filled = {"notebook": notebook, "profile": self.profile.name}
         rows = []
@@ -173,10 +173,8 @@ class Run:
             try:
                 rows.append(Metric.model_validate_json(line))
             except ValidationError as error:
-                place, reason = f"{shown(file)}, line {number}", error.errors()[0]["msg"]
-                raise AnitaError(
-                    f"{place}: not a metric ({reason}): delete that line and run its lesson again"
-                ) from error
+                wrong = f"{shown(file)}, line {number}: not a metric ({error.errors()[0]['msg']})"
+                raise AnitaError(f"{wrong}: delete that line and run its lesson again") from error
         return rows
 
     def show(self, figure, name: str, alt: str, caption: str) -> None:
@@ -216,9 +214,8 @@ class Run:
         for stage in self.profile.order:
             link = self.model_dir(stage)
             if link.is_symlink() and not link.exists():
-                raise AnitaError(
-                    f"run '{self.folder.name}': its model '{stage}' is no longer in the cache: run its lesson again"
-                )
+                lost = f"run '{self.folder.name}': its model '{stage}' is no longer in the cache"
+                raise AnitaError(f"{lost}: run its lesson again")
             last = stage if (link / "merged").is_dir() else last
         return last
 

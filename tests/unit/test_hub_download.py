@@ -201,7 +201,9 @@ def test_without_a_network(ask, endpoint):
 def test_something_that_is_no_hub(ask, hub):
     hub.faults["/api/"] = [200]
     line, _ = ask("resolve_model", TINY, None)
-    assert f"{hub.endpoint} cannot be reached or is no Hub (" in line and "check connection, proxy and HF_ENDPOINT" in line
+    assert (
+        f"{hub.endpoint} cannot be reached or is no Hub (" in line and "check connection, proxy and HF_ENDPOINT" in line
+    )
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(ask, hub, tmp_path):
