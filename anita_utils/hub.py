@@ -33,13 +33,10 @@ from anita_utils.run import Run
 
 SHIPPED_BASE = "tiny-llama-3-instruct"
 STAGES = ("base", "sft", "italian", "dpo")
-RESTORE = "restore the file (git checkout, or train the stage again)"
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")  # the name of a snapshot's folder in the Hub's cache
 MODEL_FILES = [
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    *("config.json", "generation_config.json"),
+    *("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 ]
@@ -114,7 +111,7 @@ def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
         raise AnitaError(f"{shown(folder)} has no tokenizer.json: {remedy or 'save the tokenizer beside the model'}")
     for weights in weight_files(folder):
-        _check_weights(weights, remedy or RESTORE)
+        _check_weights(weights, remedy or "restore the file (git checkout, or train the stage again)")
     return folder
 
 
@@ -144,7 +141,7 @@ def _check_weights(file: Path, remedy: str) -> None:
 
 
 def model_key(path: str | Path) -> str:
-    """A hash of a model's weights, configuration, tokenizer and chat template; of a Hub snapshot's weights the commit."""
+    """A hash of a model's weights, configuration, tokenizer and template; for a Hub snapshot's weights the commit."""
     path = Path(path)
     files = sorted(file for pattern in DECISIVE for file in path.glob(pattern))
     snapshot = path.parent.name == "snapshots" and COMMIT.fullmatch(path.name)
@@ -324,7 +321,7 @@ def existing(folder: Path) -> Path:
 
 
 def rows(name: str, settings: HubData, left_out: Counter[str] | None = None) -> Iterator[dict]:
-    """The sample that `settings` describe, its rows as {"messages": …}, {"text": …} or {"prompt", "chosen", "rejected"}.
+    """The sample that `settings` describe, each row as messages, as text, or as prompt, chosen and rejected.
 
     left_out: is added to: how many rows on the way teach nothing, or are not wanted, by reason.
 
