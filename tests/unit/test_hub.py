@@ -30,16 +30,6 @@ def shipped(tmp_path, monkeypatch):
     return make_model(tmp_path / "data" / "tiny-llama-3-instruct")
 
 
-def test_data_folder_of_the_checkout_and_of_the_environment(monkeypatch, tmp_path):
-    monkeypatch.delenv("ANITA_DATA", raising=False)
-    assert data_dir().name in {"data", "_data"}
-    monkeypatch.setenv("ANITA_DATA", str(tmp_path))
-    assert data_dir() == tmp_path
-    monkeypatch.setenv("ANITA_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(AnitaError, match="correct ANITA_DATA"):
-        data_dir()
-
-
 def test_shipped_name_and_folder(shipped, runs):
     assert resolve_model("tiny-llama-3-instruct") == str(shipped)
     assert resolve_model(str(shipped)) == str(shipped)

@@ -1,4 +1,4 @@
-"""Files are read as text that people write, and written whole, by one process at a time, or told in one line."""
+"""Where things are; files are read as people write them, and written whole, by one process at a time."""
 
 import os
 import subprocess
@@ -10,7 +10,17 @@ from test_failures import files_up_to, not_almighty
 
 from anita_utils import AnitaError
 from anita_utils.evaluation import measuring
-from anita_utils.paths import locked, os_failure, read_lines, read_text, replacing, write_text
+from anita_utils.paths import (
+    cache_dir,
+    data_dir,
+    locked,
+    os_failure,
+    read_lines,
+    read_text,
+    replacing,
+    runs_dir,
+    write_text,
+)
 from anita_utils.run import Run
 
 ROW = {"stage": "base", "metric": "perplexity", "value": 3.5}
@@ -20,6 +30,26 @@ def one_line(action, match):
     with pytest.raises(AnitaError, match=match) as error:
         action()
     assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_data_folder_of_the_checkout_and_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("ANITA_DATA", raising=False)
+    assert data_dir().name in {"data", "_data"}
+    monkeypatch.setenv("ANITA_DATA", str(tmp_path))
+    assert data_dir() == tmp_path
+    monkeypatch.setenv("ANITA_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(AnitaError, match="correct ANITA_DATA"):
+        data_dir()
+
+
+def test_folders_follow_the_environment(runs, monkeypatch, tmp_path):
+    assert runs_dir() == runs
+    assert cache_dir() == runs / "cache"
+    monkeypatch.setenv("ANITA_CACHE", str(tmp_path / "elsewhere"))
+    assert cache_dir() == tmp_path / "elsewhere"
 
 
 # ---------------------------------------------------------------- reading
@@ -50,6 +80,14 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    write_text(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "new \ud800")
+    assert file.read_text("utf-8") == "old"
 
 
 @pytest.mark.parametrize("what", ["run.json", "metrics", "figure", "evaluation", "report", "kept results"])
