@@ -70,10 +70,8 @@ def resolve_model(name: str, revision: str | None = None, run: Run | None = None
     if folder.is_dir():
         return str(check_model_folder(folder))
     if not on_hub(name):
-        raise AnitaError(
-            f"no model folder {shown(folder)}: check the path, or name a stage ({', '.join(STAGES)}) "
-            "or a repository on the Hub as owner/name"
-        )
+        ways = f"check the path, or name a stage ({', '.join(STAGES)}) or a repository on the Hub as owner/name"
+        raise AnitaError(f"no model folder {shown(folder)}: {ways}")
     folder = download_model(name, revision)
     again = f"delete {shown(folder.parents[1])} to download it again; if it is so there, take another model"
     return str(check_model_folder(folder, again))
@@ -178,10 +176,8 @@ def download_model(name: str, revision: str | None = None) -> Path:
         print(f"note: {commit}: set model.revision to it to keep it", file=sys.stderr)
     if not any(folder.glob("model*.safetensors")):
         resolve_revision(name, revision)  # says so if the Hub is out of reach: then a part of the model was cached
-        raise AnitaError(
-            f"{name} has no safetensors weights, and others (pickles) can hold harmful code: "
-            "set model.base to a repository that has them"
-        )
+        why = f"{name} has no safetensors weights, and others (pickles) can hold harmful code"
+        raise AnitaError(f"{why}: set model.base to a repository that has them")
     return folder
 
 
@@ -369,10 +365,8 @@ def _stream(name: str, settings: HubData) -> Iterator[dict]:
         yield from stream.shuffle(seed=settings.seed, buffer_size=BUFFER)
     except (OSError, ValueError, RuntimeError, StopIteration) as error:  # the last where no file fits the pattern
         reason = " ".join(str(error).split()) or f"no file at {settings.files}"
-        raise AnitaError(
-            f"data set '{name}' cannot be read ({reason}): check the network and its keys under datasets, "
-            "or use --profile cpu"
-        ) from error
+        remedy = "check the network and its keys under datasets, or use --profile cpu"
+        raise AnitaError(f"data set '{name}' cannot be read ({reason}): {remedy}") from error
 
 
 def _sample_entry(name: str, settings: HubData) -> Entry:
