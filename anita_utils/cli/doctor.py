@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,17 +21,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from anita_utils import AnitaError, checkout, shown
+from anita_utils import AnitaError, checkout, hub, shown
 from anita_utils.cli import Json, ProfileName
-from anita_utils.hub import (
-    cached_model,
-    check_access,
-    check_model_folder,
-    existing,
-    on_hub,
-    resolve_model,
-    resolve_revision,
-)
 from anita_utils.machine import Machine, detect_machine
 from anita_utils.paths import runs_dir
 from anita_utils.profile import Profile, load_profile
@@ -39,7 +31,6 @@ GIB = 2**30
 INSTALL = "pip install --constraint constraints.txt --editable ."
 TORCHAO = "0.16"  # peft 0.21 refuses to load beside an older one; Colab brings 0.10
 HUB_SECONDS = 5  # how long the Hub may take to answer
-COLOURS = {"ok": "green", "warning": "yellow", "failure": "red"}
 
 
 class Need(NamedTuple):
@@ -69,111 +60,114 @@ NEEDS = [
 ]
 
 
+def need_of(profile: Profile) -> Need:
+    """What is known of the profile's needs; for one that is not the course's own, the least."""
+    return next((need for need in NEEDS if need.profile == profile.name), NEEDS[-1])
+
+
 class Finding(NamedTuple):
-    """One thing looked at. Where there is a remedy it is a warning or, where the profile cannot run, a failure."""
+    """One thing looked at. With a failure among them, the profile cannot run."""
 
     name: str
+    status: Literal["ok", "warning", "failure"]
     found: str
     remedy: str = ""
-    bad: Literal["warning", "failure"] = "failure"
-
-    @property
-    def status(self) -> str:
-        return self.bad if self.remedy else "ok"
 
 
-def doctor(
-    profile: ProfileName = "cpu",
-    as_json: Json = False,
-) -> None:
+def check(name: str, found: str, fine: bool, remedy: str, bad: Literal["warning", "failure"] = "failure") -> Finding:
+    """A finding that is ok where it is `fine`, else `bad` and with a remedy."""
+    return Finding(name, "ok", found) if fine else Finding(name, bad, found, remedy)
+
+
+def refused(name: str, error: AnitaError) -> Finding:
+    """An AnitaError as a failure: what follows its last colon is the remedy."""
+    found, _, remedy = str(error).rpartition(": ")
+    return Finding(name, "failure", found, remedy)
+
+
+def doctor(profile: ProfileName = "cpu", as_json: Json = False) -> None:
     """Look at this machine for a profile: what is there, what is missing, and the remedy. Exit code 1 on a failure."""
     settings = load_profile(profile)
     findings, recommended = diagnose(settings)
     if as_json:
-        rows = [{"name": one.name, "status": one.status, "found": one.found, "remedy": one.remedy} for one in findings]
+        rows = [finding._asdict() for finding in findings]
         print(json.dumps({"profile": settings.name, "recommended": recommended, "findings": rows}, indent=2))
     else:
         table = Table(title=f"Profile {settings.name}", caption=f"Recommended here: --profile {recommended}")
         for column in ("", "status", "found", "remedy"):
             table.add_column(column, overflow="fold")
-        for one in findings:
-            status = f"[{COLOURS[one.status]}]{one.status}[/]"
-            table.add_row(one.name, status, escape(one.found), escape(one.remedy))
+        colours = {"ok": "green", "warning": "yellow", "failure": "red"}
+        for name, status, found, remedy in findings:
+            table.add_row(name, f"[{colours[status]}]{status}[/]", escape(found), escape(remedy))
         Console().print(table)
-    raise typer.Exit(any(one.status == "failure" for one in findings))
+    raise typer.Exit(any(finding.status == "failure" for finding in findings))
 
 
 def diagnose(profile: Profile) -> tuple[list[Finding], str]:
     """All findings about this machine for a profile, and the profile that fits it best."""
-    findings = [Finding("python", platform.python_version()), packages(), versions(), torchao()]
+    findings = list(packages())
     try:
-        machine, hub = detect_machine(), the_hub(profile)
-        findings += [*hardware(machine, profile), disk(profile), hub, token(profile)]
-        findings += the_model(profile, hub.status == "ok")
+        machine, answer = detect_machine(), the_hub(profile)
+        reachable = answer.status == "ok"
+        findings += [*hardware(machine, profile), disk(profile), answer, token(profile), *the_model(profile, reachable)]
     except ImportError as error:  # a missing package, which is itself a finding, ends the examination
-        findings.append(Finding("machine", f"cannot be looked at: {error}", INSTALL))
+        findings.append(Finding("machine", "failure", f"cannot be looked at: {error}", INSTALL))
         return findings, NEEDS[-1].profile
-    return findings, recommend(machine, hub.status == "ok")
+    return findings, recommend(machine, reachable)
 
 
-def recommend(machine: Machine, hub: bool) -> str:
-    """The most demanding profile that fits; without the Hub, only the shipped model is left."""
-    for need in NEEDS if hub else ():
+def recommend(machine: Machine, reachable: bool) -> str:
+    """The most demanding profile that fits; where the Hub cannot be reached, only the shipped model is left."""
+    for need in NEEDS if reachable else ():
         if need.has_gpu(machine) and need.has_memory(machine) and machine.cores >= need.cores:
             return need.profile
     return NEEDS[-1].profile
 
 
-def refused(name: str, error: AnitaError) -> Finding:
-    """An AnitaError as a finding: what follows its last colon is the remedy."""
-    found, _, remedy = str(error).rpartition(": ")
-    return Finding(name, found, remedy)
-
-
 # ---------------------------------------------------------------- what is installed
 
 
-def packages() -> Finding:
-    """What the course cannot do without."""
-    try:
-        needed = [Requirement(text) for text in metadata.requires("anita-utils") or [] if "extra ==" not in text]
-    except metadata.PackageNotFoundError:
-        return Finding("packages", "anita-utils is not installed", INSTALL)
+def packages() -> Iterator[Finding]:
+    """Python, what the course cannot do without, whether versions are the tested ones, and what keeps peft away."""
+    yield Finding("python", "ok", platform.python_version())
     wrong = []
-    for requirement in needed:
+    for requirement in map(Requirement, requirements()):
         installed = installed_version(requirement.name)
         if installed is None:
             wrong.append(f"{requirement.name} is missing")
         elif not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} is {installed}, needed {requirement.specifier}")
-    if wrong:
-        return Finding("packages", "; ".join(wrong), f"{INSTALL} (then restart the kernel)")
-    return Finding("packages", f"all {len(needed)} that the course needs")
+    found = "; ".join(wrong) or f"all {len(requirements())} that the course needs"
+    yield check("packages", found, not wrong, f"{INSTALL} (then restart the kernel)")
+    yield versions()
+    torchao = installed_version("torchao")
+    fine = torchao is None or Version(torchao) >= Version(TORCHAO)
+    found = torchao or "not installed, not needed"
+    yield check("torchao", found, fine, "peft does not load beside it: pip uninstall --yes torchao")
+
+
+def requirements() -> list[str]:
+    """What the installed kit needs; the kit itself where it is not installed."""
+    try:
+        return [text for text in metadata.requires("anita-utils") or [] if "extra ==" not in text]
+    except metadata.PackageNotFoundError:
+        return ["anita-utils"]
 
 
 def versions() -> Finding:
     """Installed versions against constraints.txt, which holds the tested ones."""
     root = checkout()
     if root is None:
-        return Finding("versions", "not compared: constraints.txt is only in the checkout")
+        return Finding("versions", "ok", "not compared: constraints.txt is only in the checkout")
     lines = (root / "constraints.txt").read_text("utf-8").splitlines()
     others = []
     for package, tested in (line.split("==") for line in lines if not line.startswith("#")):
         installed = installed_version(package)
         if installed and Version(installed).public != Version(tested).public:  # torch's +cpu or +cu128 is left open
             others.append(f"{package} {installed} (tested: {tested})")
-    if not others:
-        return Finding("versions", "as tested")
-    found = f"{len(others)} not as tested: {', '.join(others[:8])}{', …' if len(others) > 8 else ''}"
-    return Finding("versions", found, f"figures may differ; for the tested ones: {INSTALL}", "warning")
-
-
-def torchao() -> Finding:
-    """Whether an old torchao keeps peft from loading."""
-    installed = installed_version("torchao")
-    if installed and Version(installed) < Version(TORCHAO):
-        return Finding("torchao", f"{installed}, beside which peft does not load", "pip uninstall --yes torchao")
-    return Finding("torchao", installed or "not installed, not needed")
+    some = ", ".join(others[:8]) + (", …" if len(others) > 8 else "")
+    found = f"{len(others)} not as tested: {some}" if others else "as tested"
+    return check("versions", found, not others, f"figures may differ; for the tested ones: {INSTALL}", "warning")
 
 
 def installed_version(package: str) -> str | None:
@@ -187,28 +181,20 @@ def installed_version(package: str) -> str | None:
 # ---------------------------------------------------------------- the machine
 
 
-def need_of(profile: Profile) -> Need:
-    """What is known of the profile's needs; for one that is not the course's own, the least."""
-    return next((need for need in NEEDS if need.profile == profile.name), NEEDS[-1])
-
-
-def hardware(machine: Machine, profile: Profile) -> list[Finding]:
+def hardware(machine: Machine, profile: Profile) -> Iterator[Finding]:
     """Cores, memory, GPU and arithmetic, against what the profile asks."""
     need = need_of(profile)
-    few = "" if machine.cores > 1 else "expect twice the time"
-    little = "" if need.has_memory(machine) else f"close other programs, about {need.memory_gib} GiB are needed"
-    bf16 = "true bf16" if machine.bf16 else "no true bf16 (at most emulated)"
-    precision = Finding("precision", f"{bf16}; the profile computes in {profile.precision}")
+    yield check("cores", f"{machine.cores} ({machine.cpu})", machine.cores > 1, "expect twice the time", "warning")
+    remedy = f"close other programs, about {need.memory_gib} GiB are needed"
+    yield check("memory", f"{machine.memory_bytes / GIB:.1f} GiB", need.has_memory(machine), remedy, "warning")
+    yield gpu(machine, need)
     try:
         profile.check(machine)
     except AnitaError as error:
-        precision = refused("precision", error)
-    return [
-        Finding("cores", f"{machine.cores} ({machine.cpu})", few, "warning"),
-        Finding("memory", f"{machine.memory_bytes / GIB:.1f} GiB", little, "warning"),
-        gpu(machine, need),
-        precision,
-    ]
+        yield refused("precision", error)
+    else:
+        bf16 = "true bf16" if machine.bf16 else "no true bf16 (at most emulated)"
+        yield Finding("precision", "ok", f"{bf16}; the profile computes in {profile.precision}")
 
 
 def gpu(machine: Machine, need: Need) -> Finding:
@@ -221,12 +207,12 @@ def gpu(machine: Machine, need: Need) -> Finding:
         found = f"{machine.gpu}, {machine.gpu_memory_bytes / GIB:.1f} GiB, capability {capability}"
     if not need.has_gpu(machine):
         remedy = f"take --profile {recommend(machine, True)}, or a machine with such a GPU"
-        return Finding("gpu", f"{found}; needed: {need.gpu_gib} GiB", remedy)
+        return Finding("gpu", "failure", f"{found}; needed: {need.gpu_gib} GiB", remedy)
     count = torch.cuda.device_count()
     if count > 1:  # Kaggle shows two T4s, and TRL refuses several in one process
         remedy = "set CUDA_VISIBLE_DEVICES=0 before Python starts"
-        return Finding("gpu", f"{found}, the first of {count}", remedy, "warning")
-    return Finding("gpu", found)
+        return Finding("gpu", "warning", f"{found}, the first of {count}", remedy)
+    return Finding("gpu", "ok", found)
 
 
 def disk(profile: Profile) -> Finding:
@@ -234,11 +220,11 @@ def disk(profile: Profile) -> Finding:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     needed = need_of(profile).disk_gb
-    folders = {"ANITA_RUNS": runs_dir()} | ({"HF_HOME": Path(HF_HUB_CACHE)} if on_hub(profile.model.base) else {})
-    free, setting = min((shutil.disk_usage(existing(folder)).free / 1e9, key) for key, folder in folders.items())
-    remedy = "" if free >= needed else f"make room or set {setting} to another disk, about {needed} GB are needed"
+    folders = {"ANITA_RUNS": runs_dir()} | ({"HF_HOME": Path(HF_HUB_CACHE)} if hub.on_hub(profile.model.base) else {})
+    free, setting = min((shutil.disk_usage(hub.existing(folder)).free / 1e9, key) for key, folder in folders.items())
+    remedy = f"make room or set {setting} to another disk, about {needed} GB are needed"
     bad = "failure" if free < 0.5 else "warning"  # below, not even the small model's run has room
-    return Finding("disk", f"{free:.1f} GB free for {shown(folders[setting])}", remedy, bad)
+    return check("disk", f"{free:.1f} GB free for {shown(folders[setting])}", free >= needed, remedy, bad)
 
 
 # ---------------------------------------------------------------- the Hub and the model
@@ -256,19 +242,19 @@ def the_hub(profile: Profile) -> Finding:
         said = "is not asked, as HF_HUB_OFFLINE is set"
     except errors.HTTPError as error:
         said = f"cannot be reached ({error})"
-    found, remedy = f"{constants.ENDPOINT} {said}", "check connection, proxy and HF_ENDPOINT, and unset HF_HUB_OFFLINE"
-    if said == "answers":
-        return Finding("hub", found)
-    if on_hub(profile.model.base) and not whole_here(profile):
-        return Finding("hub", found, remedy)
-    return Finding("hub", found, f"this model needs no Hub; for others: {remedy}", "warning")
+    remedy, bad = "check connection, proxy and HF_ENDPOINT, and unset HF_HUB_OFFLINE", "failure"
+    if whole_here(profile):
+        remedy, bad = f"this model needs no Hub; for others: {remedy}", "warning"
+    return check("hub", f"{constants.ENDPOINT} {said}", said == "answers", remedy, bad)
 
 
 def whole_here(profile: Profile) -> bool:
-    """Whether the profile's Hub model is whole in the local cache."""
-    folder = cached_model(profile.model.base, profile.model.revision)
+    """Whether the profile's model needs no Hub: it is none of the Hub's, or whole in the local cache."""
+    if not hub.on_hub(profile.model.base):
+        return True
+    folder = hub.cached_model(profile.model.base, profile.model.revision)
     try:
-        return folder is not None and bool(check_model_folder(folder))
+        return folder is not None and bool(hub.check_model_folder(folder))
     except AnitaError:
         return False
 
@@ -278,28 +264,27 @@ def token(profile: Profile) -> Finding:
     from huggingface_hub import get_token
 
     if get_token():
-        return Finding("token", "there")
-    if not on_hub(profile.model.base):
-        return Finding("token", "none, not needed")
-    return Finding("token", "none", "`hf auth login` or HF_TOKEN: a gated model is refused without", "warning")
+        return Finding("token", "ok", "there")
+    if not hub.on_hub(profile.model.base):
+        return Finding("token", "ok", "none, not needed")
+    return Finding("token", "warning", "none", "`hf auth login` or HF_TOKEN: a gated model is refused without")
 
 
-def the_model(profile: Profile, reachable: bool) -> list[Finding]:
+def the_model(profile: Profile, reachable: bool) -> Iterator[Finding]:
     """Whether the base model is here and whole or, on the Hub, may be had at the revision that the profile pins.
 
-    Empty when it can only be asked of a Hub that does not answer.
+    Nothing when it can only be asked of a Hub that does not answer.
     """
     base, revision = profile.model.base, profile.model.revision
     try:
-        if not on_hub(base):
-            return [Finding("model", shown(resolve_model(base)))]
-        if whole_here(profile):
-            return [Finding("model", f"{base} is in the local cache")]
-        if not reachable:
-            return []
-        check_access(base)
-        remedy = f"set model.revision to {resolve_revision(base, revision)}, its commit today"
-        found = f"{base} may be downloaded, {revision or 'not pinned'}"
-        return [Finding("model", found, "" if revision else remedy, "warning")]
+        if not hub.on_hub(base):
+            yield Finding("model", "ok", shown(hub.resolve_model(base)))
+        elif whole_here(profile):
+            yield Finding("model", "ok", f"{base} is in the local cache")
+        elif reachable:
+            hub.check_access(base)
+            remedy = f"set model.revision to {hub.resolve_revision(base, revision)}, its commit today"
+            found = f"{base} may be downloaded, {revision or 'not pinned'}"
+            yield check("model", found, revision is not None, remedy, "warning")
     except AnitaError as error:
-        return [refused("model", error)]
+        yield refused("model", error)

@@ -18,7 +18,6 @@ import typer
 from anita_utils import IDLE_THREADS, AnitaError, __version__, shown
 from anita_utils.cli import Json, ModelName, ProfileName, RunName
 from anita_utils.cli.ablate import ablate
-from anita_utils.cli.cache import cache
 from anita_utils.cli.chat import chat
 from anita_utils.cli.doctor import doctor
 from anita_utils.cli.plan import plan
@@ -37,7 +36,6 @@ app.command()(plan)
 app.command()(train)
 app.command()(ablate)
 app.command()(chat)
-app.command()(cache)
 
 
 @app.callback(invoke_without_command=True)
@@ -132,6 +130,46 @@ def report(
     print(shown(write_comparison(*loaded) if len(loaded) == 2 else write_report(loaded[0])))
 
 
+@app.command()
+def cache(
+    prune: Annotated[bool, typer.Option("--prune", help="Delete what is not taken any more and no run uses.")] = False,
+    days: Annotated[
+        float | None,
+        typer.Option("--older-than", min=0, help="With --prune: all that no run uses and is so many days old."),
+    ] = None,
+) -> None:
+    """List what the cache holds: how much of each kind, what runs use, what an older version of the course left."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from anita_utils.cache import contents
+    from anita_utils.cache import prune as delete
+    from anita_utils.paths import cache_dir
+
+    if days is not None and not prune:
+        raise AnitaError("--older-than chooses what --prune deletes: give both")
+    if prune:
+        deleted = list(delete(days))
+        print(f"deleted: {len(deleted)} entries, {megabytes(deleted)} MB")
+    found = contents()
+    table = Table("kind", "entries", "MB", "used by runs", "not taken any more", title=shown(cache_dir()))
+    for kind in dict.fromkeys(one.kind for one in found):
+        own = [one for one in found if one.kind == kind]
+        old = [one for one in own if one.old]
+        used = sum(bool(one.runs) for one in own)
+        table.add_row(
+            kind, str(len(own)), megabytes(own), str(used), f"{len(old)} ({megabytes(old)} MB)" if old else ""
+        )
+    console = Console()
+    console.print(table)
+    for reason in dict.fromkeys(one.old for one in found if one.old):
+        console.print(f"- not taken: {reason}", markup=False, highlight=False)
+
+
+def megabytes(contents: list) -> str:
+    return f"{sum(one.size for one in contents) / 1e6:,.1f}"
+
+
 @world.command("build")
 def build_world(
     seed: Annotated[int, typer.Option(help="The seed of everything drawn at random.")] = 42,
@@ -145,9 +183,7 @@ def build_world(
     except ModuleNotFoundError as error:
         if error.name not in ("world", "world.build"):
             raise
-        raise AnitaError(
-            "the small world is built from a checkout: clone the course, then run it there with its own `anita`"
-        ) from None
+        raise AnitaError("the small world is built from a checkout: clone the course, then run it there") from None
     main(seed=seed, resume=resume, train=train, **({"steps": steps} if steps else {}))
 
 

@@ -8,17 +8,12 @@ anita plan --profile cpu --here
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +21,7 @@ from anita_utils import AnitaError
 from anita_utils.cli import Json
 from anita_utils.memory import GIB, GPUS, Job, base_bytes, job_of, longest
 from anita_utils.memory import plan as plan_of
+from anita_utils.paths import environment
 from anita_utils.profile import Profile, Quantisation, load_profile
 
 STAGES = ("sft", "italian", "dpo", "evaluation")
@@ -119,60 +115,37 @@ def gpus_table(job: Job, outcome: dict) -> Table:
     return table
 
 
-def measure_here(profile: Profile, stage: str | None) -> str:
+def measure_here(profile: Profile, name: str | None) -> str:
     """What a stage takes on this machine, with or without a GPU, in a line: measured in a few updates on its longest
-    rows, in a process of its own whose results are thrown away.
+    rows, from the base in place of the stages before. Nothing is kept.
 
     AnitaError for a stage that the profile does not have, or that cannot be trained here.
     """
-    stage = stage or profile.order[0]
-    if stage not in profile.order:
+    name = name or profile.order[0]
+    if name not in profile.order:
         raise AnitaError(f"--here trains a few updates of a stage: choose {', '.join(profile.order)}")
-    program = "import sys; from anita_utils.cli.plan import probe; probe(*sys.argv[1:])"
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "profile.yaml"
-        file.write_text(yaml.safe_dump(profile.model_dump(mode="json")), "utf-8")
-        command = [sys.executable, "-c", program, str(file), stage]
-        settings = os.environ | {"ANITA_RUNS": folder, "ANITA_CACHE": folder}
-        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise AnitaError(f"stage '{stage}' cannot be tried on this machine: {said.removeprefix('anita_utils.')}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    minutes = found["tokens"] / found["tokens_per_second"] / 60
-    return (
-        f"{stage} on this machine: {found['peak_bytes'] / GIB:.2f} GiB at the peak, {found['tokens_per_second']:,.0f} "
-        f"tokens/s, so {minutes:,.1f} minutes for {found['tokens']:,.0f} tokens (from {found['updates']} updates)"
-    )
-
-
-def probe(file: str, name: str) -> None:
-    """Trains a few updates on the stage's longest rows, from the base in place of the stages before; prints as JSON
-    what they took.
-    """
     from anita_utils.cli.train import quieten
     from anita_utils.run import Run
-    from anita_utils.stages import find_stage, peak_memory, token_count
+    from anita_utils.stages import explained, find_stage, peak_memory, token_count
     from anita_utils.training import build_trainer
 
     quieten()
-    profile = load_profile(file)
-    stage = find_stage(Run.open("probe", profile, profile.seed, newest=False), name)
-    stage.before = None
-    trainer = build_trainer(stage)
-    rows, arguments = trainer.train_dataset, trainer.args
-    sizes = [token_count(rows.select([number])) for number in range(len(rows))]
-    by_size = sorted(range(len(rows)), key=lambda number: -sizes[number])
-    count = UPDATES * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    trainer.train_dataset = rows.select(by_size[:count])
-    arguments.num_train_epochs, arguments.save_strategy = 1, "no"
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    found = {
-        "peak_bytes": peak_memory(),
-        "tokens_per_second": token_count(trainer.train_dataset) / seconds,
-        "tokens": sum(sizes) * stage.settings.num_train_epochs,
-        "updates": trainer.state.global_step,
-    }
-    print(json.dumps(found))
+    with TemporaryDirectory() as folder, environment(ANITA_RUNS=folder, ANITA_CACHE=folder):
+        stage = find_stage(Run.open("probe", profile, profile.seed, newest=False), name)
+        stage.before = None
+        trainer = build_trainer(stage)
+        rows, arguments = trainer.train_dataset, trainer.args
+        sizes = [token_count(rows.select([number])) for number in range(len(rows))]
+        by_size = sorted(range(len(rows)), key=lambda number: -sizes[number])
+        count = UPDATES * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        trainer.train_dataset = rows.select(by_size[:count])
+        arguments.num_train_epochs, arguments.save_strategy = 1, "no"
+        start = time.perf_counter()
+        with explained(stage):
+            trainer.train()
+        speed = token_count(trainer.train_dataset) / (time.perf_counter() - start)
+    tokens = sum(sizes) * stage.settings.num_train_epochs
+    return (
+        f"{name} on this machine: {peak_memory() / GIB:.2f} GiB at the peak, {speed:,.0f} tokens/s, so "
+        f"{tokens / speed / 60:,.1f} minutes for {tokens:,.0f} tokens (from {trainer.state.global_step} updates)"
+    )
