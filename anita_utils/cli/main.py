@@ -1,4 +1,4 @@
-"""What can `anita` do? The command and its short verbs; a verb with more to it has a file of its own beside this one.
+"""What can the `anita` command do? Its short verbs are here; a longer one has a file of its own beside this one.
 
 anita course --only 02
 anita plan --model meta-llama/Meta-Llama-3-8B-Instruct --length 2048
@@ -27,15 +27,18 @@ from anita_utils.paths import FULL, LOCKED, os_failure, runs_dir
 # What takes long to import (torch, pandas, papermill) is imported by the verb that needs it: `anita --help` is instant.
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.partition("\n")[0]
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run the course or a part of it: look at the machine, plan, train, ask and measure models, report.",
 )
-world = typer.Typer(no_args_is_help=True, help="Piccola Italia: the small world and the base model made from it.")
-app.add_typer(world, name="world")
 app.command()(doctor)
 app.command()(plan)
 app.command()(train)
-app.command()(ablate)
 app.command()(chat)
+app.command()(ablate)
+world = typer.Typer(no_args_is_help=True, help="Piccola Italia: the small world and the base model made from it.")
+app.add_typer(world, name="world")
 
 
 @app.callback(invoke_without_command=True)
@@ -157,9 +160,8 @@ def cache(
         own = [one for one in found if one.kind == kind]
         old = [one for one in own if one.old]
         used = sum(bool(one.runs) for one in own)
-        table.add_row(
-            kind, str(len(own)), megabytes(own), str(used), f"{len(old)} ({megabytes(old)} MB)" if old else ""
-        )
+        left = f"{len(old)} ({megabytes(old)} MB)" if old else ""
+        table.add_row(kind, str(len(own)), megabytes(own), str(used), left)
     console = Console()
     console.print(table)
     for reason in dict.fromkeys(one.old for one in found if one.old):

@@ -102,16 +102,13 @@ def parts_table(job: Job, outcome: dict) -> Table:
 
 def gpus_table(job: Job, outcome: dict) -> Table:
     """For each GPU whether the plan fits, and the longest row and the largest batch that would."""
-    table = Table(
-        "GPU", "usable", "headroom", "fits", f"longest at {job.batch}", f"most at {job.length:,}", title="GiB"
-    )
+    bounds = (f"longest at {job.batch}", f"most at {job.length:,}")
+    table = Table("GPU", "usable", "headroom", "fits", *bounds, title="GiB")
     for gpu, usable in GPUS.items():
-        length, batch = longest(job, gpu)
         headroom = usable - outcome["bytes"]["total"] / GIB
         fits = "yes" if outcome["fits"][gpu] else "no"
-        table.add_row(
-            gpu, f"{usable:.2f}", f"{headroom:.2f}", fits, f"{length:,}" if length else "-", f"{batch or '-'}"
-        )
+        most = [f"{number:,}" if number else "-" for number in longest(job, gpu)]
+        table.add_row(gpu, f"{usable:.2f}", f"{headroom:.2f}", fits, *most)
     return table
 
 

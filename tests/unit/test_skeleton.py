@@ -65,14 +65,15 @@ def test_no_file_of_the_kit_is_long():
 
 
 def is_table(statement):
-    """Whether a statement assigns a table: a literal, or a call or subscript with one among what it is given."""
+    """Whether a statement assigns a table: a literal, or what is made of one or of three constants."""
     if not isinstance(statement, ast.Assign | ast.AnnAssign):
         return False
     value = statement.value
     given = [value.slice] if isinstance(value, ast.Subscript) else []
     if isinstance(value, ast.Call):
         given = [*value.args, *(keyword.value for keyword in value.keywords)]
-    return any(isinstance(one, TABLES) for one in [value, *given])
+    constants = sum(isinstance(one, ast.Constant) for one in given)
+    return constants >= 3 or any(isinstance(one, TABLES) for one in [value, *given])
 
 
 def test_only_tables_are_kept_from_the_formatter():
