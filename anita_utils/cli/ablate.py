@@ -7,7 +7,7 @@ anita ablate --only italian --seeds 2
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,11 +15,6 @@ from rich.table import Table
 
 from anita_utils import AnitaError, shown
 from anita_utils.cli import ProfileName
-
-if TYPE_CHECKING:
-    from anita_utils.ablation.arms import Ablation
-    from anita_utils.ablation.campaign import Cell
-    from anita_utils.ablation.results import Kept
 
 
 def ablate(
@@ -59,7 +54,14 @@ def ablate(
         return
     if dry:
         kept = campaign.NOTHING if anew else read_kept(kept_file(settings.name))
-        print_plan(campaign.dry_plan(settings, found, every, chosen), found, kept)
+        cells = campaign.dry_plan(settings, found, every, chosen)
+        table = Table("arm", "asks", "stages", "trained", "measured", "kept")
+        for line in campaign.outline(cells, kept):
+            arm, *done = line.values()
+            table.add_row(arm, found.arms[arm].asks, *done)
+        Console().print(table)
+        for what, (missing, of) in campaign.remaining(cells, kept).items():
+            print(f"{what} that remain: {missing} of {of}")
         return
     if jobs > 1:  # they leave all in the cache, where the call below finds it
         campaign.dry_plan(settings, found, every[:1], chosen)  # an arm that cannot be is reported once
@@ -67,16 +69,3 @@ def ablate(
         campaign.in_processes(own, every, jobs, run or f"ablation-{settings.name}")
     done, _ = campaign.ablate(settings, found, every, chosen, run, print, keep, anew)
     print(shown(write_results(done, found)))
-
-
-def print_plan(cells: list[Cell], ablation: Ablation, kept: Kept) -> None:
-    """Prints what an ablation would do: each arm, and how many trainings and evaluations remain."""
-    from anita_utils.ablation.campaign import outline, remaining
-
-    table = Table("arm", "asks", "stages", "trained", "measured", "kept")
-    for line in outline(cells, kept):
-        arm, *done = line.values()
-        table.add_row(arm, ablation.arms[arm].asks, *done)
-    Console().print(table)
-    for what, (missing, of) in remaining(cells, kept).items():
-        print(f"{what} that remain: {missing} of {of}")

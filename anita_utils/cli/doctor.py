@@ -130,28 +130,22 @@ def recommend(machine: Machine, reachable: bool) -> str:
 def packages() -> Iterator[Finding]:
     """Python, what the course cannot do without, whether versions are the tested ones, and what keeps peft away."""
     yield Finding("python", "ok", platform.python_version())
-    wrong = []
-    for requirement in map(Requirement, requirements()):
+    needed, wrong = ["anita-utils"], []
+    if installed_version("anita-utils"):
+        needed += [text for text in metadata.requires("anita-utils") or [] if "extra ==" not in text]
+    for requirement in map(Requirement, needed):
         installed = installed_version(requirement.name)
         if installed is None:
             wrong.append(f"{requirement.name} is missing")
         elif not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} is {installed}, needed {requirement.specifier}")
-    found = "; ".join(wrong) or f"all {len(requirements())} that the course needs"
+    found = "; ".join(wrong) or "all that the course needs"
     yield check("packages", found, not wrong, f"{INSTALL} (then restart the kernel)")
     yield versions()
     torchao = installed_version("torchao")
     fine = torchao is None or Version(torchao) >= Version(TORCHAO)
     found = torchao or "not installed, not needed"
     yield check("torchao", found, fine, "peft does not load beside it: pip uninstall --yes torchao")
-
-
-def requirements() -> list[str]:
-    """What the installed kit needs; the kit itself where it is not installed."""
-    try:
-        return [text for text in metadata.requires("anita-utils") or [] if "extra ==" not in text]
-    except metadata.PackageNotFoundError:
-        return ["anita-utils"]
 
 
 def versions() -> Finding:

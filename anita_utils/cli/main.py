@@ -22,7 +22,7 @@ from anita_utils.cli.chat import chat
 from anita_utils.cli.doctor import doctor
 from anita_utils.cli.plan import plan
 from anita_utils.cli.train import train
-from anita_utils.paths import FULL, LOCKED, os_failure, runs_dir
+from anita_utils.paths import FULL, LOCKED, cache_dir, os_failure, runs_dir
 
 # What takes long to import (torch, pandas, papermill) is imported by the verb that needs it: `anita --help` is instant.
 
@@ -142,12 +142,8 @@ def cache(
     ] = None,
 ) -> None:
     """List what the cache holds: how much of each kind, what runs use, what an older version of the course left."""
-    from rich.console import Console
-    from rich.table import Table
-
     from anita_utils.cache import contents
     from anita_utils.cache import prune as delete
-    from anita_utils.paths import cache_dir
 
     if days is not None and not prune:
         raise AnitaError("--older-than chooses what --prune deletes: give both")
@@ -155,17 +151,15 @@ def cache(
         deleted = list(delete(days))
         print(f"deleted: {len(deleted)} entries, {megabytes(deleted)} MB")
     found = contents()
-    table = Table("kind", "entries", "MB", "used by runs", "not taken any more", title=shown(cache_dir()))
+    print(f"{shown(cache_dir())}: {len(found)} entries, {megabytes(found)} MB")
     for kind in dict.fromkeys(one.kind for one in found):
         own = [one for one in found if one.kind == kind]
         old = [one for one in own if one.old]
         used = sum(bool(one.runs) for one in own)
-        left = f"{len(old)} ({megabytes(old)} MB)" if old else ""
-        table.add_row(kind, str(len(own)), megabytes(own), str(used), left)
-    console = Console()
-    console.print(table)
+        left = f", {len(old)} not taken any more ({megabytes(old)} MB)" if old else ""
+        print(f"{kind}: {len(own)} entries, {megabytes(own)} MB, {used} used by runs{left}")
     for reason in dict.fromkeys(one.old for one in found if one.old):
-        console.print(f"- not taken: {reason}", markup=False, highlight=False)
+        print(f"- not taken: {reason}")
 
 
 def megabytes(contents: list) -> str:
