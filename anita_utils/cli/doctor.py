@@ -23,7 +23,7 @@ from rich.table import Table
 
 from anita_utils import AnitaError, checkout, hub, shown
 from anita_utils.cli import Json, ProfileName
-from anita_utils.machine import Machine, detect_machine
+from anita_utils.machine import Machine, detect_machine, version_of
 from anita_utils.paths import runs_dir
 from anita_utils.profile import Profile, load_profile
 
@@ -131,10 +131,10 @@ def packages() -> Iterator[Finding]:
     """Python, what the course cannot do without, whether versions are the tested ones, and what keeps peft away."""
     yield Finding("python", "ok", platform.python_version())
     needed, wrong = ["anita-utils"], []
-    if installed_version("anita-utils"):
+    if version_of("anita-utils"):
         needed += [text for text in metadata.requires("anita-utils") or [] if "extra ==" not in text]
     for requirement in map(Requirement, needed):
-        installed = installed_version(requirement.name)
+        installed = version_of(requirement.name)
         if installed is None:
             wrong.append(f"{requirement.name} is missing")
         elif not requirement.specifier.contains(installed, prereleases=True):
@@ -142,7 +142,7 @@ def packages() -> Iterator[Finding]:
     found = "; ".join(wrong) or "all that the course needs"
     yield check("packages", found, not wrong, f"{INSTALL} (then restart the kernel)")
     yield versions()
-    torchao = installed_version("torchao")
+    torchao = version_of("torchao")
     fine = torchao is None or Version(torchao) >= Version(TORCHAO)
     found = torchao or "not installed, not needed"
     yield check("torchao", found, fine, "peft does not load beside it: pip uninstall --yes torchao")
@@ -156,20 +156,12 @@ def versions() -> Finding:
     lines = (root / "constraints.txt").read_text("utf-8").splitlines()
     others = []
     for package, tested in (line.split("==") for line in lines if not line.startswith("#")):
-        installed = installed_version(package)
+        installed = version_of(package)
         if installed and Version(installed).public != Version(tested).public:  # torch's +cpu or +cu128 is left open
             others.append(f"{package} {installed} (tested: {tested})")
     some = ", ".join(others[:8]) + (", …" if len(others) > 8 else "")
     found = f"{len(others)} not as tested: {some}" if others else "as tested"
     return check("versions", found, not others, f"figures may differ; for the tested ones: {INSTALL}", "warning")
-
-
-def installed_version(package: str) -> str | None:
-    """A package's version, None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 # ---------------------------------------------------------------- the machine

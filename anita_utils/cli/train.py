@@ -16,10 +16,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from anita_utils import AnitaError, shown
+from anita_utils import AnitaError, clock, shown
 from anita_utils.cli import ProfileName
 from anita_utils.paths import runs_dir
-from anita_utils.profile import Profile, load_profile, parse_profile
+from anita_utils.profile import Profile, load_profile, override
 
 if TYPE_CHECKING:
     from anita_utils.data import RowCounts
@@ -91,32 +91,21 @@ def changed(profile: Profile, stage: str, base: str | None, changes: list[str]) 
 
     AnitaError, one line, for a change that cannot be, or where the profile has no such stage.
     """
-    values = profile.model_dump()
-    if base is not None:
-        values["model"] |= {"base": base, "revision": None}
+    values = {} if base is None else {"model.base": base, "model.revision": None}
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator:
             raise AnitaError(f"--set {change}: write key=value, for instance --set learning_rate=1e-4")
-        path = key.strip().split(".")
-        set_value(values, path if path[0] in Profile.model_fields else ["stages", stage, *path], text)
-    settings = parse_profile(values, f"profile {profile.name} with --set")
+        key = key.strip()
+        whole = key if key.partition(".")[0] in Profile.model_fields else f"stages.{stage}.{key}"
+        try:
+            values[whole] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
+            raise AnitaError(f"--set {change}: the value is no YAML: put it in quotes") from None
+    settings = override(profile, values, f"profile {profile.name} with --set")
     if stage not in settings.order:
         raise AnitaError(f"profile '{settings.name}' has no stage '{stage}': its order is {', '.join(settings.order)}")
     return settings
-
-
-def set_value(values: dict, path: list[str], text: str) -> None:
-    """Puts a value, written as in YAML, under the keys of `path`."""
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
-        raise AnitaError(f"--set {'.'.join(path)}={text}: the value is no YAML: put it in quotes") from None
-    for key in path[:-1]:
-        values = values.get(key) if isinstance(values, dict) else None
-    if not isinstance(values, dict):
-        raise AnitaError(f"--set {'.'.join(path)}: no such section: `anita train --help` says how keys are written")
-    values[path[-1]] = value
 
 
 def quieten() -> None:
@@ -135,7 +124,6 @@ def summary(stage: Stage, kept: bool) -> str:
     """What was trained, in two lines."""
     from anita_utils.data import RowCounts
     from anita_utils.memory import GIB
-    from anita_utils.run import clock
 
     info, where = stage.info, shown(stage.run.model_dir(stage.name))
     cut = f", {info['cut_tokens']:,} tokens cut off" if info.get("cut_tokens") else ""

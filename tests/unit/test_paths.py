@@ -64,16 +64,16 @@ def test_a_full_disk_is_one_line_wherever_it_fills(runs, small_profile, what, mo
     run = Run.open("t", small_profile, 42)
     run.record("05_evaluation", [ROW])
     monkeypatch.setattr(contamination, "course_overlaps", lambda profile: [])
-    results = results.Kept({("base", 1): {"arm": "base", "weights": "w", "scores": {}}}, {"w": {"x": [1.0] * 999}})
+    kept = results.Kept({("base", 1): {"arm": "base", "weights": "w", "scores": {}}}, {"w": {"x": [1.0] * 999}})
     actions = {
         "run.json": lambda: Run.open("t", small_profile, 43),
         "metrics": lambda: run.record("05_evaluation", [ROW] * 9),
-        "figure": lambda: run.save_figure(Figure(), "05_evaluation", "empty"),
+        "figure": lambda: run.show(Figure(), "05_evaluation-empty", alt="Nothing.", caption="There is none."),
         "evaluation": lambda: measuring.evaluation_entry("m", small_profile, "answers").write(
             {"measured": ["x"] * 999}
         ),
         "report": lambda: report.write_report(run),
-        "kept results": lambda: results.write_kept(run.folder / "results.jsonl", results),
+        "kept results": lambda: results.write_kept(run.folder / "results.jsonl", kept),
     }
     before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
     with files_up_to(300):
@@ -130,8 +130,8 @@ def test_a_lock_is_taken_again_by_its_process_and_given_back_by_one_that_is_kill
     place = tmp_path / "place"
     with locked(place), locked(place):
         pass
-    holding = "import sys, time\nfrom pathlib import Path\nfrom anita_utils.paths import take_lock\n"
-    holding += "lock = take_lock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(600)"
+    holding = "import sys, time\nfrom pathlib import Path\nfrom anita_utils.paths import locked\n"
+    holding += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", holding, place], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     timer = threading.Timer(0.5, process.kill)

@@ -205,7 +205,7 @@ def test_every_setting_has_the_name_that_its_library_gives_it():
         (lambda v: v.update(precision="fp8"), "precision: 'fp8' will not do"),
         (lambda v: v["model"].pop("base"), "model.base: missing"),
         (lambda v: v.update(order=["sft", "rlhf"]), "order: 'rlhf' has no settings"),
-        (lambda v: v.update(order=["sft", "sft"]), "order: a stage stands in it twice"),
+        (lambda v: v.update(order=["sft", "sft"]), "order: a stage is in it twice"),
         (lambda v: v.update(order="backwards"), "order: 'backwards' is not known: choose summary, paper, journal"),
         (lambda v: v["stages"]["sft"].update(data="some/one"), "describe it under datasets.some/one"),
         (lambda v: v["stages"]["sft"].update(data=[]), "stages.sft.data: [] will not do"),
@@ -284,6 +284,6 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     """YAML's library takes the last of two values without a word."""
     file = tmp_path / "mine.yaml"
     file.write_text((PROFILES / "cpu.yaml").read_text("utf-8") + "seed: 7\n", "utf-8")
-    with pytest.raises(AnitaError, match="mine.yaml is not YAML .the key 'seed' stands twice") as error:
+    with pytest.raises(AnitaError, match="mine.yaml is not YAML .the key 'seed' is there twice") as error:
         load_profile(file)
     assert "\n" not in str(error.value)

@@ -157,9 +157,11 @@ def test_figures_and_models_have_their_places(runs):
     run = Run.open("trial", "cpu")
     figure = Figure()
     figure.subplots().plot([1, 2])
-    file = run.save_figure(figure, "02_sft", "loss")
-    assert file == run.folder / "figures" / "02_sft-loss.png"
+    run.show(figure, "02_sft-loss", alt="A line that rises.", caption="Higher is worse.")
+    file = run.folder / "figures" / "02_sft-loss.png"
     assert file.read_bytes().startswith(b"\x89PNG")
+    said = json.loads(file.with_suffix(".json").read_text("utf-8"))
+    assert said == {"alt": "A line that rises.", "caption": "Higher is worse."}
     assert run.model_dir("sft") == run.folder / "models" / "sft"
     assert run.last_stage() == "base"
     for stage in ("sft", "dpo"):
