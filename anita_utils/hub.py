@@ -44,7 +44,7 @@ from anita_utils import AnitaError, shown
 from anita_utils.cache import Entry, cached, digest
 from anita_utils.paths import data_dir, file_hash, locked, replacing
 from anita_utils.profile import HubData
-from anita_utils.rows import LeftOut, shape_of
+from anita_utils.rows import teaching
 
 if TYPE_CHECKING:
     from anita_utils.profile import Profile
@@ -401,23 +401,19 @@ def rows(name: str, settings: HubData, left_out: Counter[str] | None = None) -> 
         raise AnitaError(f"data set '{name}' has no rows in split {settings.split}: check split and files")
     if settings.without and "source" not in first:
         raise AnitaError(f"datasets.{name}.without: its rows have no `source` to choose by: set it to []")
-    yield from islice(_taught(name, chain([first], raw), settings.without, left_out), settings.sample)
+    wanted = _wanted(chain([first], raw), settings.without, left_out)
+    placed = ((f"data set '{name}'", row) for row in wanted)
+    yield from islice(teaching(placed, left_out, others=False), settings.sample)
 
 
-def _taught(name: str, raw: Iterable[dict], without: list[str], left_out: Counter[str]) -> Iterator[dict]:
-    """The rows that teach something; the others are counted."""
+def _wanted(raw: Iterable[dict], without: list[str], left_out: Counter[str]) -> Iterator[dict]:
+    """The rows whose source is not one of those to do without; the others are counted."""
     for row in raw:
         source = (row.get("source") or "").lower() if without else ""
         if any(word.lower() in source for word in without):
             left_out["of a source that is left out (without)"] += 1
-            continue
-        try:
-            _, read = shape_of(row)
-            yield read(row)
-        except LeftOut as reason:
-            left_out[str(reason)] += 1
-        except AnitaError as error:
-            raise AnitaError(f"data set '{name}': {error}") from None
+        else:
+            yield row
 
 
 def _stream(name: str, settings: HubData) -> Iterator[dict]:

@@ -87,7 +87,6 @@ def test_the_facts_are_those_of_the_shape(shape, shaped):
     assert found.pop("default_system") == len(shaped(shape.added, add_special_tokens=False)["input_ids"])
     assert found.pop("end_of_turn_id") == shaped.convert_tokens_to_ids(shape.facts["end_of_turn"])
     assert found == shape.facts
-    assert inspect_template(shaped).prompt_is_prefix == (shape.facts["overhang"] == 0)
 
 
 def test_a_system_turn_is_rendered_or_refused_in_one_line(shape, shaped):
@@ -99,7 +98,7 @@ def test_a_system_turn_is_rendered_or_refused_in_one_line(shape, shaped):
         joined = [{"role": "user", "content": "Sii chiaro.\n\nDov'è Torino?"}, *CHAT[1:]]
         assert encode_chat([SYSTEM, *CHAT], shaped) == encode_chat(joined, shaped)
         assert render(CHAT, shaped) == shaped(shape.rendered, add_special_tokens=False)["input_ids"]
-        assert inspect_template(shaped).system == "the first user turn"
+        assert inspect_template(shaped).takes_system
     else:
         assert render_text([SYSTEM, *CHAT], shaped).startswith(f"{shape.with_system}Dov'è Torino?")
         assert_exact([SYSTEM, *ONE_ANSWER], shaped)
@@ -257,7 +256,7 @@ def test_padding_with_nothing_or_with_the_end_of_a_turn_is_refused(own, pad):
 
 def test_a_template_that_drops_the_system_text_is_no_system_role_and_trains_on_no_such_chat(own):
     own.chat_template = SHAPES["Llama 3"].template.replace("in messages", "in messages if m.role != 'system'")
-    assert inspect_template(own).system == "none"
+    assert not inspect_template(own).takes_system
     with pytest.raises(AnitaError, match=r"leaves out or changes the words of the role 'system'.*system_in_user: true"):
         encode_chat([SYSTEM, *CHAT], own)
 
