@@ -1,11 +1,10 @@
 """What does a tokenizer's chat template do, and can it be trained on? Found by rendering, not by reading the template.
 
 >>> template = inspect_template(load_tokenizer("data/tiny-llama-3-instruct"))
->>> template.end_of_turn, template.takes_system, template.default_system
-('<|eot_id|>', True, 0)
+>>> template.bos, template.end_of_turn, template.default_system
+('<|begin_of_text|>', '<|eot_id|>', 0)
 
-`model.checked_tokenizer` loads a tokenizer and asks all of this; `data.encode_chat` takes from here which tokens of a
-chat are scored.
+`data.encode_chat` takes from here which tokens of a chat are scored.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 # Words that no template writes by itself, so that a rendering shows where the template puts what was said.
 QUESTION, AGAIN = ({"role": "user", "content": words} for words in ("Quale mirtillo?", "E quale ginepro?"))
 ANSWER, MORE = ({"role": "assistant", "content": words} for words in ("Mirtillo nero.", "Ginepro rosso."))
-SYSTEM = {"role": "system", "content": "Parla come un vocabolario."}
 ANOTHER_MODEL = "take a model whose template does, or another chat_template.jinja for this one"
 # In front of a template: the system text joins the first user turn. In the template itself, because TRL and lm-eval
 # render chats too. The empty expression keeps Jinja from trimming a line break that the template begins with.
@@ -36,34 +34,19 @@ SYSTEM_IN_USER = (
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """What a chat template does.
+    """What a chat template does; printed, the facts in one line."""
 
-    bos: the token that a chat begins with once, if it is the tokenizer's BOS.
-    takes_system: whether it renders a system turn, in whatever place.
-    end_of_turn, end_of_turn_id: the special token right after an answer's words.
-    default_system: tokens of the system prompt that the template adds by itself to a chat that has none.
-    grows: whether an answer stays as it was when turns are added.
-    """
-
-    bos: str | None
-    takes_system: bool
-    end_of_turn: str
+    bos: str | None  # the token that a chat begins with once, if it is the tokenizer's BOS
+    end_of_turn: str  # the special token right after an answer's words
     end_of_turn_id: int
-    default_system: int
-    grows: bool
+    default_system: int  # tokens of the system prompt that the template adds by itself to a chat that has none
 
     def __str__(self) -> str:
-        """The facts in one line, for people."""
-        known = [
-            f"begins with {self.bos}" if self.bos else "no BOS",
-            "takes a system prompt" if self.takes_system else "no system role",
-            f"a turn ends with {self.end_of_turn}",
-        ]
+        begins = f"begins with {self.bos}" if self.bos else "no BOS"
+        known = f"{begins}; a turn ends with {self.end_of_turn}"
         if self.default_system:
-            known.append(f"adds a system prompt of {self.default_system} tokens to each chat without one")
-        if not self.grows:
-            known.append("rewrites earlier turns, so only chats of one answer can be trained on")
-        return "; ".join(known)
+            known += f"; adds a system prompt of {self.default_system} tokens to each chat without one"
+        return known
 
 
 def without_system_role(template: str) -> str:
@@ -111,8 +94,7 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def scored_tokens(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[tuple[int, int]]]:
     """The chat's token ids, and where each answer is scored: from its first token up to and with the end of its turn.
 
-    An answer's tokens begin where the tokens of the text before it cease to be those of the whole: a space that the
-    template puts before the words, and which the model has to write too, is scored with them.
+    A space that the template puts before the words, and which the model has to write too, is scored with them.
 
     AnitaError as in `render_text`, and when the template does not write an answer's words as they are, rewrites
     earlier turns, or ends a turn with no special token.
@@ -171,14 +153,11 @@ def _end_of_turn(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, i
 
 
 def _first_token(before: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of the first token that is not all of the text `before` an answer.
-
-    AnitaError where that token holds more of this text than white space: it can be neither scored nor left out.
-    """
+    """The number of the first token that is not all of the text `before` an answer."""
     own = token_ids(before, tokenizer)
     first = len(commonprefix([own, ids]))
     shared = tokenizer.decode(own[first:])
-    if shared.strip():
+    if shared.strip():  # such a token can be neither scored nor left out
         remedy = "use a template with a special token, a space or a line break there"
         raise AnitaError(f"the answer's first token begins before the answer ({shared!r}): {remedy}")
     return first
@@ -195,7 +174,7 @@ def inspect_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     with one special token.
     """
     ids, _ = scored_tokens([QUESTION, ANSWER], tokenizer)
-    before, after = _around([QUESTION], tokenizer)
+    _, after = _around([QUESTION], tokenizer)
     turn_end, end_id = _end_of_turn(after, tokenizer)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, end_id):
         raise AnitaError("the tokenizer pads with nothing, or with what ends a text or turn: set another pad_token")
@@ -203,22 +182,8 @@ def inspect_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     if bos and ids[1] == ids[0]:
         raise AnitaError(f"the chat template begins with {bos} twice: take one of them out of chat_template.jinja")
     longer = render_text([QUESTION, ANSWER, AGAIN, MORE], tokenizer)
-    return ChatTemplate(
-        bos=bos,
-        takes_system=_takes_system(tokenizer),
-        end_of_turn=turn_end.strip(),
-        end_of_turn_id=end_id,
-        default_system=len(token_ids(_default_system(longer, turn_end.strip(), bos), tokenizer)),
-        grows=longer.startswith(before + ANSWER["content"] + turn_end),
-    )
-
-
-def _takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    try:
-        render_text([SYSTEM, QUESTION], tokenizer)
-    except AnitaError:
-        return False
-    return True
+    default_system = token_ids(_default_system(longer, turn_end.strip(), bos), tokenizer)
+    return ChatTemplate(bos, turn_end.strip(), end_id, len(default_system))
 
 
 def _default_system(text: str, turn_end: str, bos: str | None) -> str:

@@ -44,7 +44,7 @@ def encode_chat(
 ) -> dict[str, list[int]]:
     """A chat through its template, whichever it is; only the assistant's words and the end of its turn are scored.
 
-    AnitaError where these cannot be told apart exactly (see `chat_template.scored_tokens`).
+    AnitaError where these cannot be found exactly (see `chat_template.scored_tokens`).
     """
     ids, answers = scored_tokens(messages, tokenizer)
     labels = [IGNORED] * len(ids)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}  # bytes a number
-# Bytes of optimiser state for each trained weight. In 8 bits every block of 256 has a scale in fp32 beside it.
+# Bytes of optimiser state for each trained weight. In 8 bits every block of 256 has a scale in fp32 too.
 OPTIMIZERS = {
     "sgd": 0,
     "adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 8,
@@ -48,8 +48,8 @@ GPUS = {
     "T4": 14.74,  # 16 GB, of which ECC takes a sixteenth
     "L4": 22.0,  # 24 GB, of which ECC takes a sixteenth
     "4090": 23.5,  # 24 GB without ECC; the driver keeps some, a screen may take more
-    "A100-40": 39.4,  # 40 GiB less what the driver keeps; HBM's ECC takes nothing
-    "H100-80": 79.1,  # 80 GiB less what the driver keeps
+    "A100-40": 39.4,  # 40 GiB minus what the driver keeps; HBM's ECC takes nothing
+    "H100-80": 79.1,  # 80 GiB minus what the driver keeps
 }
 # Tokens of the longest text that a suite measures a model on: the course's own are shorter, the leaderboards' longest
 # five-shot questions are some 3,000 in English and more in Italian. Estimated, not measured.

@@ -4,8 +4,7 @@
 >>> check_merged("data/tiny-llama-3-instruct", "adapter", "merged", "float32", tokenizer)["weights"]
 {'compared': 38, 'largest_difference': 0.0}
 
-What is saved is made fit for others: older libraries (`readable_by_older`), other users (`modes_by_umask`), other
-machines (`publish`).
+What is saved fits others: older libraries (`readable_by_older`), users (`modes_by_umask`), machines (`publish`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import safe_open
 
 from anita_utils import AnitaError, shown
 from anita_utils.hub import on_hub, weight_files
@@ -54,15 +55,11 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _names(file: Path) -> set[str]:
-    from safetensors import safe_open
-
     with safe_open(file, framework="pt") as weights:
         return set(weights.keys())
 
 
 def _read(file: Path, name: str) -> torch.Tensor:
-    from safetensors import safe_open
-
     with safe_open(file, framework="pt") as weights:
         return weights.get_tensor(name)
 
@@ -136,21 +133,17 @@ class Merge:
         self.changed = self._changed()
 
     def _changed(self) -> dict[str, str]:
-        """AnitaError where the adapter's file is not just two matrices a weight, as the rest would be lost.
-
-        A copy of the weight that a layer had before, which PEFT saves with some, is no loss.
-        """
+        """AnitaError where the adapter's file is not just two matrices a weight, as the rest would be lost."""
         found = _names(self.adapter)
         prefixes = {name.partition(".lora_")[0] for name in found if ".lora_" in name}
         changed = {prefix.removeprefix("base_model.model.") + ".weight": prefix for prefix in prefixes}
         changed = {name: prefix for name, prefix in changed.items() if name in self.weights}
         wanted = {f"{prefix}.{side}.weight" for prefix in changed.values() for side in ("lora_A", "lora_B")}
-        copies = {f"{prefix}.base_layer.weight" for prefix in changed.values()}
+        copies = {f"{prefix}.base_layer.weight" for prefix in changed.values()}  # what a layer was before: no loss
         if other := sorted((found - copies) ^ wanted):
             said = f"{len(other)} weights cannot be merged by adding ({other[0]})"
             remedy = (
-                "train without modules_to_save, trainable_token_indices, bias and use_dora, and on linear layers only "
-                "that share no weights (target_modules)"
+                "train linear layers that share no weights, with neither modules_to_save nor tokens, bias or use_dora"
             )
             raise AnitaError(f"{shown(self.adapter.parent)}: {said}: {remedy}")
         return changed
@@ -169,10 +162,7 @@ class Merge:
         return (b @ a) * (alpha / (math.sqrt(len(a)) if self.lora.use_rslora else len(a)))
 
     def merged(self, name: str) -> torch.Tensor:
-        """The weight `name` of the base plus the adapter's update of it, if there is one.
-
-        AnitaError where the base's holds nan or inf, `Diverged` where the sum does.
-        """
+        """The weight `name` with the adapter's update, if there is one. AnitaError where it holds nan or inf."""
         weight = self.before(name)
         if not weight.isfinite().all():
             kind = str(weight.dtype).removeprefix("torch.")
@@ -187,11 +177,7 @@ class Merge:
 
 
 def _without_weights(base: Path, dtype: str, files: dict[str, Path]) -> PreTrainedModel:
-    """The model in a folder as an empty shell: layers and shapes, on torch's meta device.
-
-    Where its configuration says that two layers share a weight but the files hold one for each, with different values,
-    they are untied, as transformers 5 does when it loads the model.
-    """
+    """The model in a folder as an empty shell: layers and shapes, on torch's meta device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -201,7 +187,7 @@ def _without_weights(base: Path, dtype: str, files: dict[str, Path]) -> PreTrain
         model = AutoModelForCausalLM.from_config(config, **options)
     for pair in model.all_tied_weights_keys.items():
         if files.keys() >= set(pair) and not torch.equal(*(_read(files[name], name) for name in pair)):
-            config.tie_word_embeddings = False
+            config.tie_word_embeddings = False  # two matrices that are not one: what transformers 5 does when it loads
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, **options)
     return model
@@ -363,13 +349,11 @@ def readable_by_older(folder: str | Path) -> bool:
 
 
 def _tokenizer_as_before(folder: Path) -> None:
-    """The tokenizer's settings in words that both versions know, without those of the machine that saved it.
-
-    Its class becomes the one that takes tokenizer.json as it is; version 4's LlamaTokenizerFast adds tokens of its own.
-    """
+    """The tokenizer's settings in words that both versions know, without those of the machine that saved it."""
     settings = _read_json(folder / "tokenizer_config.json")
     settings = {key: value for key, value in settings.items() if key not in OF_THE_MACHINE}
     if (folder / "tokenizer.json").is_file():
+        # The class that takes the file as it is: version 4's LlamaTokenizerFast adds tokens by rules of its own
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings.setdefault("model_input_names", ["input_ids", "attention_mask"])  # its own hold token_type_ids too
     if isinstance(settings.get("extra_special_tokens"), list):  # version 4 takes a dictionary under this name
@@ -403,19 +387,6 @@ def public_name(model: str | Path) -> str:
     return of_the_hub[0].removeprefix("models--").replace("--", "/") if of_the_hub else path.name
 
 
-CARD = """\
----
-base_model: {base}
-library_name: {library}
-pipeline_tag: text-generation
----
-
-# {title}
-
-{text}
-"""
-
-
 def publish(stage: Path, base: str, before: list[str], revision: str | None = None) -> str:
     """Cards for a stage's folders `adapter` and `merged`, and the adapter's base under its public name.
 
@@ -429,13 +400,15 @@ def publish(stage: Path, base: str, before: list[str], revision: str | None = No
     adapter["target_modules"] = sorted(adapter["target_modules"])
     _write_json(stage / "adapter" / "adapter_config.json", adapter)
     parent = f"{base} with the adapters of {', then '.join(before)} merged into it" if before else base
+    needs = _read_json(stage / "merged" / "config.json").get("requires", "transformers 4.57 or 5")
     sentence = f"The adapter belongs on {parent}."
     put = "`PeftModel.from_pretrained(model, folder)` puts it there; in `../merged` the two are added up."
-    needs = _read_json(stage / "merged" / "config.json").get("requires", "transformers 4.57 or 5")
     sum_of = f"The weights of {parent}, plus the adapter in `../adapter`. Reading it needs {needs}."
-    for folder, library, title, text in (
-        ("adapter", "peft", "A LoRA adapter", f"{sentence} {put}"),
-        ("merged", "transformers", "A merged model", sum_of),
-    ):
-        write_text(stage / folder / "README.md", CARD.format(base=base, library=library, title=title, text=text))
+    _write_card(stage / "adapter", base, "peft", "A LoRA adapter", f"{sentence} {put}")
+    _write_card(stage / "merged", base, "transformers", "A merged model", sum_of)
     return sentence
+
+
+def _write_card(folder: Path, base: str, library: str, title: str, text: str) -> None:
+    front = ["---", f"base_model: {base}", f"library_name: {library}", "pipeline_tag: text-generation", "---"]
+    write_text(folder / "README.md", "\n".join([*front, "", f"# {title}", "", text, ""]))

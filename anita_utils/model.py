@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from anita_utils import AnitaError, shown
 from anita_utils.chat_template import check_tokenizer, inspect_template, without_system_role
 from anita_utils.data import render
-from anita_utils.hub import weight_files
 from anita_utils.paths import read_text
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def load_tokenizer(
     do not end. Llama 3 has no padding token, so its first reserved one is taken; a tokenizer that reserves none pads
     with its token for unknown text. AnitaError where it has none either, or cannot be read.
 
-    system_in_user: a system text goes into the first user turn, whoever renders the chat (this kit, TRL, lm-eval).
+    system_in_user: a system text goes into the first user turn, whatever renders the chat (this kit, TRL, lm-eval).
     """
     from transformers import AutoTokenizer
 
@@ -86,15 +85,8 @@ def checked_tokenizer(
 
 
 def embedding_rows(folder: str | Path) -> int | None:
-    """How many rows the embedding of a model in a folder has, by its weights' header or else by config.json."""
-    from safetensors import safe_open
-
+    """How many rows the embedding of a model in a folder has, by its config.json; None where that does not say."""
     with readable(folder, "the model"):
-        for file in filter(Path.is_file, weight_files(Path(folder))):
-            with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118 (it is no dictionary)
-                    if name.endswith("embed_tokens.weight"):
-                        return weights.get_slice(name).get_shape()[0]
         config = json.loads(read_text(Path(folder) / "config.json"))
         return config.get("text_config", config).get("vocab_size")
 
@@ -148,7 +140,8 @@ def load_model(
         own = model.generation_config
         ids = {"bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id, "pad_token_id": own.pad_token_id}
         model.generation_config = GenerationConfig(**ids)
-        logits = _first_logits(model)
+        with torch.no_grad():
+            logits = model(input_ids=torch.arange(4, device=model.device)[None]).logits
     missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if missing:
         raise AnitaError(f"{shown(path)}: no weights for {missing[0]} ({len(missing)} missing): restore its files")
@@ -161,16 +154,6 @@ def load_model(
     if not logits.isfinite().all():
         raise AnitaError(f"{shown(path)}: the model's logits are no numbers (nan or inf): restore its weights")
     return model
-
-
-def _first_logits(model: PreTrainedModel) -> torch.Tensor:
-    """The logits of one more token after a few, by the model's own way of generating: whether it can be talked to."""
-    import torch
-
-    ids = torch.arange(4, device=model.device)[None]
-    options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
-    options |= {"return_dict_in_generate": True, "output_logits": True}
-    return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits[0]
 
 
 def held_for_evaluation(profile: Profile) -> Quantisation:

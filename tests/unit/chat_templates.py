@@ -37,8 +37,8 @@ class Shape:
     prompt: str = ""  # how the generation prompt ends
 
 
-def facts(bos, end_of_turn, takes_system=True, grows=True):
-    return {"bos": bos, "takes_system": takes_system, "end_of_turn": end_of_turn, "grows": grows}
+def facts(bos, end_of_turn):
+    return {"bos": bos, "end_of_turn": end_of_turn}
 
 
 CHATML_TURN = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
@@ -152,7 +152,7 @@ SHAPES = {
         rendered=CHATML_CHAT.replace("In Puglia", "<think>\n\n</think>\n\nIn Puglia"),
         scored=None,
         with_system=CHATML_SYSTEM,
-        facts=facts(None, "<|im_end|>", grows=False),
+        facts=facts(None, "<|im_end|>"),
         prompt="<|im_start|>assistant\n",
     ),
     "Gemma": Shape(
@@ -166,7 +166,7 @@ SHAPES = {
         "<start_of_turn>user\nE Bari?<end_of_turn>\n<start_of_turn>model\nIn Puglia.<end_of_turn>\n",
         scored="In Piemonte.<end_of_turn>In Puglia.<end_of_turn>",
         with_system=None,
-        facts=facts("<bos>", "<end_of_turn>", takes_system=False),
+        facts=facts("<bos>", "<end_of_turn>"),
         prompt="<start_of_turn>model\n",
     ),
     "Mistral": Shape(
@@ -178,7 +178,7 @@ SHAPES = {
         rendered=MISTRAL_CHAT,
         scored=" In Piemonte.</s> In Puglia.</s>",
         with_system=None,
-        facts=facts("<s>", "</s>", takes_system=False),
+        facts=facts("<s>", "</s>"),
         prompt=" [/INST]",
     ),
     "Mistral, merged": Shape(
