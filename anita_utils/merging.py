@@ -158,7 +158,7 @@ class Merge:
 
         prefix, alphas = self.changed[name], self.lora.alpha_pattern
         a, b = (_read(self.adapter, f"{prefix}.{side}.weight").float() for side in ("lora_A", "lora_B"))
-        alpha = alphas.get(get_pattern_key(alphas, prefix), self.lora.lora_alpha)
+        alpha = alphas.get(get_pattern_key(alphas, name.removesuffix(".weight")), self.lora.lora_alpha)
         return (b @ a) * (alpha / (math.sqrt(len(a)) if self.lora.use_rslora else len(a)))
 
     def merged(self, name: str) -> torch.Tensor:

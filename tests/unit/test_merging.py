@@ -46,6 +46,16 @@ def test_it_is_bit_for_bit_what_peft_merges(base_path, tmp_path, monkeypatch, dt
         assert found.keys() - wanted.keys() <= {"rope_theta", "torch_dtype"}  # for transformers 4
 
 
+def test_layers_with_a_rank_and_an_alpha_of_their_own_are_merged_as_peft_does(base_path, tmp_path):
+    first = "model.layers.0.self_attn.q_proj"
+    settings = {"rank_pattern": {f"^{first}": 3, "up_proj": 2}, "alpha_pattern": {f"^{first}": 5, "down_proj": 11}}
+    adapter = make_adapter(base_path, tmp_path / "adapter", r=4, **settings)
+    expected = PeftModel.from_pretrained(on_cpu(base_path), adapter).merge_and_unload().state_dict()
+    merge_adapter(base_path, adapter, tmp_path / "merged")
+    found = all_weights(tmp_path / "merged")
+    assert all(torch.equal(expected[name], found[name]) for name in found)
+
+
 def test_weights_that_two_layers_share_are_written_once_and_not_merged_into(base_path, tmp_path):
     merge_adapter(base_path, make_adapter(base_path, tmp_path / "a", r=2), tmp_path / "merged")
     assert "lm_head.weight" not in load_file(tmp_path / "merged" / "model.safetensors")
