@@ -19,8 +19,9 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from anita_utils import AnitaError, shown
 from anita_utils.cache import Entry, cached, digest
 from anita_utils.paths import FULL, data_dir, file_hash, locked, replacing, runs_dir
 from anita_utils.profile import HubData, Profile
-from anita_utils.rows import LeftOut, shape_of
+from anita_utils.rows import teaching
 from anita_utils.run import Run
 
 SHIPPED_BASE = "tiny-llama-3-instruct"
@@ -324,27 +325,25 @@ def rows(name: str, settings: HubData, left_out: Counter[str] | None = None) -> 
     AnitaError, one line, for a data set that cannot be read, is empty or has unknown columns or damaged rows.
     """
     left_out = Counter() if left_out is None else left_out
-    seen = taken = 0
-    for seen, row in enumerate(_stream(name, settings), start=1):
-        if settings.without and seen == 1 and "source" not in row:
-            raise AnitaError(f"datasets.{name}.without: its rows have no `source` to choose by: set it to []")
-        source = (row.get("source") or "").lower() if settings.without else ""
-        if any(word.lower() in source for word in settings.without):
-            left_out["of a source that is left out (without)"] += 1
-            continue
-        try:
-            _, read = shape_of(row)
-            yield read(row)
-        except LeftOut as reason:
-            left_out[str(reason)] += 1
-            continue
-        except AnitaError as error:
-            raise AnitaError(f"data set '{name}': {error}") from None
-        taken += 1
-        if taken == settings.sample:
-            return
-    if not seen:
+    raw = _stream(name, settings)
+    first = next(raw, None)
+    if first is None:
         raise AnitaError(f"data set '{name}' has no rows in split {settings.split}: check split and files")
+    if settings.without and "source" not in first:
+        raise AnitaError(f"datasets.{name}.without: its rows have no `source` to choose by: set it to []")
+    wanted = _wanted(chain([first], raw), settings.without, left_out)
+    placed = ((f"data set '{name}'", row) for row in wanted)
+    yield from islice(teaching(placed, left_out, others=False), settings.sample)
+
+
+def _wanted(raw: Iterable[dict], without: list[str], left_out: Counter[str]) -> Iterator[dict]:
+    """The rows whose source is not one of those to do without; the others are counted."""
+    for row in raw:
+        source = (row.get("source") or "").lower() if without else ""
+        if any(word.lower() in source for word in without):
+            left_out["of a source that is left out (without)"] += 1
+        else:
+            yield row
 
 
 def _stream(name: str, settings: HubData) -> Iterator[dict]:
