@@ -141,6 +141,12 @@ def test_the_lessons_have_no_problems():
     assert {name: problem for name, problem in found.items() if problem} == {}
 
 
+def test_the_solutions_are_as_narrow_as_the_lessons():
+    files = [NOTEBOOKS / "set_up.py", *sorted(NOTEBOOKS.glob("solutions/*.py"))]
+    longest = {file.name: max(map(len, file.read_text("utf-8").splitlines())) for file in files}
+    assert {name: columns for name, columns in longest.items() if columns > WIDTH} == {}
+
+
 def lesson(
     source="print(1)",
     outputs=None,
