@@ -254,7 +254,7 @@ def bands(ax: Axes, table: pandas.DataFrame) -> Axes:
     return ax
 
 
-def heat_map(ax: Axes, table: pandas.DataFrame, texts: pandas.DataFrame, colours: str, low: float, high: float) -> Axes:
+def text_map(ax: Axes, table: pandas.DataFrame, texts: pandas.DataFrame, colours: str, low: float, high: float) -> Axes:
     """A table as coloured cells with a text in each; rows and columns are named as the table's."""
     import numpy as np
 
