@@ -168,29 +168,31 @@ def people(axis: dict) -> range:
 
 
 def group_sentences(library: Library) -> list[Document]:
-    """Every audit sentence with each group in it: rows whose `texts` differ in the group alone.
+    """Every audit sentence with each group in it: rows whose `texts` differ in the group alone."""
+    return [
+        {"axis": axis["axis"], "language": language, "kind": kind_of(template), "person": person,
+         "pair": f"{template}/{person}", "word": word["en"], "leans": word["leans"],
+         "texts": {name: fill(template, group, person, word, language) for name, group in groups_of(axis)}}
+        for axis in axes_of(library) for language in LANGUAGES
+        for template, persons in audit_templates(axis, language)
+        for word in axis[kind_of(template)] if not bends(axis, word, language) for person in persons
+    ]  # fmt: skip
 
-    Where the word itself bends with the person's gender (scrittore, scrittrice) they would not, and it is left out.
-    """
-    rows = []
-    for axis in axes_of(library):
-        for language in LANGUAGES:
-            pronouns = axis.get("audit_pronoun_templates", {}).get(language, [])
-            templates = [(template, people(axis)) for template in axis["audit_templates"][language]]
-            templates += [(template, range(1)) for template in pronouns]  # the person is but a pronoun
-            for template, persons in templates:
-                for word in axis[kind_of(template)]:
-                    if axis["axis"] == "gender" and language == "it" and len(set(word["it"])) > 1:
-                        continue
-                    for person in persons:
-                        texts = {
-                            name: fill(template, group, person, word, language)
-                            for name, group in sorted(axis["groups"].items())
-                        }
-                        rows.append({"axis": axis["axis"], "language": language, "template": template,
-                                     "person": person, "word": word["en"], "leans": word["leans"],
-                                     "texts": texts})  # fmt: skip
-    return rows
+
+def groups_of(axis: dict) -> list[tuple[str, dict]]:
+    return sorted(axis["groups"].items())
+
+
+def audit_templates(axis: dict, language: str) -> list[tuple[str, range]]:
+    """The templates with the persons that each is filled with: one where the person is but a pronoun."""
+    pronouns = axis.get("audit_pronoun_templates", {}).get(language, [])
+    whole = [(template, people(axis)) for template in axis["audit_templates"][language]]
+    return whole + [(template, range(1)) for template in pronouns]
+
+
+def bends(axis: dict, word: dict, language: str) -> bool:
+    """Whether the word itself shows the person's group (scrittore, scrittrice): such sentences differ in more."""
+    return axis["axis"] == "gender" and language == "it" and len(set(word["it"])) > 1
 
 
 def openings(library: Library) -> list[Document]:
@@ -202,9 +204,10 @@ def openings(library: Library) -> list[Document]:
                 kind = kind_of(template)
                 before = template[: template.index(KINDS[kind])].strip()
                 rows += [
-                    {"axis": axis["axis"], "language": language, "kind": kind, "template": template, "person": person,
-                     "group": name, "text": fill(before, group, person, axis[kind][0], language)}
-                    for person in people(axis) for name, group in sorted(axis["groups"].items())
+                    {"axis": axis["axis"], "language": language, "kind": kind, "person": person,
+                     "pair": f"{template}/{person}", "group": name,
+                     "text": fill(before, group, person, axis[kind][0], language)}
+                    for person in people(axis) for name, group in groups_of(axis)
                 ]  # fmt: skip
     return rows
 
