@@ -172,6 +172,7 @@ def group_sentences(library: Library) -> list[Document]:
     return [
         {"axis": axis["axis"], "language": language, "kind": kind_of(template), "person": person,
          "pair": f"{template}/{person}", "word": word["en"], "leans": word["leans"],
+         "person_is": "noun" if template in axis["audit_templates"][language] else "pronoun",
          "texts": {name: fill(template, group, person, word, language) for name, group in groups_of(axis)}}
         for axis in axes_of(library) for language in LANGUAGES
         for template, persons in audit_templates(axis, language)
