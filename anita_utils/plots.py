@@ -73,18 +73,18 @@ def stage_bars(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
     return ax
 
 
-def difference_points(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
-    """Differences with their 95 % intervals as points on a line, a row each; where the interval misses zero, filled.
+def difference_points(ax: Axes, table: pandas.DataFrame, by: str = "metric", zero: float = 0) -> Axes:
+    """Differences with their 95 % intervals as points on a line, a row each; where the interval misses `zero`, filled.
 
     table: rows with value, ci_low, ci_high and `by`.
     """
     rows = table.iloc[::-1].reset_index(drop=True)
     for place, row in rows.iterrows():
-        clear = row["ci_low"] > 0 or row["ci_high"] < 0
+        clear = row["ci_low"] > zero or row["ci_high"] < zero
         ax.plot([row["ci_low"], row["ci_high"]], [place, place], color="#0072b2", linewidth=1.5)
         ax.plot(row["value"], place, "o", color="#0072b2", markerfacecolor="#0072b2" if clear else "white")
     ax.set_yticks(range(len(rows)), [str(name) for name in rows[by]])
-    ax.axvline(0, color="black", linewidth=0.8)
+    ax.axvline(zero, color="black", linewidth=0.8)
     return ax
 
 
@@ -181,6 +181,117 @@ def with_alternative_texts(notebook: nbformat.NotebookNode) -> nbformat.Notebook
     return notebook
 
 
+# ---- figures of single lessons
+
+TOKENS = {"padding": "#f2f2f2", "read": "#9ecae1", "scored": "#009e73"}
+
+
+def gigabyte_bars(ax: Axes, table: pandas.DataFrame, limits: dict[str, float], colours: list[str]) -> Axes:
+    """A bar for each row of the table, a part for each column, its total at the end; a dotted line for each limit.
+
+    table: gigabytes. limits: name to gigabytes. colours: one for each column.
+    """
+    table.plot.barh(stacked=True, ax=ax, color=colours, width=0.6, legend=len(table.columns) > 1)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    for place, total in enumerate(table.sum(axis=1)):
+        ax.text(total + 1.5, place, f"{total:.1f}", va="center", fontsize=9, bbox=white)
+    for name, gigabytes in limits.items():
+        ax.axvline(gigabytes, color="black", linewidth=0.8, linestyle=":")
+        ax.text(gigabytes, 1.01, name, transform=ax.get_xaxis_transform(), rotation=30, fontsize=8)
+    ax.set_xlim(0, 1.1 * table.sum(axis=1).max())
+    ax.set_xlabel("GB")
+    return ax
+
+
+def interval_bars(ax: Axes, names, rows: pandas.DataFrame, colours) -> Axes:
+    """Shares as bars with their 95 % intervals, the first row on top. rows: with value, ci_low and ci_high."""
+    errors = [rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]]
+    ax.barh(names, rows["value"], xerr=errors, color=colours, capsize=2)
+    ax.set(xlabel="share (line: 95 % interval)", xlim=(0, 1))
+    ax.invert_yaxis()
+    return ax
+
+
+def heat_map(ax: Axes, shares, columns: list[str], rows: list[str]) -> Axes:
+    """Shares from 0 to 1 as a grid, the darker the larger. shares: of shape (rows, columns)."""
+    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    ax.grid(False)
+    ax.figure.colorbar(image, label="share")
+    return ax
+
+
+def token_grid(ax: Axes, rows: list[list[int]]) -> Axes:
+    """A batch as a grid, a line for each row: padding, tokens that are read, tokens that are scored.
+
+    rows: the labels of each row, IGNORED where nothing is scored; shorter rows are padded up to the longest.
+    """
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
+    from anita_utils.data import IGNORED
+
+    grid = np.zeros((len(rows), max(map(len, rows))))
+    for line, labels in zip(grid, rows, strict=True):
+        line[: len(labels)] = np.where(np.array(labels) == IGNORED, 1, 2)
+    colours = ListedColormap(list(TOKENS.values()))
+    ax.imshow(grid, cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+    for name, colour in TOKENS.items():
+        ax.plot([], [], "s", color=colour, label=name)  # for a legend
+    ax.set(xlabel="token", ylabel="row")
+    ax.locator_params(integer=True)  # there is no row 2.5
+    ax.grid(False)
+    return ax
+
+
+def token_bars(ax: Axes, tokens: list[str], scores: list[float], colour: str) -> Axes:
+    """A bar for each token of an answer. scores: their log-probabilities."""
+    ax.bar(range(len(tokens)), scores, color=colour)
+    ax.set_xticks(
+        range(len(tokens)), [token.replace("\n", "⏎") for token in tokens], rotation=30, ha="right", fontsize=8
+    )
+    ax.set_ylabel("log-probability")
+    return ax
+
+
+def named_points(ax: Axes, x, y, names: list, look: str, colour: str, label: str) -> Axes:
+    """A line through points; the first of them bear these names."""
+    ax.plot(x, y, look, color=colour, label=label)
+    for name, *place in zip(names, x, y, strict=False):
+        ax.annotate(f"{name}", place, (6, 4), textcoords="offset points", fontsize=8, color=colour)
+    return ax
+
+
+def points_by_kind(ax: Axes, table: pandas.DataFrame, x: str, y: str) -> Axes:
+    """A point for each row, at its columns `x` and `y`, coloured by its column "kind"; black lines at zero."""
+    for (kind, rows), colour in zip(table.groupby("kind"), PARTS.values(), strict=False):
+        ax.plot(rows[x], rows[y], "o", markersize=4, color=colour, label=kind)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    return ax
+
+
+def training_curves(ax: Axes, history: list[dict], keys: list[str], colours: dict[str, str]) -> Axes:
+    """Several logged figures such as "rewards/chosen" in one panel; colours: by the part after the slash."""
+    for key in keys:
+        group, _, name = key.partition("/")
+        training_curve(ax, history, key, label=name, color=colours.get(name, "#0072b2"))
+    if len(keys) > 1:
+        ax.set_ylabel(group)
+        ax.legend()
+    return ax
+
+
+def box_rows(ax: Axes, groups: dict) -> Axes:
+    """Box plots lying on their side, the first group on top. groups: name to values."""
+    ax.boxplot(list(groups.values())[::-1], orientation="horizontal", widths=0.6)
+    ax.set_yticks(range(1, len(groups) + 1), list(groups)[::-1])
+    ax.axvline(0, color="black", linewidth=0.8)
+    return ax
+
+
 # ---- figures of the ablation and the studies
 
 
@@ -207,7 +318,7 @@ def whiskers(ax: Axes, places: Sequence[float], table: pandas.DataFrame, colour:
 
 
 def seed_points(ax: Axes, values: dict[str, Sequence[float]], reference: float) -> Axes:
-    """A row for each name: a grey point for each seed, a blue mark at their mean; dotted, the figure to compare with."""
+    """A row for each name: a grey point for each seed, a blue mark at their mean; dotted, what to compare with."""
     for place, figures in enumerate(values.values()):
         ax.plot(figures, [place] * len(figures), "o", markersize=3, color="#bbbbbb")
         ax.plot(sum(figures) / len(figures), place, "|", markersize=11, markeredgewidth=2, color="#0072b2")
@@ -254,15 +365,41 @@ def bands(ax: Axes, table: pandas.DataFrame) -> Axes:
     return ax
 
 
-def text_map(ax: Axes, table: pandas.DataFrame, texts: pandas.DataFrame, colours: str, low: float, high: float) -> Axes:
+def text_map(
+    ax: Axes, table: pandas.DataFrame, texts: pandas.DataFrame, colours: str, low: float, high: float, size: int = 10
+) -> Axes:
     """A table as coloured cells with a text in each; rows and columns are named as the table's."""
     import numpy as np
 
     ax.imshow(table, cmap=colours, vmin=low, vmax=high, aspect="auto")
     for (row, column), text in np.ndenumerate(texts.to_numpy()):
         dark = colours == "Blues" and table.iloc[row, column] > 0.6
-        ax.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
+        ax.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=size)
     ax.set_xticks(range(table.shape[1]), list(table.columns))
     ax.set_yticks(range(table.shape[0]), list(table.index))
     ax.grid(False)
+    return ax
+
+
+def stated_and_measured(ax: Axes, table: pandas.DataFrame, parts: dict[str, Sequence[float]]) -> Axes:
+    """Measured figures with their 95 % intervals beside stated ones (dotted), and what each is the mean of, in grey.
+
+    table: a row for each, with the columns stated, value, ci_low, ci_high and recovered (filled, if True).
+    """
+    for place, row in enumerate(table.itertuples()):
+        ax.plot([place + 0.22] * len(parts[row.Index]), parts[row.Index], "o", markersize=3, color="#bbbbbb")
+        ax.plot([place, place], [row.ci_low, row.ci_high], color="#0072b2")
+        ax.plot(place, row.value, "o", color="#0072b2", markerfacecolor="#0072b2" if row.recovered else "white")
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_xticks(range(len(table)), list(table.index))
+    return dotted(ax, table["stated"], half=0.3)
+
+
+def lost_and_learnt(ax: Axes, names: Sequence[str], lost: Sequence[float], learnt: Sequence[float]) -> Axes:
+    """A row for each name: to the left the share lost of what was right, to the right the one learnt of the wrong."""
+    ax.barh(names, learnt, color="#0072b2", label="learnt, of what was wrong")
+    ax.barh(names, [-share for share in lost], color="#d55e00", label="lost, of what was right")
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_xlim(-1, 1)
+    ax.invert_yaxis()
     return ax
