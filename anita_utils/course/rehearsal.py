@@ -128,6 +128,7 @@ def small_data(folder: Path) -> Path:
     for file in (data_dir() / "probes").glob("*.jsonl"):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in few(read_jsonl(file)))
         write_text(folder / "probes" / file.name, "".join(lines))
+    (folder / "probes" / "studies").symlink_to(data_dir() / "probes" / "studies", target_is_directory=True)
     return folder
 
 
