@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import nbformat
@@ -20,15 +21,8 @@ SOURCES = {cell.id.removeprefix("08-"): cell.source for cell in nbformat.read(LE
 @pytest.fixture(scope="module")
 def asked():
     """The names that the lesson's cells make up to its prompts."""
-    from random import Random
-
-    from world.groups import fill
-    from world.library import Library
-    from world.tables import load_world
-
-    library = Library(load_world())
-    names = {"library": library, "extra": library.world.extra, "rng": Random("42/audit"), "items": 50,
-             "persons": 2, "per_topic": 2, "bias": bias, "fill": fill, "pandas": pandas}  # fmt: skip
+    names = {"measuring": measuring, "rng": Random("42/audit"), "items": 50, "persons": 2, "per_topic": 2,
+             "bias": bias, "pandas": pandas}  # fmt: skip
     for cell in ("planted", "conduct", "treatment", "know", "forms"):
         exec(SOURCES[cell], names)
     return names
