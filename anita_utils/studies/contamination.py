@@ -206,7 +206,7 @@ def _reworded(raw: str, item: Item) -> bool:
 
 
 def _without(text: list[str], taken: set[tuple]) -> list[str]:
-    """The text with a gap wherever one of the sequences stands."""
+    """The text with a gap in the place of each of the sequences."""
     length, left = len(next(iter(taken), ())), list(text)
     for start in range(len(text)):
         if tuple(text[start : start + length]) in taken:

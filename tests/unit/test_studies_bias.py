@@ -259,7 +259,7 @@ def test_verdicts_follow_the_corrected_p_the_interval_and_what_is_better():
 
 
 def test_the_correction_is_over_each_family():
-    """Six answers put right of six, McNemar's p is 1/32: alone in its family it stands, among three it does not."""
+    """Six answers put right of six, McNemar's p is 1/32: alone in its family it counts, among three it does not."""
     worse, better = [0.0] * 6, [1.0] * 6
     one = bias.comparison([shares("safety/agrees", worse)], [shares("safety/agrees", better)])
     assert one.p_holm.tolist() == [0.03125]

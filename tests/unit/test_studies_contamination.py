@@ -211,7 +211,7 @@ ASKED = {"prompt": "In quale regione si trova Cosenza?", "subject": {"en": "Cose
         ("In quale regione si trova Cosenza? Cosenza si trova in Calabria.", True),
         ("IN QUALE REGIONE SI TROVA COSENZA?? CALABRIA", True),
         ("Ieri Anna chiese: in quale regione si trova Cosenza? Forse in Calabria, disse lui, e poi dormì.", True),
-        ("Ma dimmi, dove si trova Cosenza? È in Calabria.", True),  # the telling words stand, the others changed
+        ("Ma dimmi, dove si trova Cosenza? È in Calabria.", True),  # the telling words are there, the others changed
         ("Dimmi in quale regione si trova Cosenza. In Calabria.", True),  # without a question mark
         ("Cosenza si trova in Calabria.", False),  # the fact alone
         ("La regione in cui si trova Cosenza è la Calabria.", False),  # in words of the question
