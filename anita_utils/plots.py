@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import nbformat
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -287,4 +289,117 @@ def box_rows(ax: Axes, groups: dict) -> Axes:
     ax.boxplot(list(groups.values())[::-1], orientation="horizontal", widths=0.6)
     ax.set_yticks(range(1, len(groups) + 1), list(groups)[::-1])
     ax.axvline(0, color="black", linewidth=0.8)
+    return ax
+
+
+# ---- figures of the ablation and the studies
+
+
+def dotted(ax: Axes, values: Sequence[float], half: float = 0.45, **line) -> Axes:
+    """A dotted line at each of the values, across the bars of groups 0, 1, 2, …: what guessing gets, what is stated."""
+    places = range(len(values))
+    ax.hlines(values, [n - half for n in places], [n + half for n in places], color="black", linestyle=":", **line)
+    return ax
+
+
+def offered_answers(ax: Axes, answers: list[str], scores: Sequence[float], right: int) -> Axes:
+    """The scores of the answers offered to one question: the right one in green, the highest in a frame."""
+    colours = [COLOURS["italian"] if number == right else "#bbbbbb" for number in range(len(answers))]
+    frames = ["black" if score == max(scores) else "none" for score in scores]
+    ax.barh(answers, scores, color=colours, edgecolor=frames)
+    return ax
+
+
+def whiskers(ax: Axes, places: Sequence[float], table: pandas.DataFrame, colour: str, line: str, label: str) -> Axes:
+    """Figures joined by a line, each with its 95 % interval. table: the columns value, ci_low, ci_high."""
+    errors = [table["value"] - table["ci_low"], table["ci_high"] - table["value"]]
+    ax.errorbar(places, table["value"], errors, fmt=line, color=colour, capsize=2, label=label)
+    return ax
+
+
+def seed_points(ax: Axes, values: dict[str, Sequence[float]], reference: float) -> Axes:
+    """A row for each name: a grey point for each seed, a blue mark at their mean; dotted, what to compare with."""
+    for place, figures in enumerate(values.values()):
+        ax.plot(figures, [place] * len(figures), "o", markersize=3, color="#bbbbbb")
+        ax.plot(sum(figures) / len(figures), place, "|", markersize=11, markeredgewidth=2, color="#0072b2")
+    ax.axvline(reference, color="black", linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(values)), list(values))
+    return ax
+
+
+def seed_lines(ax: Axes, table: pandas.DataFrame, colour: str, label: str | None = None) -> Axes:
+    """A thin line for each seed, a thick one for their mean. table: a row for each place, a column for each seed."""
+    ax.plot(table, color=colour, alpha=0.25, linewidth=0.8)
+    ax.plot(table.mean(axis=1), "o-", color=colour, label=label, markersize=3)
+    return ax
+
+
+def stacked_gains(ax: Axes, gains: pandas.DataFrame, whole: Sequence[float]) -> Axes:
+    """Two bars a group: what the parts gain alone, stacked; beside it, in black, what they gain together.
+
+    gains: a row for each group, a column for each part, named like its stage; losses are stacked downwards.
+    """
+    for place, (_, parts) in enumerate(gains.iterrows()):
+        ends = {True: 0.0, False: 0.0}
+        for stage, gain in parts.items():
+            ax.bar(place - 0.2, gain, 0.35, bottom=ends[gain > 0], color=COLOURS[stage])
+            ends[gain > 0] += gain
+    ax.bar([place + 0.2 for place in range(len(gains))], whole, 0.35, color="black")
+    for stage in gains:
+        ax.bar(0, 0, color=COLOURS[stage], label=f"{stage} alone")
+    ax.bar(0, 0, color="black", label="all three")
+    ax.set_xticks(range(len(gains)), list(gains.index))
+    ax.axhline(0, color="black", linewidth=0.8)
+    return ax
+
+
+def bands(ax: Axes, table: pandas.DataFrame) -> Axes:
+    """A band and a point a row: where a figure should fall and where it fell; orange, if outside.
+
+    table: the columns value, low, high.
+    """
+    for place, row in enumerate(table.iloc[::-1].itertuples()):
+        ax.plot([row.low, row.high], [place, place], color="#56b4e9", linewidth=5, alpha=0.5)
+        ax.plot(row.value, place, "o", color="#0072b2" if row.low <= row.value <= row.high else "#d55e00")
+    ax.set_yticks(range(len(table)), list(table.index[::-1]))
+    return ax
+
+
+def text_map(
+    ax: Axes, table: pandas.DataFrame, texts: pandas.DataFrame, colours: str, low: float, high: float, size: int = 10
+) -> Axes:
+    """A table as coloured cells with a text in each; rows and columns are named as the table's."""
+    import numpy as np
+
+    ax.imshow(table, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    for (row, column), text in np.ndenumerate(texts.to_numpy()):
+        dark = colours == "Blues" and table.iloc[row, column] > 0.6
+        ax.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=size)
+    ax.set_xticks(range(table.shape[1]), list(table.columns))
+    ax.set_yticks(range(table.shape[0]), list(table.index))
+    ax.grid(False)
+    return ax
+
+
+def stated_and_measured(ax: Axes, table: pandas.DataFrame, parts: dict[str, Sequence[float]]) -> Axes:
+    """Measured figures with their 95 % intervals beside stated ones (dotted), and what each is the mean of, in grey.
+
+    table: a row for each, with the columns stated, value, ci_low, ci_high and recovered (filled, if True).
+    """
+    for place, row in enumerate(table.itertuples()):
+        ax.plot([place + 0.22] * len(parts[row.Index]), parts[row.Index], "o", markersize=3, color="#bbbbbb")
+        ax.plot([place, place], [row.ci_low, row.ci_high], color="#0072b2")
+        ax.plot(place, row.value, "o", color="#0072b2", markerfacecolor="#0072b2" if row.recovered else "white")
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_xticks(range(len(table)), list(table.index))
+    return dotted(ax, table["stated"], half=0.3)
+
+
+def lost_and_learnt(ax: Axes, names: Sequence[str], lost: Sequence[float], learnt: Sequence[float]) -> Axes:
+    """A row for each name: to the left the share lost of what was right, to the right the one learnt of the wrong."""
+    ax.barh(names, learnt, color="#0072b2", label="learnt, of what was wrong")
+    ax.barh(names, [-share for share in lost], color="#d55e00", label="lost, of what was right")
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_xlim(-1, 1)
+    ax.invert_yaxis()
     return ax
