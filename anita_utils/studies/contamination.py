@@ -113,7 +113,7 @@ class Index:
     def candidates(self, texts: list[str]) -> Iterator[tuple[int, int]]:
         """Numbers of a text and of an item that it may hold."""
         lengths = {len(sequence) for sequence in self.spread}
-        parts = []
+        parts, known = [], []
         for start in range(0, len(texts), CHUNK):
             chunk = [words(text) for text in texts[start : start + CHUNK]]
             parts.append(self._table([set().union(*(sequences(text, n) for n in lengths)) for text in chunk]))
@@ -122,10 +122,9 @@ class Index:
             shares = (part @ weights.T).tocoo()
             close = shares.data >= NEAR - ROUNDING
             yield from zip((number * CHUNK + shares.row[close]).tolist(), shares.col[close].tolist(), strict=True)
-        asked = [
-            (n, item.subject, answer) for n, item in enumerate(self.items) if item.subject for answer in item.answers
-        ]
-        for (number, *_), found in zip(asked, naming(texts, [names for _, *names in asked]), strict=True):
+        for number, item in enumerate(self.items):
+            known += [(number, (item.subject, answer)) for answer in item.answers if item.subject]
+        for (number, _), found in zip(known, naming(texts, [names for _, names in known]), strict=True):
             yield from ((text, number) for text in found)
 
     def _weights(self, texts: np.ndarray) -> csr_array:
@@ -149,18 +148,14 @@ class Index:
         return csr_array((np.ones(len(columns)), columns, ends), shape=(len(rows), len(self.place)))
 
 
-def find_leaks(documents: Iterable[str], items: Sequence[Item] | Index) -> list[Leak]:
-    """Every item that is in a document, question and answer, in the order of the documents.
-
-    items: their Index saves time where several sets of documents are searched.
-    """
-    index = items if isinstance(items, Index) else Index(items)
+def find_leaks(documents: Iterable[str], items: Sequence[Item]) -> list[Leak]:
+    """Every item that is in a document, question and answer, in the order of the documents."""
     places: dict[str, list[int]] = {}  # what is there twice is no template for it
     for number, document in enumerate(documents):
         places.setdefault(document, []).append(number)
-    if not places or not index.items:
+    if not places or not items:
         return []
-    texts, leaks = list(places), []
+    index, texts, leaks = Index(items), list(places), []
     for text, item in set(index.candidates(texts)):
         kind = leak_kind(texts[text], index, item)
         leaks += [Leak(place, item, kind) for place in places[texts[text]] if kind]
@@ -281,10 +276,10 @@ def overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> lis
 
 def _overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> Iterator[dict]:
     parts = {name: read_items(file) for name, file in benchmarks.items()}
-    index = Index([item for part in parts.values() for item in part])
+    items = [item for part in parts.values() for item in part]
     for corpus, paths in corpora.items():
         documents = [text for path in paths for row in read_rows(path)[0] for text in texts_of(row)]
-        kinds = {leak.item: leak.kind for leak in find_leaks(documents, index)}
+        kinds = {leak.item: leak.kind for leak in find_leaks(documents, items)}
         start = 0
         for name, part in parts.items():
             leaked = [kinds[number] for number in range(start, start + len(part)) if number in kinds]
@@ -338,11 +333,6 @@ def sentences_of(texts: Iterable[tuple[str, str]], most: int = 60_000) -> dict[s
     return found
 
 
-def names_of(row: dict, language: str = "it") -> tuple[str, str]:
-    """Subject and right object of a question."""
-    return row["subject"][language], row["right"][language]
-
-
 def leaks(items: list[dict], texts: list[str]) -> list[list[int]]:
     """For each Italian question the numbers of the texts that hold it together with its answer (see `find_leaks`)."""
     asked = [Item(row["prompt"], row["prompt"], (row["right"]["it"],), subject=row["subject"]["it"]) for row in items]
@@ -355,7 +345,7 @@ def leaks(items: list[dict], texts: list[str]) -> list[list[int]]:
 def times_read(items: list[dict], sentences: Iterable[str]) -> list[int]:
     """For each question how many of the sentences are Italian and name its subject together with its right object."""
     sentences = list(sentences)
-    found = naming(sentences, [names_of(row) for row in items])
+    found = naming(sentences, [(row["subject"]["it"], row["right"]["it"]) for row in items])
     return [sum(language_of(sentences[number]) == "it" for number in numbers) for numbers in found]
 
 
@@ -380,7 +370,7 @@ class Nearest:
 def what_was_read(row: dict, sentence: str) -> str:
     """What a training sentence is to an answered question, one of READ."""
     text = padded(sentence)
-    names = [[padded(name) for name in names_of(row, code)] for code in ("en", "it")]
+    names = [[padded(row[role][code]) for role in ("subject", "right")] for code in ("en", "it")]
     if any(holds(text, pair) for pair in names):
         return READ[0] if language_of(sentence) == "it" else READ[1]
     own = {word for pair in names for name in pair for word in name.split()}
