@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback, get_scheduler
 
-from anita_utils import AnitaError
+from anita_utils import AnitaError, clock
 from anita_utils.data import (
     IGNORED,
     PackedCollator,
@@ -51,7 +51,7 @@ from anita_utils.data import (
 from anita_utils.hub import resolve_model
 from anita_utils.model import checked_tokenizer, keep_freed_memory, load_model
 from anita_utils.paths import locked
-from anita_utils.run import Run, clock
+from anita_utils.run import Run
 from anita_utils.stages import Stage, corpus_name, find_stage, trained_seconds, write_manifest
 
 if TYPE_CHECKING:

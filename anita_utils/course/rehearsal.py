@@ -22,7 +22,7 @@ import yaml
 from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import Machine, detect_machine
 from anita_utils.paths import data_dir, environment, write_text
-from anita_utils.profile import REHEARSAL, HubData, Model, Profile, load_profile, parse_profile
+from anita_utils.profile import HubData, Model, Profile, load_profile, parse_profile
 from anita_utils.run import Run
 from anita_utils.training import COMPUTE_DTYPES
 
@@ -48,7 +48,7 @@ def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
     corpora.
     """
     new = profile.model_copy(deep=True)
-    new.name = REHEARSAL + profile.name
+    new.name, new.rehearsal_of = f"rehearsal-{profile.name}", profile.name
     new.precision = possible(profile.precision, machine)
     wanted = next(short for short, long in COMPUTE_DTYPES.items() if long == profile.model.dtype)
     new.model = Model(base=SHIPPED_BASE, dtype=COMPUTE_DTYPES[possible(wanted, machine)])

@@ -19,13 +19,13 @@ import jinja2
 import nbformat
 import pandas
 
-from anita_utils import AnitaError, shown
+from anita_utils import AnitaError, clock, shown
 from anita_utils.ablation.arms import load_ablation
 from anita_utils.evaluation import metrics
 from anita_utils.evaluation.benchmarks import FAMILIES, SUITES
 from anita_utils.evaluation.measuring import compared, stored
 from anita_utils.paths import read_text, write_text
-from anita_utils.run import Run, clock
+from anita_utils.run import Run
 from anita_utils.studies import contamination
 
 TEMPLATES = Path(__file__).parent / "templates"

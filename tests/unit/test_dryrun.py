@@ -71,7 +71,10 @@ def test_the_small_world_needs_no_stand_in(dry_run):
     assert code == 0, out
     assert re.search(r"dpo +│ dpo: 16 rows, a batch of 16 × ", out)
     assert re.search(r"tokenizer +│ tiny-llama-3-instruct's +│", out)
-    assert re.search(r"chat template +│ begins with <\|begin_of_text\|>; .* own; a turn ends with <\|eot_id\|> +│", out)
+    assert re.search(
+        r"chat template +│ begins with <\|begin_of_text\|>; a turn ends with <\|eot_id\|> +│",
+        out,
+    )
 
 
 def test_a_local_bases_data_is_rendered_with_its_own_tokenizer(dry_run, tmp_path, base_path):
@@ -97,7 +100,7 @@ def test_a_local_bases_data_is_rendered_with_its_own_tokenizer(dry_run, tmp_path
         lengths.append(int(re.search(r"sft: 1 rows, a batch of 1 × (\d+) tokens, 4 of them scored", out)[1]))
         assert re.search(rf"tokenizer +│ {re.escape(shown(base))}'s +│", out)
         facts = re.search(r"chat template +│ (.*?) +│", out)[1]
-        assert "begins with <|begin_of_text|>; system text in a turn of its own; a turn ends with <|eot_id|>" in facts
+        assert "begins with <|begin_of_text|>; a turn ends with <|eot_id|>" in facts
     assert lengths[1] - lengths[0] == 10  # three marks, the role, a blank line, "Si", "i", " chi", "aro", "."
     assert facts.endswith("adds a system prompt of 10 tokens to each chat without one")
 
