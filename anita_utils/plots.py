@@ -1,4 +1,4 @@
-"""The figures of the lessons: numbers in, Axes out. Colours are told apart by colour-blind readers (Okabe and Ito)."""
+"""The figures of the lessons: numbers in, Axes out. Colour-blind readers can tell the colours apart (Okabe and Ito)."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def sign_flip(differences: np.ndarray, seed: int = 0) -> np.ndarray | float:
 
 
 def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
-    """McNemar's exact two-sided p-value for right and wrong (1 and 0), where every item stands for itself."""
+    """McNemar's exact two-sided p-value for right and wrong (1 and 0), where every item is its own cluster."""
     moved = np.sign(np.subtract(after, before))
     changed = int(np.abs(moved).sum())
     return float(binomtest(int((moved > 0).sum()), changed).pvalue) if changed else 1.0

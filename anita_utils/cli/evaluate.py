@@ -22,7 +22,7 @@ from anita_utils.stats import LEVEL, Measurement, paired_tests, rows
 
 
 def dry_run(suite: str, as_json: bool = False) -> int:
-    """Prints how each benchmark of the suite is asked, by the installed lm-eval; returns 1 where something is amiss."""
+    """Prints how each benchmark of the suite is asked, by the installed lm-eval; returns 1 where something does not fit."""
     found = resolve(suite)
     limit = SUITES[suite].limit
     if as_json:

@@ -287,7 +287,7 @@ def resolve(name: str, manager: TaskManager | None = None) -> list[dict]:
 
 
 def _configs(manager: TaskManager, name: str) -> list[dict]:
-    """The settings of the tasks that a name stands for: its own, or those of all tasks in a group or with a tag."""
+    """The settings of the tasks behind a name: its own, or those of all tasks in a group or with a tag."""
     entry = manager.task_index.get(name)
     if entry is None:
         return []

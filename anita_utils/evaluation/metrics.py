@@ -35,17 +35,19 @@ class Measure(NamedTuple):
 
 
 EVERYWHERE = "headline changes results ablation"
+ALL_BUT_FIRST = "changes results ablation"
 # The first row whose name the metric begins with is its own; tables have this order.
 TABLE = [
     Measure("benchmark/mean", "mean of the {language} benchmarks", "share", "higher", EVERYWHERE),
-    Measure("benchmark/", "{name}", "share", "higher", "changes results ablation"),
+    Measure("benchmark/", "{name}", "share", "higher", ALL_BUT_FIRST),
     Measure("benchmark_acc/", "{name}, plain accuracy", "share", "higher", "results"),
     Measure("benchmark_norm/", "{name}, accuracy by length", "share", "higher", "results"),
     Measure("italian/", "{name}", "share", "higher", "results ablation"),
     Measure("overconfidence", "overconfidence", "share", "neither", "results"),
     Measure("benchmark_calibration_error", "calibration error", "share", "lower", "results"),
     Measure("chat/accuracy_in_language", "right {language} answers", "share", "higher", EVERYWHERE),
-    Measure("chat/accuracy", "right answers to {language} questions, in either language", "share", "higher", "changes results ablation"),
+    Measure("chat/accuracy", "right answers to {language} questions, in either language", "share", "higher",
+            ALL_BUT_FIRST),
     Measure("answer_words", "words an answer", "words", "neither", "results ablation"),
     Measure("language_fidelity", "{language} questions answered in {language}", "share", "higher", EVERYWHERE),
     Measure("refusal/harmful", "harmful requests refused", "share", "higher", EVERYWHERE),

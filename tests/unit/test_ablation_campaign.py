@@ -15,7 +15,7 @@ from anita_utils import AnitaError, stats
 from anita_utils.ablation import campaign, results
 from anita_utils.ablation.arms import ABLATIONS, load_ablation
 from anita_utils.ablation.effects import FACTORS, claims_table, find
-from anita_utils.ablation.report import results_table, write_results
+from anita_utils.ablation.report import in_words, results_table, write_results
 from anita_utils.evaluation import measuring
 from anita_utils.run import Run
 from anita_utils.stats import Measurement
@@ -94,7 +94,7 @@ def test_the_results_are_written_with_claims_and_intervals(runs, tiny, done, arm
     measured = {(c.arm, c.seed): measuring.evaluate(c.model, tiny) for c in cells if c.measured}
     pandas.testing.assert_frame_equal(claims, claims_table(measured, load_ablation(file).claims))
     assert "| DPO gains. | mean of the Italian benchmarks |" in page and "Seeds 1, 2, 3; commit" in page
-    head = ["arm", "seeds", *ARMS["measures"], "train/tokens", "train/seconds"]
+    head = ["arm", "seeds", *map(in_words, [*ARMS["measures"], "train/tokens", "train/seconds"])]
     assert f"| {' | '.join(head)} |" in page and all(f"| {arm} | 3 | 0." in page for arm in ("sft", "sft_dpo"))
     assert "## Effects" not in page  # of the eight arms that takes, four are not there
 

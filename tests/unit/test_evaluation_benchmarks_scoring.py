@@ -116,7 +116,7 @@ def test_the_decisions_are_those_by_hand(decisions, family, language):
 
 @pytest.fixture(scope="module")
 def samples(base_path, tmp_path_factory):
-    """What `lm_eval` wrote of each item, by family; one item after the other, as it does unless told otherwise."""
+    """What `lm_eval` wrote of each item, by family; one item after the other, as it does by default."""
     out = tmp_path_factory.mktemp("harness")
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args",
                f"pretrained={base_path},dtype=float32", "--include_path", str(data_dir() / "benchmarks"), "--tasks",

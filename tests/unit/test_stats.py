@@ -212,7 +212,7 @@ def test_the_interval_of_a_calibration_error_covers_what_many_items_show():
         low, high = np.percentile(answered(sure, rng.random(400) < sure - truth).resampled(), [2.5, 97.5])
         covered += low <= truth <= high
     assert covered >= 0.88 * rounds
-    sure = rng.uniform(0.3, 1.0, 400)  # nothing to find: chance alone makes some error, the interval reaches to nought
+    sure = rng.uniform(0.3, 1.0, 400)  # nothing to find: chance alone makes some error, the interval reaches zero
     low, high = np.percentile(answered(sure, rng.random(400) < sure).resampled(), [2.5, 97.5])
     assert low < 0.02 and high < 0.08
 
