@@ -54,7 +54,7 @@ def ablate(
         return
     if dry:
         kept = campaign.NOTHING if anew else read_kept(kept_file(settings.name))
-        cells = campaign.dry_plan(settings, found, every, chosen)
+        trials = campaign.dry_plan(settings, found, every, chosen)
         table = Table("arm", "asks", "stages", "trained", "measured", "kept")
         for line in campaign.outline(trials, kept):
             arm, *done = line.values()
