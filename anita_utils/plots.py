@@ -139,13 +139,13 @@ def interval_bars(ax: Axes, names, rows: pandas.DataFrame, colours) -> Axes:
     return ax
 
 
-def heat_map(ax: Axes, shares, columns: list[str], rows: list[str]) -> Axes:
+def share_map(ax: Axes, shares, columns: list[str], rows: list[str], label: str = "share") -> Axes:
     """Shares from 0 to 1 as a grid, the darker the larger. shares: of shape (rows, columns)."""
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
     ax.set_yticks(range(len(rows)), rows, fontsize=8)
     ax.grid(False)
-    ax.figure.colorbar(image, label="share")
+    ax.figure.colorbar(image, ax=ax, label=label)
     return ax
 
 
