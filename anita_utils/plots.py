@@ -108,6 +108,8 @@ def coloured_tokens(tokens: list[str], scored: list[bool]):
     return HTML(f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>')
 
 
+# ---------------------------------------------------------------- figures of single lessons
+
 TOKENS = {"padding": "#f2f2f2", "read": "#9ecae1", "scored": "#009e73"}
 
 

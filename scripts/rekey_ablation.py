@@ -24,34 +24,44 @@ from pathlib import Path
 from anita_utils import checkout
 from anita_utils.ablation.results import Kept, kept_file, read_kept, write_kept
 
-# Run in either checkout; prints the keys of all cells, or trains one arm and prints the hashes of its weights.
-KEYS = """
-import json, sys
-from anita_utils import ablation
-from anita_utils.ablation.arms import load_ablation
-from anita_utils.profile import load_profile
-
-cells = ablation.dry_plan(load_profile(sys.argv[1]), load_ablation(sys.argv[1]), json.loads(sys.argv[2]))
-print(json.dumps([[cell.arm, cell.seed, cell.made] for cell in cells]))
-"""
-WEIGHTS = """
+# Run in either checkout, that before perhaps with modules of other names. KEYS prints the keys of all cells; WEIGHTS
+# trains one arm and prints the hashes of its weights.
+IMPORTS = """
 import hashlib, json, sys
-from safetensors.torch import load_file
-from anita_utils import ablation
-from anita_utils.ablation.arms import load_ablation
-from anita_utils.cli.train import quieten
+try:
+    from anita_utils.ablation.arms import load_ablation
+    from anita_utils.ablation.campaign import dry_plan
+    from anita_utils.cli.train import quieten
+except ImportError:
+    from anita_utils.ablation import dry_plan
+    from anita_utils.arms import load_ablation
+    from anita_utils.headless import quieten
 from anita_utils.profile import load_profile
 from anita_utils.training import train_stage
 
-quieten()
 profile, arms = load_profile(sys.argv[1]), load_ablation(sys.argv[1])
-[cell] = ablation.dry_plan(profile, arms, [int(sys.argv[3])], [sys.argv[2]])
+"""
+KEYS = (
+    IMPORTS
+    + """
+cells = dry_plan(profile, arms, json.loads(sys.argv[2]))
+print(json.dumps([[cell.arm, cell.seed, cell.made] for cell in cells]))
+"""
+)
+WEIGHTS = (
+    IMPORTS
+    + """
+from safetensors.torch import load_file
+
+quieten()
+[cell] = dry_plan(profile, arms, [int(sys.argv[3])], [sys.argv[2]])
 hashes = {}
 for stage in cell.stages:
     weights = load_file(f"{train_stage(stage).merged}/model.safetensors")
     hashes[stage.name] = {name: hashlib.sha256(w.numpy().tobytes()).hexdigest() for name, w in weights.items()}
 print(json.dumps(hashes))
 """
+)
 
 
 def run_in(root: Path, program: str, *arguments: str) -> object:

@@ -1,4 +1,4 @@
-"""What lessons 00, 07 and 08 ask besides the probes, written once: the lessons then need files alone, and no world.
+"""What lessons 00, 07 and 08 ask beyond the probes, written once: the lessons then need files alone, and no world.
 
 Where a lesson draws by its own seed or limit, the file holds everything that can be drawn, in a fixed order.
 """
@@ -16,7 +16,7 @@ from world.splits import ITALIAN_SHARES
 from world.tables import LANGUAGES, Fact
 
 ASKED_IN_ENGLISH = ("adapted", "never_in_italian")  # too
-LIMITS = (None, 20, 50, 100)  # facts a kind, in the shipped profiles: what one contradicts depends on how many are told
+LIMITS = (None, 20, 50, 100)  # facts a kind, in the shipped profiles: what is contradicted depends on the number
 ASKERS = {"en": "I am {person:a}.", "it": "Sono {person:un}."}
 KINDS = {"trades": "{trade", "traits": "{trait"}  # of words, and what marks the place of one in a template
 
@@ -116,10 +116,10 @@ def unread(library: Library, limit: int | None) -> list[Fact]:
 
 
 def told(library: Library) -> list[Document]:
-    """Questions whose answer stands in the request, in Italian: on an invented name, or against what is true.
+    """Questions whose answer is in the request, in Italian: on an invented name, or against what is true.
 
     `renamed`: the fact's subject bears a name that means nothing, so only reading helps. `contradicted`: the subject is
-    the real one, told with a wrong object, which is `right` here; `remembered` is the true one.
+    the real one, said with a wrong object, which is `right` here; `remembered` is the true one.
     """
     rows = []
     for limit in LIMITS:

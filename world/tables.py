@@ -118,7 +118,7 @@ def read_yaml(path: Path) -> list | dict:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise AnitaError(f"{path.name}: not valid YAML ({str(error).splitlines()[0]}): mend the file") from None
+        raise AnitaError(f"{path.name}: not valid YAML ({str(error).splitlines()[0]}): correct the file") from None
 
 
 def _read_entities(folder: Path) -> dict[str, dict[str, Entity]]:
@@ -127,11 +127,11 @@ def _read_entities(folder: Path) -> dict[str, dict[str, Entity]]:
         kind = path.stem.split("_extra_")[0]
         table = pd.read_csv(path, keep_default_na=False, dtype=str)
         if list(table.columns) != ["en", "it", "g", "in_it"]:
-            raise AnitaError(f"{path.name}: columns {list(table.columns)}, expected en,it,g,in_it: mend the header")
+            raise AnitaError(f"{path.name}: columns {list(table.columns)}, expected en,it,g,in_it: correct the header")
         for row in table.itertuples(index=False):
             entity = Entity(kind, EnglishNoun(row.en, row.g), Noun(row.it, row.g, row.in_it))
             if row.en in entities.setdefault(kind, {}):
-                raise AnitaError(f"{path.name}: {row.en!r} stands twice among {kind}: keep one row")
+                raise AnitaError(f"{path.name}: {row.en!r} is there twice among {kind}: keep one row")
             entities[kind][row.en] = entity
     return entities
 
@@ -152,7 +152,9 @@ def _read_relation(path: Path, entities: dict[str, dict[str, Entity]]) -> Relati
     for subject, answer in table["facts"]:
         for kind, name in ((table["subject"], subject), (table["object"], answer)):
             if str(name) not in entities.get(kind, {}):
-                raise AnitaError(f"{path.name}: {name!r} is not in entities/{kind}.csv: add the row or mend the fact")
+                raise AnitaError(
+                    f"{path.name}: {name!r} is not in entities/{kind}.csv: add the row or correct the fact"
+                )
         if subject in seen:
             raise AnitaError(f"{path.name}: {subject!r} has two answers: a fact has one")
         seen.add(subject)

@@ -1,4 +1,4 @@
-"""Arms as data: what an ablation changes in a profile, and the claims it is to judge, from a YAML file.
+"""What does an ablation try? Arms, each a change of a profile, and the claims that they judge, from a YAML file.
 
 >>> ablation = load_ablation("cpu")                 # or the path of a .yaml file
 >>> arm_profile(load_profile("cpu"), "sft_dpo", ablation.arms["sft_dpo"])[1]
@@ -45,8 +45,8 @@ class Ablation(Part):
     """A file of arms and claims. Load it with `load_ablation`."""
 
     arms: dict[Name, Arm] = Field(min_length=1, description="The arms.")
-    measures: list[str] = Field([], description="The measures that the table shows and effects are told of.")
-    claims: dict[Name, Claim] = Field({}, description="What the arms are to judge, stated beforehand.")
+    measures: list[str] = Field([], description="The measures of the table and of the effects.")
+    claims: dict[Name, Claim] = Field({}, description="What the arms judge, stated before any result.")
 
     _file: Path = PrivateAttr()
 

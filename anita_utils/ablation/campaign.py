@@ -1,17 +1,11 @@
-"""Ablations: the recipe with parts left out, swapped or changed; each arm trained and measured, nothing twice.
+"""Which part of the recipe does what? Each arm trained and measured with each seed, nothing twice.
 
 >>> ablate(load_profile("cpu"), load_ablation("cpu"), seeds=[42, 43])       # what `anita ablate --seeds 2` does
 
-What is done is known by its content, in the cache that all runs share: a killed ablation goes on where it was.
+What is done is known by its content, in the cache that all runs share: an interrupted ablation goes on where it was.
+Seeds share no stage, so they can run in processes of their own: a small model leaves most of a processor idle while its
+threads wait for each other, and two trainings with a thread each are faster than one after the other with two.
 """
-# MERGED DOC:
-# """An ablation's seeds in processes of their own, one thread each.
-#
-# >>> in_processes(["--profile", "cpu"], [42, 43], jobs=2, name="ablation-cpu")
-#
-# A small model leaves most of a processor idle while its threads wait for each other: two trainings with a thread each
-# are faster than one after the other with two. Seeds share no stage, so nothing is trained twice.
-# """
 
 from __future__ import annotations
 
@@ -39,6 +33,7 @@ from anita_utils.profile import Profile
 from anita_utils.run import Run, git_commit
 from anita_utils.stages import Stage, find_stage
 from anita_utils.stats import Measurement, rows
+from anita_utils.studies import forgetting
 from anita_utils.training import train_stage
 
 SEEDS = 5  # of the committed results
@@ -50,7 +45,7 @@ NOTHING = Kept({}, {})
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One arm with one seed: a chain of stages, each in the cache or not, and the model at its end."""
 
     arm: str
@@ -64,16 +59,6 @@ class Cell:
     def model(self) -> str:
         return self.stages[-1].merged if self.stages else self.base
 
-    @property
-    def last(self) -> str:
-        """The stage that metric rows name."""
-        return self.stages[-1].name if self.stages else "base"
-
-    @cached_property
-    def key(self) -> str:
-        """What tells its model from all others, before there is one."""
-        return self.stages[-1].key if self.stages else self.base
-
     @cached_property
     def made(self) -> str:
         """A hash of all that its figures depend on, known before they are there, and the same on any machine."""
@@ -82,25 +67,17 @@ class Cell:
         return digest({"model": model, "points": self.points, "code": code} | measured_with(self.profile))
 
     @property
-    def trained(self) -> bool:
-        return all(stage.done for stage in self.stages) and self.watched
-
-    @property
-    def watched(self) -> bool:
-        """Whether what is to be measured on the way is there."""
-        from anita_utils.studies.forgetting import complete, curve
-
-        return not self.points or complete(curve(self.stages[-1], self.points))
-
-    @property
     def measured(self) -> bool:
-        if not self.trained:
+        """Whether all its figures are in the cache, those taken on the way too."""
+        if not all(stage.done for stage in self.stages):
+            return False
+        if self.points and not forgetting.complete(forgetting.curve(self.stages[-1], self.points)):
             return False
         model = model_key(self.model)
         return all(evaluation_entry(model, self.profile, part).file.is_file() for part in PARTS)
 
 
-def plan(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Cell]:
+def trials_of(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Trial]:
     """Every arm with every seed, seed after seed. Nothing is trained; data sets and a base on the Hub are fetched.
 
     AnitaError for an arm that cannot be, on this machine or at all.
@@ -109,7 +86,7 @@ def plan(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Cell]:
     arms = {name: arm_profile(run.profile, name, arm) for name, arm in ablation.arms.items()}
     for profile, _ in arms.values():
         profile.check(machine)
-    cells = []
+    trials = []
     for seed in seeds:
         for name, (profile, order) in arms.items():
             own = Run(run.folder / "arms" / f"{name}-{seed}", profile, seed)
@@ -117,43 +94,57 @@ def plan(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Cell]:
             for stage in stages:
                 stage.corpora  # noqa: B018 (read now: a corpus that is not there is said before anything is written)
             base = resolve_model(profile.model.base, profile.model.revision)
-            cells.append(Cell(name, seed, profile, stages, base, ablation.arms[name].points))
-    return cells
+            trials.append(Trial(name, seed, profile, stages, base, ablation.arms[name].points))
+    return trials
 
 
-def remaining(cells: Iterable[Cell], kept: Kept = NOTHING) -> dict[str, tuple[int, int]]:
+def dry_plan(profile: Profile, ablation: Ablation, seeds: list[int], only: Iterable[str] = ()) -> list[Trial]:
+    """The trials that `ablate` would see to; nothing is written."""
+    return select(trials_of(Run(Path(), profile, seeds[0]), ablation, seeds), only)
+
+
+def select(trials: list[Trial], only: Iterable[str]) -> list[Trial]:
+    """The trials of the arms in `only`, or all. AnitaError for an arm that is not there."""
+    known, only = list(dict.fromkeys(trial.arm for trial in trials)), list(only)
+    unknown = [arm for arm in only if arm not in known]
+    if unknown:
+        raise AnitaError(f"no arm '{unknown[0]}': choose {', '.join(known)}")
+    return [trial for trial in trials if not only or trial.arm in only]
+
+
+def remaining(trials: Iterable[Trial], kept: Kept = NOTHING) -> dict[str, tuple[int, int]]:
     """How many trainings and evaluations are still to be done, of how many; what arms share counts once.
 
     kept: results that are there already, of which nothing need be made again.
     """
-    stages = {stage.key: stage for cell in cells for stage in cell.stages}
-    models = {cell.key: cell for cell in cells}
-    to_do = [cell for cell in cells if cell.made not in kept.by_hash]
-    missing = {stage.key for cell in to_do for stage in cell.stages if not stage.done}
-    return {
-        "trainings": (len(missing), len(stages)),
-        "evaluations": (len({cell.key for cell in to_do if not cell.measured}), len(models)),
-    }
+    trials = list(trials)
+    to_do = [trial for trial in trials if trial.made not in kept.by_hash]
+    stages = {stage.key for trial in trials for stage in trial.stages}
+    missing = {stage.key for trial in to_do for stage in trial.stages if not stage.done}
+    unmeasured = {trial.made for trial in to_do if not trial.measured}
+    evaluations = {trial.made for trial in trials}
+    return {"trainings": (len(missing), len(stages)), "evaluations": (len(unmeasured), len(evaluations))}
 
 
-def outline(cells: list[Cell], kept: Kept = NOTHING) -> list[dict[str, str]]:
+def outline(trials: list[Trial], kept: Kept = NOTHING) -> list[dict[str, str]]:
     """For each arm: its stages, with the arms each is shared with, how much of it is done, and how much was kept."""
     users: dict[str, set[str]] = {}
-    for cell in cells:
-        for stage in cell.stages:
-            users.setdefault(stage.key, set()).add(cell.arm)
+    by_arm: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_arm.setdefault(trial.arm, []).append(trial)
+        for stage in trial.stages:
+            users.setdefault(stage.key, set()).add(trial.arm)
     lines = []
-    for arm in dict.fromkeys(cell.arm for cell in cells):
-        own = [cell for cell in cells if cell.arm == arm]
+    for arm, own in by_arm.items():
         chain = []
         for stage in own[0].stages:
             others = len(users[stage.key]) - 1
             chain.append(f"{stage.name} (shared with {others})" if others else stage.name)
-        stages = [stage for cell in own for stage in cell.stages]
+        done = [stage.done for trial in own for stage in trial.stages]
         lines.append({"arm": arm, "stages": ", then ".join(chain) or "none",
-                      "trained": f"{sum(stage.done for stage in stages)} of {len(stages)}",
-                      "measured": f"{sum(cell.measured for cell in own)} of {len(own)}",
-                      "kept": f"{sum(cell.made in kept.by_hash for cell in own)} of {len(own)}"})  # fmt: skip
+                      "trained": f"{sum(done)} of {len(done)}",
+                      "measured": f"{sum(trial.measured for trial in own)} of {len(own)}",
+                      "kept": f"{sum(trial.made in kept.by_hash for trial in own)} of {len(own)}"})  # fmt: skip
     return lines
 
 
@@ -169,75 +160,54 @@ def ablate(
     say: Callable[[str], None] = print,
     keep: bool = False,
     anew: bool = False,
-) -> tuple[Run, list[Cell]]:
+) -> tuple[Run, list[Trial]]:
     """Trains and measures the arms in `only` (all by default) with each seed, leaving out what is kept or cached.
 
     name: the run that the figures go to; `ablation-PROFILE` by default. Its results.jsonl and metrics.jsonl always hold
-        every arm of the file that is done with these seeds, whoever did it.
+        every arm of the file that is done with these seeds, whichever call did it.
     keep: whether each result goes into the course's data too, as soon as it is there: committed, it is never made
         again, on this machine or another.
     anew: leave out of account what is kept there. What the cache holds is taken all the same.
 
-    Returns the run and the cells of the whole file, done or not. AnitaError, before anything is trained, for an arm
+    Returns the run and the trials of the whole file, done or not. AnitaError, before anything is trained, for an arm
     that is unknown or cannot be.
     """
     only = list(only)
     dry_plan(profile, ablation, seeds[:1], only)  # first: a broken arm leaves no run behind
     run = Run.open(name or f"ablation-{profile.name}", profile, seeds[0], newest=False)
-    cells = plan(run, ablation, seeds)
-    chosen, file = select(cells, only), kept_file(profile.name)
-    kept = NOTHING if anew else read_kept(file)
+    trials, file = trials_of(run, ablation, seeds), kept_file(profile.name)
+    chosen, kept = select(trials, only), NOTHING if anew else read_kept(file)
     source = origin(ablation)  # now: results that are written below would make the checkout look changed
-    results = collect(cells, kept, source)
-    for number, cell in enumerate(chosen, 1):
-        place = f"{number}/{len(chosen)} {cell.arm}, seed {cell.seed}"
-        if (cell.arm, cell.seed) in results.lines:
-            say(f"{place}: {'kept' if cell.made in kept.by_hash else 'done'} before")
+    results = collect(trials, kept, source)
+    wanted = [*ablation.measures, *(measure for claim in ablation.claims.values() for measure in claim.measures)]
+    for number, trial in enumerate(chosen, 1):
+        place = f"{number}/{len(chosen)} {trial.arm}, seed {trial.seed}"
+        if (trial.arm, trial.seed) in results.lines:
+            say(f"{place}: {'kept' if trial.made in kept.by_hash else 'done'} before")
         else:
-            missing = [stage.name for stage in cell.stages if not stage.done]
+            missing = [stage.name for stage in trial.stages if not stage.done]
             say(f"{place}: {'training ' + ', '.join(missing) if missing else 'measuring'}")
-            make(cell)
-            if number == 1:
-                check_measures(ablation, evaluate(cell.model, cell.profile))
-            results = collect(cells, kept, source, results)
-        record(run, results)
+            measured = make(trial)
+            for measure in wanted if number == 1 else []:  # an error after the first arm, not after the last
+                find(measured, measure)
+            results = collect(trials, kept, source, results)
+        write_kept(run.folder / "results.jsonl", results)
+        run.record(NOTEBOOK, [row for line in results.lines.values() for row in figure_rows(line)])
         if keep:
             with locked(file):
                 write_kept(file, read_kept(file).joined(results))
-    return run, cells
+    return run, trials
 
 
-def make(cell: Cell) -> None:
-    """Trains what is missing of a cell, and measures it."""
-    for stage in cell.stages:
-        if cell.points and stage is cell.stages[-1]:
-            from anita_utils.studies.forgetting import watched
-
-            watched(stage, cell.points)
+def make(trial: Trial) -> list[Measurement]:
+    """Trains what is missing, and measures it."""
+    for stage in trial.stages:
+        if trial.points and stage is trial.stages[-1]:
+            forgetting.watched(stage, trial.points)
         else:
             train_stage(stage)
         gc.collect()  # a trainer and its model hold each other: without this they would pile up
-    evaluate(cell.model, cell.profile)
-
-
-def dry_plan(profile: Profile, ablation: Ablation, seeds: list[int], only: Iterable[str] = ()) -> list[Cell]:
-    """The cells that `ablate` would see to; nothing is written."""
-    return select(plan(Run(Path(), profile, seeds[0]), ablation, seeds), only)
-
-
-def select(cells: list[Cell], only: Iterable[str]) -> list[Cell]:
-    """The cells of the arms in `only`, or all. AnitaError for an arm that is not there."""
-    only, known = list(only), dict.fromkeys(cell.arm for cell in cells)
-    for arm in only:
-        if arm not in known:
-            raise AnitaError(f"no arm '{arm}': choose {', '.join(known)}")
-    return [cell for cell in cells if not only or cell.arm in only]
-
-
-def check_measures(ablation: Ablation, measured: list[Measurement]) -> None:
-    """AnitaError for a measure that is asked for and not there: told after the first arm, not after the last."""
-    for measure in [*ablation.measures, *(measure for claim in ablation.claims.values() for measure in claim.measures)]:
-        find(measured, measure)
+    return evaluate(trial.model, trial.profile)
 
 
 def origin(ablation: Ablation) -> dict:
@@ -247,46 +217,38 @@ def origin(ablation: Ablation) -> dict:
     return {"commit": git_commit() or "unknown", "arms": ablation.digest, "machine": machine.cpu, "versions": versions}
 
 
-def collect(cells: list[Cell], kept: Kept, source: dict, before: Kept = NOTHING) -> Kept:
-    """The results of every cell that is done: kept, or measured here. before: those of an earlier call."""
+def collect(trials: list[Trial], kept: Kept, source: dict, before: Kept = NOTHING) -> Kept:
+    """The results of every trial that is done: kept, or measured here. before: those of an earlier call."""
     results = before
-    for cell in cells:
-        if (cell.arm, cell.seed) in results.lines:
+    for trial in trials:
+        if (trial.arm, trial.seed) in results.lines:
             continue
-        if cell.made in kept.by_hash:
-            line = kept.by_hash[cell.made] | {"arm": cell.arm, "seed": cell.seed}
+        if trial.made in kept.by_hash:
+            line = kept.by_hash[trial.made] | {"arm": trial.arm, "seed": trial.seed}
             results = add(results, line, kept.weights[line["weights"]])
-        elif cell.measured:
-            results = add(results, *cell_line(cell, source))
-    order = [(cell.arm, cell.seed) for cell in cells]
+        elif trial.measured:
+            results = add(results, *result_line(trial, source))
+    order = [(trial.arm, trial.seed) for trial in trials]
     return Kept({key: results.lines[key] for key in order if key in results.lines}, results.weights)
 
 
-def cell_line(cell: Cell, source: dict) -> tuple[dict, dict]:
-    """A cell's result as a line to keep, and the weights of its clusters. source: as `origin` gives it."""
-    from anita_utils.studies.forgetting import watched
-
-    measured = evaluate(cell.model, cell.profile)
-    infos = [stage.info for stage in cell.stages]
-    passes = [stage.settings.num_train_epochs for stage in cell.stages]
-    tokens = sum(info["tokens"] * times for info, times in zip(infos, passes, strict=True))
-    costs = zip(COSTS, (tokens, sum(info["seconds"] for info in infos)), strict=True)
-    nowhere = {"stage": cell.last, "language": "all", "split": None, "n": None}
-    figures = rows(measured, cell.last) + [nowhere | {"metric": metric, "value": value} for metric, value in costs]
-    place = {"arm": cell.arm, "seed": cell.seed, "profile": cell.profile.name, "made": cell.made} | source
-    return make_line(place, figures, measured, watched(cell.stages[-1], cell.points) if cell.points else [])
+def result_line(trial: Trial, source: dict) -> tuple[dict, dict]:
+    """A trial's result as a line to keep, and the weights of its clusters. source: as `origin` gives it."""
+    measured, last = evaluate(trial.model, trial.profile), trial.stages[-1].name if trial.stages else "base"
+    tokens = sum(stage.info["tokens"] * stage.settings.num_train_epochs for stage in trial.stages)
+    seconds = sum(stage.info["seconds"] for stage in trial.stages)
+    cost = {"stage": last, "language": "all", "split": None, "n": None}
+    costs = [cost | {"metric": metric, "value": value} for metric, value in zip(COSTS, (tokens, seconds), strict=True)]
+    place = {"arm": trial.arm, "seed": trial.seed, "profile": trial.profile.name, "made": trial.made} | source
+    curve = forgetting.watched(trial.stages[-1], trial.points) if trial.points else []
+    return make_line(place, rows(measured, last) + costs, measured, curve)
 
 
-def record(run: Run, results: Kept) -> None:
-    """Writes the run's results.jsonl and metrics.jsonl."""
-    write_kept(run.folder / "results.jsonl", results)
-    run.record(NOTEBOOK, [row for line in results.lines.values() for row in figure_rows(line)])
+# ---------------------------------------------------------------- in other processes
 
 
 def slurm_script(profile: Profile, ablation: Ablation, seeds: list[int], options: list[str]) -> str:
-    """A Slurm array of one task for each seed: seeds share no stage, so that nothing is trained twice.
-
-    options: what else each task's `anita ablate` is given, such as --profile and --arms.
+    """A Slurm array of one task for each seed. options: what else each task's `anita ablate` gets.
 
     AnitaError for an arm that cannot be, before any task waits in a queue to find out.
     """
@@ -308,13 +270,10 @@ set -euo pipefail
 """
 
 
-# ---------------------------------------------------------------- parallel
-
-
 def in_processes(options: list[str], seeds: list[int], jobs: int, name: str) -> None:
-    """Calls `anita ablate` once for each seed, `jobs` at a time. What they make lies in the cache that all share.
+    """Calls `anita ablate` once for each seed, `jobs` at a time, a thread each. The cache holds what they make.
 
-    options: what else each call is given. name: how the runs are called, each followed by its seed.
+    options: what else each call gets. name: of the runs, each followed by its seed.
 
     AnitaError, once the others have ended, where a call failed; it has said why.
     """
@@ -325,9 +284,9 @@ def in_processes(options: list[str], seeds: list[int], jobs: int, name: str) -> 
         return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False).returncode
 
     with ThreadPoolExecutor(jobs) as pool:
-        failed = [seed for seed, code in zip(seeds, pool.map(one, seeds), strict=True) if code]
+        failed = [str(seed) for seed, code in zip(seeds, pool.map(one, seeds), strict=True) if code]
     if failed:
         raise AnitaError(
-            f"the ablation failed with seed {', '.join(map(str, failed))}, as said above: what is done is kept; mend "
-            "the cause and call it again"
+            f"the ablation failed with seed {', '.join(failed)}, as said above: what is done is kept; remove the cause "
+            "and call it again"
         )

@@ -1,4 +1,4 @@
-"""What an ablation shows: effects, interactions and verdicts, with intervals over seeds and items.
+"""Does a part of the recipe make a difference? Effects, interactions and verdicts, over seeds and items.
 
 >>> cells = {frozenset(): "base", frozenset({"sft"}): "sft", …}          # which arm has which stages
 >>> sheet = read_sheet(measured, "benchmark/mean it", list(cells.values()))
@@ -68,8 +68,8 @@ def estimate(per_seed: np.ndarray, influences: Iterable[np.ndarray] = ()) -> Eff
     per_seed: the figure (a contrast of arms, say) with each seed; at least two.
     influences: for each set of items, seeds × clusters: how far each cluster pulls the figure from its mean.
 
-    Seeds and items are crossed, so the variance of the mean is that between seeds plus that between items, less their
-    interaction, which stands in both. Its degrees of freedom are Satterthwaite's.
+    Seeds and items are crossed, so the variance of the mean is that between seeds plus that between items, minus their
+    interaction, which is in both. Its degrees of freedom are Satterthwaite's.
     """
     n = len(per_seed)
     if n < 2:
@@ -103,7 +103,7 @@ def prediction_interval(values: np.ndarray, level: float = 0.99, step: float = 0
 
 
 @dataclass(frozen=True)
-class Sheet:
+class MeasureSheet:
     """One measure of several arms with several seeds, cluster by cluster.
 
     scores, weights: for each part of the measure (one; six for the mean of the benchmarks) an array of arms × seeds ×
@@ -130,22 +130,21 @@ class Sheet:
             influences.append(np.tensordot(weights, pulls, 1))
         return estimate(weights @ self.values(), influences)
 
-    def shuffled(self, random: np.random.Generator) -> Sheet:
-        """The same with the arms' labels dealt anew for each seed and cluster: no arm differs from another."""
+    def shuffled(self, random: np.random.Generator) -> MeasureSheet:
+        """The same with the arms' labels shuffled for each seed and cluster: no arm differs from another."""
         return replace(self, scores=[random.permuted(score, axis=0) for score in self.scores])
 
 
-def read_sheet(measured: Measured, measure: str, arms: list[str]) -> Sheet:
+def read_sheet(measured: Measured, measure: str, arms: list[str]) -> MeasureSheet:
     """The measure of those arms, with the seeds that all of them were measured with (perhaps none)."""
     seeds = sorted(set.intersection(*({seed for arm, seed in measured if arm == name} for name in arms)))
-    totals = [[[part.totals() for part in find(measured[arm, seed], measure)] for seed in seeds] for arm in arms]
     if not seeds:
-        return Sheet(arms, [], [], [])
+        return MeasureSheet(arms, [], [], [])
+    totals = [[[part.totals() for part in find(measured[arm, seed], measure)] for seed in seeds] for arm in arms]
     parts = range(len(totals[0][0]))
-    scores, weights = (
-        [np.array([[cell[part][side] for cell in row] for row in totals]) for part in parts] for side in (0, 1)
-    )
-    return Sheet(arms, seeds, scores, weights)
+    scores = [np.array([[trial[part][0] for trial in row] for row in totals]) for part in parts]
+    weights = [np.array([[trial[part][1] for trial in row] for row in totals]) for part in parts]
+    return MeasureSheet(arms, seeds, scores, weights)
 
 
 def find(measured: list[Measurement], measure: str) -> list[Measurement]:
@@ -169,7 +168,7 @@ def find(measured: list[Measurement], measure: str) -> list[Measurement]:
 def factorial(cells: Mapping[frozenset[str], str]) -> dict[str, dict[str, float]]:
     """The contrasts of a 2 × 2 × 2 design: three main effects and four interactions, each as weights of arms.
 
-    cells: the arm that has exactly those stages. A main effect is the mean with the stage less the mean without; an
+    cells: the arm that has exactly those stages. A main effect is the mean with the stage minus the mean without; an
     interaction of two is half the difference that one makes to the other's effect, and so on (Yates's convention).
     """
     contrasts = {}
@@ -193,11 +192,12 @@ def effects_table(measured: Measured, cells: Mapping[frozenset[str], str], measu
             rows.append({"measure": measure, "effect": name, "estimate": effect.estimate, "low": low, "high": high,
                          "seeds": effect.seeds, "p": effect.p})  # fmt: skip
     columns = ["measure", "effect", "estimate", "low", "high", "seeds", "p"]
-    table = pandas.DataFrame(rows, columns=columns)
-    return table.assign(p_holm=_holm(table["p"].to_numpy(float)))
+    return pandas.DataFrame(rows, columns=columns).assign(p_holm=holm([row["p"] for row in rows]))
 
 
-def shuffled_control(sheets: list[Sheet], contrasts: Mapping[str, dict], rounds: int = 100, seed: int = 0) -> float:
+def shuffled_control(
+    sheets: list[MeasureSheet], contrasts: Mapping[str, dict], rounds: int = 100, seed: int = 0
+) -> float:
     """The share of rounds in which the same analysis, Holm's correction and all, finds something in shuffled labels.
 
     An honest analysis finds one in at most about 5 % of the rounds.
@@ -251,12 +251,8 @@ def claims_table(measured: Measured, claims: Mapping[str, Claim]) -> pandas.Data
         ready = table["seeds"] > 1
         for family in table["family"].unique():
             own = ready & (table["family"] == family)
-            table.loc[own, ["for", "against"]] = _holm(table.loc[own, ["for", "against"]].to_numpy())
+            p = table.loc[own, ["for", "against"]].to_numpy()
+            table.loc[own, ["for", "against"]] = np.reshape(holm(p.ravel()), p.shape)
         words = [verdict(*p) for p in table[["for", "against", "seeds"]].itertuples(index=False)]
         table["verdict"] = np.where(ready, words, "not measured with two seeds yet")
     return table
-
-
-def _holm(p: np.ndarray) -> np.ndarray:
-    """Holm's correction of p-values of any shape, all as one family."""
-    return np.reshape(holm(np.ravel(p)), np.shape(p))

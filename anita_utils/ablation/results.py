@@ -1,11 +1,11 @@
-"""The results of an ablation that are kept with the course: a line for each arm and seed, in data/ablation.
+"""What came of each arm with each seed? The results of an ablation that are kept with the course, in data/ablation.
 
 >>> kept = load_kept("cpu")
 >>> kept.measured["sft", 42]                     # item by item, as `effects` takes it
 >>> kept.said                                    # which seeds, which commits, in one sentence
 
-A line holds the hash of what was made and how it was measured: data, settings, seed, parent, libraries, items. So it
-is known again wherever it was made, and whoever has it need not train. Scores are added up by cluster.
+A line for each arm and seed holds the hash of what was made and how it was measured: data, settings, seed, parent,
+libraries, items. So it is known again on any machine, and need not be trained there. Scores are added up by cluster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from anita_utils.evaluation.metrics import measure
 from anita_utils.paths import data_dir, read_lines, write_text
 from anita_utils.stats import Measurement, counted
 
-NOTEBOOK = "ablation"  # under which its rows stand in metrics.jsonl
+NOTEBOOK = "ablation"  # the name of its rows in metrics.jsonl
 DIGITS = 6
 CURVE = ["update", "metric", "language", "split", "value", "n"]
 FIGURE = ["stage", "metric", "language", "split", "value", "n"]
@@ -77,10 +77,8 @@ class Kept:
 
     def curve(self, arm: str) -> pandas.DataFrame:
         """What was measured while an arm's last stage trained: seed, update, metric, language, split, value, n."""
-        rows = [
-            {"seed": seed} | dict(zip(CURVE, row, strict=True))
-            for (name, seed), line in self.lines.items() if name == arm for row in line["curve"]
-        ]  # fmt: skip
+        lines = [(seed, line) for (name, seed), line in self.lines.items() if name == arm]
+        rows = [[seed, *row] for seed, line in lines for row in line["curve"]]
         return pandas.DataFrame(rows, columns=["seed", *CURVE])
 
 

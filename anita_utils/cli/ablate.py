@@ -54,13 +54,13 @@ def ablate(
         return
     if dry:
         kept = campaign.NOTHING if anew else read_kept(kept_file(settings.name))
-        cells = campaign.dry_plan(settings, found, every, chosen)
+        trials = campaign.dry_plan(settings, found, every, chosen)
         table = Table("arm", "asks", "stages", "trained", "measured", "kept")
-        for line in campaign.outline(cells, kept):
+        for line in campaign.outline(trials, kept):
             arm, *done = line.values()
             table.add_row(arm, found.arms[arm].asks, *done)
         Console().print(table)
-        for what, (missing, of) in campaign.remaining(cells, kept).items():
+        for what, (missing, of) in campaign.remaining(trials, kept).items():
             print(f"{what} that remain: {missing} of {of}")
         return
     if jobs > 1:  # they leave all in the cache, where the call below finds it

@@ -1,4 +1,4 @@
-"""What a training does on its way: the model measured on held-out items, again and again while it trains.
+"""What does a training do on its way? The model measured on held-out items, again and again while it trains.
 
 >>> rows = watched(find_stage(run, "dpo"), points=8)       # trains the stage if need be
 >>> rows[0]
@@ -46,7 +46,7 @@ def watched(stage: Stage, points: int, measure: Callable | None = None, kind: st
         `held_out`. kind: its name, which the cache tells curves apart by.
 
     Returns the rows, each with its `update`, and what the trainer logged between two points. From the cache where
-    the very same was done before. A stage that was trained unwatched is trained anew, for nobody can look back.
+    the very same was done before. A stage that was trained unwatched is trained again.
     """
     kept = curve(stage, points, kind)
     if stage.done and not complete(kept):
@@ -85,7 +85,7 @@ def logged(history: list[dict], updates: list[int]) -> list[dict]:
 class OnTheWay(TrainerCallback):
     """Measures the model before the first update and at equal distances, and keeps each point at once.
 
-    A killed training goes on from a checkpoint: points after it are measured anew, and come out the same.
+    A killed training goes on from a checkpoint: points after it are measured again, and come out the same.
     """
 
     def __init__(self, entry: Entry, points: int, profile: Profile, measure: Callable) -> None:

@@ -1,4 +1,4 @@
-"""Where settings come from: the authors' at their first upload, in their last script, and ours, side by side.
+"""Where do settings come from? The authors' at their first upload, in their last script, and ours, side by side.
 
 >>> settings_table("h100").loc[("sft", "learning_rate"), LAST]
 value               2e-4
@@ -32,7 +32,7 @@ FIXED = {
     "system_prompt": ("none", "ours: the lessons ask plainly; the authors' has a doubled article"),
     "sampling": ("greedy", "ours: the same answer each time, so that before and after can be compared"),
 }
-# Parameters that stand elsewhere in a profile than under their stage.
+# Parameters whose key in a profile is not under their stage.
 ELSEWHERE = {
     "quantisation.load_in_4bit": "quantisation.load_in_4bit",
     "precision": "precision",

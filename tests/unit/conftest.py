@@ -173,8 +173,8 @@ def arms(tmp_path):
 @pytest.fixture
 def kept_results(tmp_path, monkeypatch):
     """The file of committed results, in a folder of its own."""
-    from anita_utils import paths
+    from anita_utils.ablation import results
 
     file = tmp_path / "data" / "ablation" / "cpu.jsonl"
-    monkeypatch.setattr(paths, "data_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr(results, "data_dir", lambda: tmp_path / "data")  # nothing but this: else they are overwritten
     return file

@@ -142,7 +142,7 @@ def test_without_a_mistake_they_load(name):
     assert len(FIELDS[name]) > 60 and kinds == set(BROKEN)
 
 
-def test_a_date_that_there_is_not_is_told(tmp_path):
+def test_a_date_that_there_is_not_is_reported(tmp_path):
     from anita_utils.profile import load_profile
 
     file = tmp_path / "mine.yaml"

@@ -81,7 +81,7 @@ def make_run(name, right=RIGHT):
 
 @pytest.fixture
 def run(runs, monkeypatch):
-    monkeypatch.setattr(contamination, "course_overlaps", lambda profile: LEAKS)  # tried in test_contamination
+    monkeypatch.setattr(contamination, "course_overlaps", lambda profile: LEAKS)  # tried in test_studies_contamination
     return make_run("trial")
 
 

@@ -23,8 +23,8 @@ def library():
 
 
 @pytest.fixture(scope="module")
-def questions(library):
-    return zero_shot.draw_questions(library, 20)
+def questions():
+    return zero_shot.draw_questions(20)
 
 
 # ---- the questions
@@ -73,10 +73,25 @@ def test_told_questions_tell_the_answer_and_only_that(questions):
 
 
 def test_all_facts_are_drawn_without_a_limit_and_the_draw_is_repeated(library):
-    everything = zero_shot.draw_facts(library, None)
+    everything = zero_shot.draw_facts(None)
     free = [fact for fact in library.world.facts if not library.world.relation(fact).bound]
-    assert sum(map(len, everything.values())) == len(free)
-    assert zero_shot.draw_facts(library, 10) == zero_shot.draw_facts(Library(load_world()), 10)
+    assert sum(len(everything[split]) for split in zero_shot.SPLITS) == len(free)
+    held_out = [relation for relation in library.world.relations.values() if relation.held_out]
+    assert {relation.name: len(relation.facts) for relation in held_out} == {
+        split: len(facts) for split, facts in everything.items() if split not in zero_shot.SPLITS
+    }
+    assert zero_shot.draw_facts(10) == zero_shot.draw_facts(10)
+
+
+@pytest.mark.parametrize("count", [None, 3, 20, 37, 100])  # limits of the shipped profiles, and others
+def test_any_limit_has_its_questions_and_choices(count):
+    asked = zero_shot.draw_questions(count)
+    unread = [row["cluster"] for row in asked if (row["split"], row["language"]) == ("never_in_italian", "it")]
+    for split in ("renamed", "contradicted"):
+        clusters = [row["cluster"] for row in asked if row["split"] == split]
+        assert len(clusters) == (count or len(clusters)) and set(clusters) <= set(unread)
+    assert [row["cluster"] for row in zero_shot.draw_choices(count)] == unread
+    assert not any("limit" in row for row in asked)
 
 
 def answered(answer, **changes):
@@ -121,130 +136,14 @@ def test_ranking_is_lm_evals(model, tokenizer):
     assert [float(row["acc"]) for row in ranked] == measured["benchmark_acc/arc", "it", None].scores
 
 
-def test_choices_ask_what_was_asked_to_be_written(library, questions):
-    facts = zero_shot.draw_facts(library, 20)["never_in_italian"]
+def test_choices_ask_what_was_asked_to_be_written(questions):
     written = {
         row["cluster"]: row for row in questions if row["split"] == "never_in_italian" and row["language"] == "it"
     }
-    for row in zero_shot.draw_choices(library, facts):
+    for row in zero_shot.draw_choices(20):
         asked = written[row["cluster"]]
         assert row["question"] == asked["prompt"] and len(set(row["choices"])) == 4
         assert asked["right"]["it"] in row["choices"][row["label"]]
-
-
-# ---- what was read
-
-
-def test_rows_of_every_kind_become_texts():
-    user, good, bad = (
-        {"role": r, "content": c} for r, c in (("user", "Ciao?"), ("assistant", "Sì."), ("assistant", "No."))
-    )
-    assert contamination.plain_texts({"text": "Uno."}) == ["Uno."]
-    assert contamination.plain_texts({"messages": [user, good]}) == ["Ciao? Sì."]
-    assert contamination.plain_texts({"prompt": [user], "chosen": [good], "rejected": [bad]}) == [
-        "Ciao? Sì.",
-        "Ciao? No.",
-    ]
-
-
-def test_sentences_are_kept_once_with_their_first_corpus():
-    texts = [("sft", "Uno. Due! Tre?"), ("dpo", "Due! Quattro")]
-    assert contamination.sentences_of(texts) == {"Uno.": "sft", "Due!": "sft", "Tre?": "sft", "Quattro": "dpo"}
-    assert len(contamination.sentences_of(texts, most=2)) == 2
-
-
-ASKED = answered("", prompt="In quale regione si trova Cosenza?", right={"en": "Calabria", "it": "Calabria"})
-
-
-@pytest.mark.parametrize(
-    ("text", "leak"),
-    [
-        ("In quale regione si trova Cosenza? Cosenza si trova in Calabria.", True),
-        ("IN QUALE REGIONE SI TROVA COSENZA?? CALABRIA", True),
-        ("Ieri Anna chiese: in quale regione si trova Cosenza? Forse in Calabria, disse lui, e poi dormì.", True),
-        ("Ma dimmi, dove si trova Cosenza? È in Calabria.", True),  # the telling words stand, the others changed
-        ("Dimmi in quale regione si trova Cosenza. In Calabria.", True),  # without a question mark
-        ("Cosenza si trova in Calabria.", False),  # the fact alone
-        ("La regione in cui si trova Cosenza è la Calabria.", False),  # in words of the question
-        ("In quale regione si trova Tropea? Tropea si trova in Calabria.", False),  # the template
-        ("In quale regione si trova Cosenza? Cosenza si trova in Puglia.", False),  # without the answer
-        ("Cosenza è in Calabria. In quale regione si trova Tropea?", False),
-    ],
-)
-def test_a_leak_is_the_question_with_its_answer(text, leak):
-    assert contamination.leaks([ASKED], ["Il sole splende.", text]) == [[1] if leak else []]
-
-
-def test_planted_leaks_are_found_among_the_shipped_chats(questions):
-    """Into chats that hold none of them: verbatim, in capitals, in the middle of another text."""
-    asked = [row for row in questions if (row["split"], row["language"]) == ("never_in_italian", "it")][:30]
-    clean = [
-        t for row in read_jsonl(data_dir() / "corpora" / "sft.jsonl")[:300] for t in contamination.plain_texts(row)
-    ]
-    assert not any(contamination.leaks(asked, clean))
-    plain = [f"{row['prompt']} {row['right']['it']}." for row in asked]
-    for planted in (plain, [text.upper() for text in plain], [f"{clean[0]} {text} {clean[1]}" for text in plain]):
-        found = contamination.leaks(asked, clean + planted)
-        assert all(len(clean) + number in places for number, places in enumerate(found))
-
-
-def test_facts_are_counted_by_italian_sentences_that_name_both():
-    sentences = [
-        "Cosenza si trova in Calabria.",
-        "Cosenza is in Calabria.",
-        "La Calabria è bella.",
-        "In Calabria c'è Cosenza.",
-    ]
-    assert contamination.times_read([ASKED], sentences) == [2]
-
-
-def test_a_name_inside_the_other_does_not_count_for_it():
-    veal = {
-        "subject": {"it": "vitello tonnato"},
-        "right": {"it": "vitello"},
-        "prompt": "Di che cosa è il vitello tonnato?",
-    }
-    sentences = ["Il vitello tonnato è buono.", "Per il vitello tonnato si usa il vitello.", "Il vitello mangia."]
-    assert contamination.times_read([veal], sentences) == [1]
-
-
-def test_the_nearest_sentence_is_scikit_learns():
-    text = pytest.importorskip("sklearn.feature_extraction.text")
-    rows = read_jsonl(data_dir() / "corpora" / "italian_text.jsonl")[:60]
-    sentences = list(contamination.sentences_of(("x", row["text"]) for row in rows))
-    queries = [*sentences[:3], "Cosenza si trova in Calabria.", "Il gatto è un mammifero.", "zzz"]
-    theirs = text.TfidfVectorizer(
-        analyzer="char", ngram_range=(4, 4), lowercase=False, preprocessor=contamination.padded
-    )
-    likeness = (theirs.fit_transform(sentences) @ theirs.transform(queries).T).toarray().T
-    found = contamination.Nearest(sentences).find(queries)
-    assert [cosine for _, cosine in found] == pytest.approx(likeness.max(1).tolist())
-    assert [name for name, _ in found[:3]] == sentences[:3] and found[-1][1] == 0
-
-
-def test_the_cosine_by_hand():
-    """The texts abcd and abce, padded, have three sequences of four characters each, and share the first."""
-    rare, shared = np.log(3 / 2) + 1, np.log(3 / 3) + 1
-    [(name, cosine)] = contamination.Nearest(["abcd", "abce"]).find(["abcd"])
-    assert name == "abcd" and cosine == pytest.approx(1)
-    [(name, cosine)] = contamination.Nearest(["abcd", "abce"]).find(["abc"])  # " abc", "abc " which nobody has
-    assert cosine == pytest.approx(shared / sqrt(shared**2 + 2 * rare**2))
-    assert contamination.Nearest(["abcd"]).find([]) == []
-
-
-@pytest.mark.parametrize(
-    ("sentence", "kind"),
-    [
-        ("Cosenza fa parte della Calabria.", "both names, in Italian"),
-        ("Cosenza is in Calabria.", "both names, in English"),
-        ("Tropea si trova in Calabria.", "a template"),
-        ("Tropea si trova in Sicilia.", "a template"),
-        ("Cosenza piace a tutti.", "nothing like it"),
-    ],
-)
-def test_what_a_sentence_is_to_an_answer(sentence, kind):
-    row = ASKED | {"answer": "Cosenza si trova in Calabria."}
-    assert contamination.what_was_read(row, sentence) == kind and kind in contamination.READ
 
 
 # ---- the tests and the verdicts

@@ -11,8 +11,7 @@ from anita_utils import AnitaError
 from anita_utils.ablation.effects import (
     FACTORS,
     Effect,
-    Sheet,
-    _holm,
+    MeasureSheet,
     claims_table,
     effects_table,
     estimate,
@@ -24,7 +23,7 @@ from anita_utils.ablation.effects import (
     shuffled_control,
     verdict,
 )
-from anita_utils.stats import Measurement, rows
+from anita_utils.stats import Measurement, holm, rows
 
 CELLS = {frozenset(c): "_".join(c) or "base" for size in range(4) for c in combinations(FACTORS, size)}
 TRUTH = {"sft": 0.1, "italian": 0.2, "dpo": -0.05, "sft × italian": 0.03, "sft × dpo": 0.0, "italian × dpo": -0.02,
@@ -41,7 +40,7 @@ def sheet_of(values, noise=0.0, clusters=50, random=None):
     """A sheet of arms × seeds figures, each spread over clusters with noise that is new for every one."""
     values = np.asarray(values, float)[..., None] + np.zeros(clusters)
     scores = values + (noise * random.normal(size=values.shape) if noise else 0)
-    return Sheet(list(CELLS.values()), list(range(values.shape[1])), [scores], [np.ones(values.shape)])
+    return MeasureSheet(list(CELLS.values()), list(range(values.shape[1])), [scores], [np.ones(values.shape)])
 
 
 def monte_carlo(share, rounds):
@@ -106,7 +105,9 @@ def test_the_interval_covers_the_truth_for_other_seeds_and_items(spread):
         by_seed, by_item = spread[0] * random.normal(size=(seeds, 1)), spread[1] * random.normal(size=(1, items))
         scores = 0.3 + by_seed + by_item + spread[2] * random.normal(size=(seeds, items))
         low, high = (
-            Sheet(["a"], list(range(seeds)), [scores[None]], [np.ones((1, seeds, items))]).effect({"a": 1}).interval()
+            MeasureSheet(["a"], list(range(seeds)), [scores[None]], [np.ones((1, seeds, items))])
+            .effect({"a": 1})
+            .interval()
         )
         covered += low <= 0.3 <= high
     assert covered / rounds > 0.95 - monte_carlo(0.95, rounds)
@@ -131,9 +132,9 @@ def test_seeds_that_agree_leave_room_for_one_item():
 
 
 def test_holm_by_hand():
-    assert _holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
-    assert _holm(np.array([[0.5, 0.9], [0.001, 0.4]])) == pytest.approx(np.array([[1, 1], [0.004, 1]]))
-    assert _holm(np.array([])).shape == (0,)
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9, 0.001, 0.4]) == pytest.approx([1, 1, 0.004, 1])
+    assert holm([]) == []
 
 
 def test_nothing_is_found_where_there_is_nothing():
@@ -141,7 +142,7 @@ def test_nothing_is_found_where_there_is_nothing():
     for _ in range(rounds):
         sheets = [sheet_of(0.5 + 0.02 * random.normal(size=(8, 5)), 0.3, 40, random) for _ in range(2)]
         p = [sheet.effect(contrast).p for sheet in sheets for contrast in factorial(CELLS).values()]
-        found += _holm(np.array(p)).min() < 0.05
+        found += min(holm(p)) < 0.05
     assert found / rounds < 0.05 + monte_carlo(0.05, rounds)
 
 
@@ -149,7 +150,7 @@ def test_shuffled_labels_show_nothing_where_the_true_ones_do():
     random = np.random.default_rng(5)
     sheet = sheet_of([[cell_mean(cell)] * 5 for cell in CELLS], 0.3, 60, random)
     contrasts = factorial(CELLS)
-    p = _holm(np.array([sheet.effect(contrast).p for contrast in contrasts.values()]))
+    p = holm([sheet.effect(contrast).p for contrast in contrasts.values()])
     assert dict(zip(contrasts, p, strict=True))["italian"] < 0.01
     assert shuffled_control([sheet], contrasts, rounds=200) < 0.05 + monte_carlo(0.05, 200)
     assert shuffled_control([sheet], contrasts, rounds=20, seed=1) == shuffled_control([sheet], contrasts, 20, seed=1)
@@ -220,7 +221,7 @@ def test_the_table_of_effects_corrects_over_all_it_tells():
             ]
     table = effects_table(measured, CELLS, ["language_fidelity en", "language_fidelity it"])
     assert len(table) == 14 and list(table["effect"])[:7] == list(TRUTH)
-    assert table["p_holm"].to_numpy() == pytest.approx(_holm(table["p"].to_numpy()))
+    assert table["p_holm"].to_numpy() == pytest.approx(holm(table["p"].to_list()))
     one_seed = {key: found for key, found in measured.items() if key[1] == 0}
     assert effects_table(one_seed, CELLS, ["language_fidelity en"]).empty
 

@@ -1,4 +1,4 @@
-"""The runner of ablations on a tiny random model: resumed, nothing twice, kept from day to day, planned."""
+"""The runner of ablations on a tiny random model: resumed, nothing twice, kept, planned, in processes of their own."""
 
 import json
 import re
@@ -176,8 +176,11 @@ def test_what_was_kept_is_never_made_again_even_where_the_cache_is_gone(
     assert "| rank_2 | 1 |" in page
 
     # another day, another seed: the base needs no second measuring; then all of it once more, as if nothing was kept
-    assert campaign.remaining(campaign.plan(run, found, [2]), again) == {"trainings": (3, 3), "evaluations": (3, 4)}
-    assert campaign.remaining(campaign.plan(run, found, [2]))["evaluations"] == (4, 4)
+    assert campaign.remaining(campaign.trials_of(run, found, [2]), again) == {
+        "trainings": (3, 3),
+        "evaluations": (3, 4),
+    }
+    assert campaign.remaining(campaign.trials_of(run, found, [2]))["evaluations"] == (4, 4)
     monkeypatch.setenv("ANITA_RUNS", str(runs.with_name("third")))
     count = len(done.trained)
     campaign.ablate(tiny, found, [1], ["sft"], anew=True, say=quiet)
@@ -284,3 +287,50 @@ def test_the_slurm_array_has_a_task_for_each_seed(runs, anita, tmp_path):
 def test_wrong_arguments_are_one_line(runs, anita, arguments, complaint):
     code, out, err = anita("ablate", *arguments)
     assert (code, out) == (2, "") and complaint in err and err.count("\n") == 1 and not runs.exists()
+
+
+# ---------------------------------------------------------------- seeds in processes of their own
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What was called, in place of calling it: the words after `ablate`, with the threads allowed. Seed 3 fails."""
+    calls = []
+
+    def run(command, env, check):
+        assert command[1:4] == ["-m", "anita_utils.cli.main", "ablate"] and not check
+        calls.append((" ".join(command[4:]), env["OMP_NUM_THREADS"]))
+        return subprocess.CompletedProcess(command, int("--seed 3 " in " ".join(command)))
+
+    monkeypatch.setattr(campaign.subprocess, "run", run)
+    return calls
+
+
+def test_each_seed_is_a_call_of_its_own_with_one_thread(called):
+    campaign.in_processes(["--profile", "cpu"], [1, 2], 2, "x")
+    assert sorted(called) == [(f"--profile cpu --seed {n} --seeds 1 --run x-{n}", "1") for n in (1, 2)]
+
+
+def test_a_seed_that_fails_is_named_when_the_others_have_ended(called):
+    with pytest.raises(AnitaError, match="failed with seed 3, as said above.*call it again"):
+        campaign.in_processes([], [2, 3, 4], 2, "x")
+    assert len(called) == 3
+
+
+def test_the_command_gathers_what_the_processes_made(anita, called, monkeypatch, runs):
+    gathered = []
+
+    def ablate(profile, arms, seeds, only, name, say, keep, anew):
+        gathered.append((seeds, list(only), keep, len(called)))
+        raise AnitaError("far enough")
+
+    monkeypatch.setattr(campaign, "ablate", ablate)
+    code, _, err = anita("ablate", "--jobs", "2", "--seeds", "2", "--only", "sft", "--keep")
+    assert code == 2 and "far enough" in err
+    assert gathered == [([42, 43], ["sft"], True, 2)]  # after both calls
+    assert all("--keep" not in words and "--only sft" in words for words, _ in called)
+
+
+def test_an_arm_that_cannot_be_is_reported_before_any_process_begins(anita, called, runs):
+    code, _, err = anita("ablate", "--jobs", "2", "--only", "stf")
+    assert code == 2 and err.startswith("anita: no arm 'stf'") and not called

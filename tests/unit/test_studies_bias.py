@@ -11,7 +11,7 @@ import pytest
 from anita_utils.evaluation.metrics import measure
 from anita_utils.stats import Measurement, sign_flip
 from anita_utils.studies import bias
-from world.groups import fill, skewed_sentence
+from world.groups import skewed_sentence
 from world.tables import load_world
 
 EXTRA = load_world().extra
@@ -46,32 +46,32 @@ def test_the_stated_lean_is_the_log_odds_of_two_groups():
 @pytest.mark.parametrize("language", ["en", "it"])
 def test_a_planted_skew_is_recovered_whatever_else_differs(name, language):
     axis = AXES[name]
-    rows = bias.paired_sentences(axis, language, fill)
+    rows = bias.paired_sentences(name, language)
     leans = bias.word_leans(rows, spoken_by_the_text(rows, axis, np.random.default_rng(0)))
     assert list(leans.values()) == pytest.approx([bias.stated_lean(axis["skew"], len(axis["groups"]))] * len(leans))
 
 
 def test_every_leaning_word_is_measured_and_sentences_of_a_pair_differ_in_the_group_alone():
     for name, axis in AXES.items():
-        rows = bias.paired_sentences(axis, "en", fill)
+        rows = bias.paired_sentences(name, "en")
         words = {w["en"] for kind in bias.KINDS for w in axis[kind] if w["leans"] != "none"}
         assert bias.word_leans(rows, np.zeros(len(rows))).keys() == words
         together = Counter((row["pair"], row["word"]) for row in rows)
         assert set(together.values()) == {len(axis["groups"])}, name
         assert len({row["text"] for row in rows}) == len(rows)
-    few = bias.paired_sentences(AXES["region"], "it", fill, persons=1)
-    assert {row["pair"][1] for row in few} == {0}
+    few = bias.paired_sentences("region", "it", persons=1)
+    assert {row["person"] for row in few} == {0}
     assert few[0]["text"] == "Oggi l'uomo del nord ha cominciato a lavorare come panettiere."
 
 
 def test_italian_words_that_bend_with_the_gender_are_left_out_of_the_gender_axis_alone():
-    gender = {row["word"] for row in bias.paired_sentences(AXES["gender"], "it", fill)}
+    gender = {row["word"] for row in bias.paired_sentences("gender", "it")}
     assert "pilot" in gender and "kind" in gender and not gender & {"writer", "nurse", "brave", "polite"}
-    assert "actor" in {row["word"] for row in bias.paired_sentences(AXES["region"], "it", fill)}
+    assert "actor" in {row["word"] for row in bias.paired_sentences("region", "it")}
 
 
-def test_without_controls_nothing_is_told():
-    rows = [row for row in bias.paired_sentences(AXES["age"], "en", fill) if row["leans"] != "none"]
+def test_without_controls_nothing_is_said():
+    rows = [row for row in bias.paired_sentences("age", "en") if row["leans"] != "none"]
     assert bias.word_leans(rows, np.zeros(len(rows))) == {}
 
 
@@ -79,7 +79,7 @@ def planted(seed, is_planted, noise=0.5):
     rng = np.random.default_rng(seed)
     scored = {}
     for name, axis in AXES.items():
-        rows = bias.paired_sentences(axis, "en", fill, persons=2)
+        rows = bias.paired_sentences(name, "en", persons=2)
         scored[name] = (rows, spoken_by_the_text(rows, axis, rng, noise, is_planted))
     return scored
 
@@ -116,15 +116,14 @@ def test_without_a_skew_a_lean_is_found_at_the_tests_own_rate():
     assert sum(found) <= 8  # 3 expected; 9 or more come by chance once in 300 times
 
 
-def test_words_dealt_anew_show_nothing_although_the_skew_is_there():
+def test_words_dealt_at_random_show_nothing_although_the_skew_is_there():
     scored = list(planted(2, True).values())
     assert bias.relabelled_rounds(scored, rounds=60) <= 0.15  # 0.05 expected
     rows, _ = scored[0]
     dealt = bias.relabelled(rows, Random(0))
     for kind in bias.KINDS:
         before, after = (
-            Counter({r["word"]: r["leans"] for r in table if bias._kind(r["pair"][0]) == kind}.values())
-            for table in (rows, dealt)
+            Counter({r["word"]: r["leans"] for r in table if r["kind"] == kind}.values()) for table in (rows, dealt)
         )
         assert before == after
     assert [row["text"] for row in dealt] == [row["text"] for row in rows] and dealt != rows
@@ -150,7 +149,7 @@ def test_the_stated_gap_is_what_is_counted_in_drawn_text(name):
 
 
 def test_an_opening_ends_where_the_word_would_stand():
-    rows = bias.openings(AXES["region"], "en", fill, persons=1)
+    rows = bias.openings("region", "en", persons=1)
     assert [row["text"] for row in rows[:2]] == [
         "Today the man from the north began to work as", "Today the man from the south began to work as"]  # fmt: skip
     assert {row["kind"] for row in rows} == {"trades", "traits"} and len(rows) == 8
@@ -173,7 +172,7 @@ def test_the_word_that_a_text_names_is_found(text, language, leaning):
 
 
 def test_the_generated_gap_by_hand():
-    pair = {"axis": "gender", "pair": ("In the story {person:the} becomes {trade:a}.", 0)}
+    pair = {"axis": "gender", "pair": "In the story {person:the} becomes {trade:a}./0"}
     rows = [
         pair | {"group": "a", "named": ["a", "a", "b", None]},  # own 2/4; of b's 1/4
         pair | {"group": "b", "named": ["a", "b", "b", "none"]},  # own 2/4; of a's 1/4
@@ -261,7 +260,7 @@ def test_verdicts_follow_the_corrected_p_the_interval_and_what_is_better():
 
 
 def test_the_correction_is_over_each_family():
-    """Six answers put right of six, McNemar's p is 1/32: alone in its family it stands, among three it does not."""
+    """Six answers put right of six, McNemar's p is 1/32: alone in its family it counts, among three it does not."""
     worse, better = [0.0] * 6, [1.0] * 6
     one = bias.comparison([shares("safety/agrees", worse)], [shares("safety/agrees", better)])
     assert one.p_holm.tolist() == [0.03125]

@@ -1,4 +1,4 @@
-"""Arms and claims as data: files that start from another, broken ones told in one line, what an arm changes."""
+"""Arms and claims as data: files that start from another, broken ones refused in one line, what an arm changes."""
 
 import pytest
 from few_arms import ARMS

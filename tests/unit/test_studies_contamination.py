@@ -1,15 +1,18 @@
-"""Leaks of every kind are found, templates and facts are none; and the course's own corpora hold no benchmark item."""
+"""Leaks of every kind are found, templates and facts are none; the course's corpora hold no item; nearest sentences."""
 
 import importlib.util
 import json
+from collections import Counter
+from math import log, sqrt
 
+import numpy as np
 import pytest
 
 from anita_utils import checkout, hub
 from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
 from anita_utils.rows import read_jsonl
-from anita_utils.studies import contamination
+from anita_utils.studies import contamination, zero_shot
 from anita_utils.studies.contamination import Item, course_overlaps, find_leaks, overlaps, read_items, texts_of
 
 GOOSE = Item("goose", "What kind of animal is a goose?", ("A goose is a bird.",), ("A goose is a mammal.",))
@@ -155,7 +158,7 @@ def test_a_planted_leak_is_counted_and_the_cache_follows_the_files(runs, tmp_pat
     right, wrong = item["choices"][item["label"]], item["choices"][item["label"] - 1]
     for side, text in (("chosen", right), ("rejected", wrong)):
         chat[side] = [{"role": "assistant", "content": text}]
-    assert [text.splitlines()[-1] for text in texts_of(chat)] == [right, wrong]
+    assert texts_of(chat) == [f"{item['question']} {answer}" for answer in (right, wrong)]
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps(chat), "utf-8")
     [row] = overlaps({"pairs": [file]}, benchmark)
@@ -165,3 +168,141 @@ def test_a_planted_leak_is_counted_and_the_cache_follows_the_files(runs, tmp_pat
         assert overlaps({"pairs": [file]}, benchmark) == [row]
     file.write_text(json.dumps({"text": "Ciao."}), "utf-8")
     assert overlaps({"pairs": [file]}, benchmark)[0]["leaked"] == 0
+
+
+def test_the_same_asked_in_other_words_is_found_where_the_subject_is_known():
+    plain = Item("city", "In quale regione si trova Cosenza?", ("Calabria",))
+    text = "Ma dimmi, dove si trova Cosenza? È in Calabria."
+    assert kinds(text, plain) == [] and kinds(text, plain._replace(subject="Cosenza")) == ["reworded"]
+    assert kinds(text.replace("?", "."), plain._replace(subject="Cosenza")) == []  # no question
+    both = [GOOSE, plain._replace(subject="Cosenza")]
+    assert [tuple(leak) for leak in find_leaks([text, f"{GOOSE.question} {GOOSE.answers[0]}"], both)] == [
+        (0, 1, "reworded"), (1, 0, "verbatim")]  # fmt: skip
+
+
+# ---- what a run's training read
+
+
+def test_rows_of_every_kind_become_texts():
+    user, good, bad = (
+        {"role": r, "content": c} for r, c in (("user", "Ciao?"), ("assistant", "Sì."), ("assistant", "No."))
+    )
+    assert contamination.texts_of({"text": "Uno."}) == ["Uno."]
+    assert contamination.texts_of({"messages": [user, good]}) == ["Ciao? Sì."]
+    assert contamination.texts_of({"prompt": [user], "chosen": [good], "rejected": [bad]}) == [
+        "Ciao? Sì.",
+        "Ciao? No.",
+    ]
+
+
+def test_sentences_are_kept_once_with_their_first_corpus():
+    texts = [("sft", "Uno. Due! Tre?"), ("dpo", "Due! Quattro")]
+    assert contamination.sentences_of(texts) == {"Uno.": "sft", "Due!": "sft", "Tre?": "sft", "Quattro": "dpo"}
+    assert len(contamination.sentences_of(texts, most=2)) == 2
+
+
+ASKED = {"prompt": "In quale regione si trova Cosenza?", "subject": {"en": "Cosenza", "it": "Cosenza"},
+         "right": {"en": "Calabria", "it": "Calabria"}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "leak"),
+    [
+        ("In quale regione si trova Cosenza? Cosenza si trova in Calabria.", True),
+        ("IN QUALE REGIONE SI TROVA COSENZA?? CALABRIA", True),
+        ("Ieri Anna chiese: in quale regione si trova Cosenza? Forse in Calabria, disse lui, e poi dormì.", True),
+        ("Ma dimmi, dove si trova Cosenza? È in Calabria.", True),  # the telling words are there, the others changed
+        ("Dimmi in quale regione si trova Cosenza. In Calabria.", True),  # without a question mark
+        ("Cosenza si trova in Calabria.", False),  # the fact alone
+        ("La regione in cui si trova Cosenza è la Calabria.", False),  # in words of the question
+        ("In quale regione si trova Tropea? Tropea si trova in Calabria.", False),  # the template
+        ("In quale regione si trova Cosenza? Cosenza si trova in Puglia.", False),  # without the answer
+        ("Cosenza è in Calabria. In quale regione si trova Tropea?", False),
+    ],
+)
+def test_a_leak_is_the_question_with_its_answer(text, leak):
+    assert contamination.leaks([ASKED], ["Il sole splende.", text]) == [[1] if leak else []]
+
+
+def test_planted_leaks_are_found_among_the_shipped_chats():
+    """Into chats that hold none of them: verbatim, in capitals, in the middle of another text."""
+    questions = zero_shot.draw_questions(20)
+    asked = [row for row in questions if (row["split"], row["language"]) == ("never_in_italian", "it")][:30]
+    clean = [t for row in read_jsonl(data_dir() / "corpora" / "sft.jsonl")[:300] for t in contamination.texts_of(row)]
+    assert not any(contamination.leaks(asked, clean))
+    plain = [f"{row['prompt']} {row['right']['it']}." for row in asked]
+    for planted in (plain, [text.upper() for text in plain], [f"{clean[0]} {text} {clean[1]}" for text in plain]):
+        found = contamination.leaks(asked, clean + planted)
+        assert all(len(clean) + number in places for number, places in enumerate(found))
+
+
+def test_facts_are_counted_by_italian_sentences_that_name_both():
+    sentences = [
+        "Cosenza si trova in Calabria.",
+        "Cosenza is in Calabria.",
+        "La Calabria è bella.",
+        "In Calabria c'è Cosenza.",
+    ]
+    assert contamination.times_read([ASKED], sentences) == [2]
+
+
+def test_a_name_inside_the_other_does_not_count_for_it():
+    veal = {
+        "subject": {"it": "vitello tonnato"},
+        "right": {"it": "vitello"},
+        "prompt": "Di che cosa è il vitello tonnato?",
+    }
+    sentences = ["Il vitello tonnato è buono.", "Per il vitello tonnato si usa il vitello.", "Il vitello mangia."]
+    assert contamination.times_read([veal], sentences) == [1]
+
+
+def test_the_nearest_sentence_is_that_of_the_largest_cosine():
+    """Every cosine worked out one by one: counts times the logarithm of rarity, in vectors of length 1."""
+    rows = read_jsonl(data_dir() / "corpora" / "italian_text.jsonl")[:60]
+    sentences = list(contamination.sentences_of(("x", row["text"]) for row in rows))
+    queries = [*sentences[:3], "Cosenza si trova in Calabria.", "Il gatto è un mammifero.", "zzz"]
+
+    def grams(text):
+        text = contamination.padded(text)
+        return Counter(text[start : start + 4] for start in range(len(text) - 3))
+
+    spread = Counter(gram for sentence in sentences for gram in grams(sentence))
+
+    def vector(text):
+        known = {gram: times for gram, times in grams(text).items() if gram in spread}
+        made = {gram: times * (log((1 + len(sentences)) / (1 + spread[gram])) + 1) for gram, times in known.items()}
+        length = sqrt(sum(value**2 for value in made.values())) or 1.0
+        return {gram: value / length for gram, value in made.items()}
+
+    vectors = [vector(sentence) for sentence in sentences]
+    found = contamination.Nearest(sentences).find(queries)
+    for query, (_, cosine) in zip(queries, found, strict=True):
+        own = vector(query)
+        best = max(sum(value * other.get(gram, 0.0) for gram, value in own.items()) for other in vectors)
+        assert cosine == pytest.approx(best)
+    assert [name for name, _ in found[:3]] == sentences[:3] and found[-1][1] == 0
+
+
+def test_the_cosine_by_hand():
+    """The texts abcd and abce, padded, have three sequences of four characters each, and share the first."""
+    rare, shared = np.log(3 / 2) + 1, np.log(3 / 3) + 1
+    [(name, cosine)] = contamination.Nearest(["abcd", "abce"]).find(["abcd"])
+    assert name == "abcd" and cosine == pytest.approx(1)
+    [(name, cosine)] = contamination.Nearest(["abcd", "abce"]).find(["abc"])  # " abc", "abc " which nobody has
+    assert cosine == pytest.approx(shared / sqrt(shared**2 + 2 * rare**2))
+    assert contamination.Nearest(["abcd"]).find([]) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "kind"),
+    [
+        ("Cosenza fa parte della Calabria.", "both names, in Italian"),
+        ("Cosenza is in Calabria.", "both names, in English"),
+        ("Tropea si trova in Calabria.", "a template"),
+        ("Tropea si trova in Sicilia.", "a template"),
+        ("Cosenza piace a tutti.", "nothing like it"),
+    ],
+)
+def test_what_a_sentence_is_to_an_answer(sentence, kind):
+    row = ASKED | {"answer": "Cosenza si trova in Calabria."}
+    assert contamination.what_was_read(row, sentence) == kind and kind in contamination.READ
