@@ -1,5 +1,6 @@
 """The course: real kernels on two throw-away lessons, and the report made of what they leave."""
 
+import contextlib
 import io
 import re
 import sys
@@ -7,7 +8,6 @@ import sys
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from rich.console import Console
 
 from anita_utils import AnitaError
 from anita_utils.course.lessons import (
@@ -44,8 +44,8 @@ def write_lesson(folder, name, *sources):
 
 def course(**options):
     """Runs a course; returns its exit code and what it printed."""
-    screen = io.StringIO()
-    return run_course(console=Console(file=screen), **options), screen.getvalue()
+    with contextlib.redirect_stdout(io.StringIO()) as screen:
+        return run_course(**options), screen.getvalue()
 
 
 @pytest.fixture(scope="module")
