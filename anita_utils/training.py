@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
+    from trl import DPOConfig, SFTConfig
 
 
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
@@ -120,6 +121,16 @@ def training_arguments(stage: Stage) -> dict:
     }
 
 
+def trl_config(stage: Stage, **others) -> SFTConfig | DPOConfig:
+    """TRL's configuration of the stage. others: arguments in place of the stage's own."""
+    from trl import DPOConfig, SFTConfig
+
+    arguments = training_arguments(stage) | others
+    if stage.name == "dpo":
+        return DPOConfig(beta=stage.settings.beta, **arguments)
+    return SFTConfig(**arguments, **PREPACKED)
+
+
 def adapters_in_fp32(model) -> None:
     """Casts the trainable weights back to fp32, after the trainer is built and before it trains.
 
@@ -186,17 +197,16 @@ def check_kind(stage: Stage, documents: list[dict]) -> None:
 
 def build_trainer(stage: Stage):
     """The stage's TRL trainer, as the lessons build it step by step."""
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    from trl import DPOTrainer, SFTTrainer
 
     rows = training_rows(stage, tokenizer_of(stage))  # before the weights: what is wrong with the data shows at once
     model, tokenizer = load_for_training(stage)
-    arguments = training_arguments(stage)
-    common = {"model": model, "train_dataset": rows, "processing_class": tokenizer, "peft_config": lora_config(stage)}
+    parts = {"args": trl_config(stage), "train_dataset": rows, "processing_class": tokenizer}
+    parts["peft_config"] = lora_config(stage)
     if stage.name == "dpo":
-        trainer = DPOTrainer(args=DPOConfig(beta=stage.settings.beta, **arguments), **common)
+        trainer = DPOTrainer(model, **parts)
     else:
-        collator = data.PackedCollator(tokenizer.pad_token_id)
-        trainer = SFTTrainer(args=SFTConfig(**arguments, **PREPACKED), data_collator=collator, **common)
+        trainer = SFTTrainer(model, data_collator=data.PackedCollator(tokenizer.pad_token_id), **parts)
     prepare(trainer)
     return trainer
 

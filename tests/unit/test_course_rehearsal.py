@@ -145,7 +145,7 @@ def lesson(folder):
     folder.mkdir()
     first = new_code_cell('profile = "cpu"\nrun = "latest"\nseed = 42', metadata={"tags": ["parameters"]})
     second = new_code_cell(
-        "from anita_utils.hub import data_dir\nfrom anita_utils.run import Run\n"
+        "from anita_utils.paths import data_dir\nfrom anita_utils.run import Run\n"
         'run = Run.open(run, profile, seed)\nrun.record("00_first", [{"stage": "base", "metric": "x", "value": 1}])\n'
         "print(run.profile.stages['dpo'].gradient_accumulation_steps, data_dir().name, data_dir().parent.name)"
     )

@@ -1,6 +1,7 @@
 """What can go wrong while training ends in one line and leaves nothing half-written."""
 
 import ctypes
+import errno
 import os
 import resource
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from anita_utils import AnitaError, stages, training
+from anita_utils.paths import in_use
 from anita_utils.run import Run
 from anita_utils.stages import explained
 
@@ -115,3 +117,24 @@ def test_out_of_memory_names_the_planners_remedy(stage):
 def test_other_errors_are_not_explained_away(stage):
     with pytest.raises(ZeroDivisionError), explained(stage):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/tmp/big"),
+            r"/tmp/big could not be written \(no room\): free",
+        ),
+        (
+            RuntimeError("I/O error: disk quota exceeded (os error 122)"),
+            r"could not be written \(perhaps no room\): free",
+        ),
+        (OSError(errno.EACCES, "Permission denied", "/tmp/mine"), r"/tmp/mine may not be written: .*ANITA_CACHE"),
+    ],
+)
+def test_inside_a_training_a_failure_is_one_line_and_nothing_half_written_is_left(stage, error, line):
+    with pytest.raises(AnitaError, match=f"^stage 'sft': {line}" if "/tmp" in line else line), stage.training():
+        (stage.work / "checkpoint-7").mkdir(parents=True)  # without its manifest
+        raise error
+    assert stages.checkpoints(stage.work) == [] and not in_use(stage.folder)
