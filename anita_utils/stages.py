@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 import pandas
@@ -142,9 +143,8 @@ class Stage:
                 found = [shipped / f"{name}.jsonl" for name in CORPORA.get(corpus, [corpus])]
             if not all(file.is_file() for file in found):
                 known = ", ".join(dict.fromkeys([*CORPORA, *sorted(file.stem for file in shipped.glob("*.jsonl"))]))
-                raise AnitaError(
-                    f"stages.{self.name}.data: no corpus '{corpus}': choose {known}, or name a file that ends in .jsonl"
-                )
+                remedy = f"choose {known}, or the path of a .jsonl file"
+                raise AnitaError(f"stages.{self.name}.data: no corpus '{corpus}': {remedy}")
             files += found
         return files
 
@@ -153,8 +153,6 @@ class Stage:
 
         `counts` then says how many were read, and how many left out and why.
         """
-        from random import Random
-
         rows, left_out = [], Counter()
         for path in self.corpora:
             good, others = read_rows(path)
@@ -230,9 +228,7 @@ class Stage:
         """
         with explained(self), locked(self.folder, f"stage '{self.name}'"):
             if self.done:
-                raise AnitaError(
-                    f"stage '{self.name}' was trained by another process meanwhile: run this again to use it"
-                )
+                raise AnitaError(f"stage '{self.name}' was trained by another process meanwhile: run this again")
             if changes := self.changes():
                 print(f"{self.name}: trained again, and what builds on it: {'; '.join(changes)}")
             if not resume:
@@ -246,14 +242,16 @@ class Stage:
         The merged model is read back and compared first. AnitaError where it is not what was trained, or not finite.
         """
         finished = self.folder.with_name(f".{self.folder.name}.new")
-        adapter, merged, dtype = finished / "adapter", finished / "merged", self.run.profile.model.dtype
+        adapter, merged, order = finished / "adapter", finished / "merged", self.run.profile.order
+        model, tokenizer = self.run.profile.model, trainer.processing_class
         shutil.rmtree(finished, ignore_errors=True)
         try:
             trainer.model.save_pretrained(adapter)
-            merge_adapter(self.parent_path, adapter, merged, dtype)
+            merge_adapter(self.parent_path, adapter, merged, model.dtype)
             summary = self.summary(trainer)  # now: its peak of memory is not to be that of the check
-            summary["checked"] = check_merged(self.parent_path, adapter, merged, dtype, trainer.processing_class)
-            summary["adapter"] = publish(finished, *self.origin())
+            summary["checked"] = check_merged(self.parent_path, adapter, merged, model.dtype, tokenizer)
+            commit = model.revision if on_hub(model.base) else None
+            summary["adapter"] = publish(finished, public_name(model.base), order[: order.index(self.name)], commit)
             write_text(finished / "stage.json", json.dumps(summary, indent=1) + "\n")
             modes_by_umask(finished)
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -265,12 +263,6 @@ class Stage:
             shutil.rmtree(finished, ignore_errors=True)
         shutil.rmtree(self.work, ignore_errors=True)
         self.link()
-
-    def origin(self) -> tuple[str, list[str], str | None]:
-        """The base's public name, the stages merged into it before this one, and its commit on the Hub."""
-        model, order = self.run.profile.model, self.run.profile.order
-        commit = model.revision if on_hub(model.base) else None
-        return public_name(model.base), order[: order.index(self.name)], commit
 
     def summary(self, trainer) -> dict:
         """What stage.json holds. The seconds are those of all the trainer's lives, where it was killed."""
@@ -302,8 +294,8 @@ class Stage:
         recipes = (json.loads(file.read_text("utf-8"))["recipe"], self.recipe)
         old, new = (pandas.json_normalize(recipe).to_dict("records")[0] for recipe in recipes)
         names = [name for name in old | new if old.get(name) != new.get(name)]
-        # the hashes of data and parent say nothing to people
-        return [name if name in ("data", "parent") else f"{name} {old.get(name)} → {new.get(name)}" for name in names]
+        hashes = {"data", "parent"}  # which say nothing to people
+        return [name if name in hashes else f"{name} {old.get(name)} → {new.get(name)}" for name in names]
 
     def link(self) -> None:
         """Points the run's models/<stage> at the cached stage."""

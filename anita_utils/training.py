@@ -337,6 +337,8 @@ def checkpoint(args, state) -> Path:
 # ---------------------------------------------------------------- head
 
 
+# Settings of families whose logits are more than the head's product, as TRL's `add_fused_lm_head` reads them.
+OF_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 AT_ONCE = 64  # tokens whose entropy is worked out together: their logits stay in the processor's cache
 
 
@@ -353,7 +355,7 @@ def score_labels_only(model) -> None:
     function in front of the model's `forward` that answers such calls itself and hands on every other.
 
     model: the model of a built SFTTrainer or DPOTrainer, with or without adapters. Losses and gradients are those of
-    TRL's own head, to rounding.
+    TRL's own head, to rounding. A family that scales or caps its logits (Gemma 2, Granite) keeps TRL's head.
     """
     from trl.trainer.utils import FusedCausalLMOutput, _use_triton
 
@@ -370,7 +372,7 @@ def score_labels_only(model) -> None:
         placed = {name: score.new_zeros(mask.shape).masked_scatter(mask, score) for name, score in scores.items()}
         return FusedCausalLMOutput(label_mask=mask, **placed)  # the trainers make their own loss of these
 
-    if not _use_triton(inner.device):
+    if not _use_triton(inner.device) and not any(getattr(inner.config, name, None) for name in OF_LOGITS):
         inner.forward = forward
 
 

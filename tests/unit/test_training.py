@@ -182,7 +182,7 @@ assert integration_utils.INTEGRATION_TO_CALLBACK == callbacks and None not in ca
 
 
 def test_modules_only_define():
-    """At the top of a module there are definitions and constants: no calls, no loops, nothing put into other objects."""
+    """At the top of a module are definitions and constants: no calls, no loops, nothing put into other objects."""
 
     def defines(node):
         if isinstance(node, ast.Assign | ast.AnnAssign):
