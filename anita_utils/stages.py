@@ -221,7 +221,7 @@ class Stage:
     def training(self, resume: bool = True) -> Iterator[str | None]:
         """Inside, no other process trains this stage, and failures are explained in one line.
 
-        Yields the newest good checkpoint of an interrupted training, to hand to `trainer.train`; None to begin afresh.
+        Yields the newest good checkpoint of an interrupted training, to hand to `trainer.train`; None to begin at the first update.
         resume: False deletes all checkpoints first.
 
         AnitaError where another process trained the stage while this one waited.

@@ -131,7 +131,7 @@ def rehearse_course(
 ) -> int:
     """Runs the course as a rehearsal of `profile`; the arguments and what is returned are those of `run_course`.
 
-    run_name: "latest" stands for rehearsal-NAME here. The rehearsed profile is written into the run's folder.
+    run_name: "latest" means rehearsal-NAME here. The rehearsed profile is written into the run's folder.
     """
     select_lessons(notebooks or lessons_folder(), only)  # before anything is written
     rehearsed, changed = rehearse(load_profile(profile), detect_machine())

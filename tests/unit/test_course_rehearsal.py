@@ -138,7 +138,7 @@ def test_every_kind_of_probe_is_kept_and_twins_stay_together(tmp_path):
 
 
 def lesson(folder):
-    """A lesson that tells what it was given."""
+    """A lesson that prints what it was given."""
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
 

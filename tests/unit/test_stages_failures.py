@@ -35,7 +35,7 @@ def files_up_to(size):
 
 
 def left_behind(stage):
-    """Whatever stands in the stage's cache, but for locks and whole checkpoints."""
+    """What is left in the stage's cache except locks and whole checkpoints."""
     whole = {stage.work / "checkpoint-5", stage.work}
     entries = [*stage.folder.parent.iterdir(), *(stage.work.iterdir() if stage.work.is_dir() else [])]
     left = [entry.name for entry in entries if entry.suffix != ".lock" and entry not in whole]
@@ -46,10 +46,10 @@ def left_behind(stage):
 def test_a_full_disk_is_one_line_and_training_goes_on_when_there_is_room(stage, size):
     with (
         files_up_to(size),
-        pytest.raises(AnitaError, match=r"^stage 'sft': .*(no room to write|could not be written)") as told,
+        pytest.raises(AnitaError, match=r"^stage 'sft': .*could not be written") as caught,
     ):
         training.train_stage(stage)
-    assert "\n" not in str(told.value) and "free some space" in str(told.value)
+    assert "\n" not in str(caught.value) and "free some space" in str(caught.value)
     assert not stage.done and not stage.folder.exists()
     assert [name for name in left_behind(stage) if not name.startswith("checkpoint-")] == []
     assert training.train_stage(stage).done
