@@ -1,6 +1,6 @@
 """Would the lessons run under another machine's profile? A rehearsal: its own keys, the shipped model, a few steps.
 
->>> rehearsed, changes = rehearse(load_profile("h100"), detect_machine())
+>>> rehearsed = rehearse(load_profile("h100"), detect_machine())
 >>> rehearsed.name, rehearsed.stages["dpo"].lora.r, rehearsed.stages["dpo"].gradient_accumulation_steps
 ('rehearsal-h100', 64, 12)
 
@@ -38,8 +38,8 @@ CORPORA = {"sft": "sft", "italian": "italian_text", "dpo": "dpo"}  # what is rea
 NEEDS_A_GPU = re.compile(r"paged|8bit|bnb")
 
 
-def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
-    """The profile as it can be rehearsed on `machine`, and what differs from `profile`, in words.
+def rehearse(profile: Profile, machine: Machine) -> Profile:
+    """The profile as it can be rehearsed on `machine`.
 
     All else is the profile's: order, quantisation, adapters, rates, schedules, batches, accumulation, packing,
     checkpointing. Data sets keep their names and the code that reads their columns, but come from the shipped corpora.
@@ -63,7 +63,7 @@ def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
     new.evaluation.suite = "piccola"  # the data of others is on the Hub
     new.evaluation.limit = min(ITEMS, new.evaluation.limit or ITEMS)
     new.evaluation.max_new_tokens = min(ANSWER, new.evaluation.max_new_tokens)
-    return parse_profile(new.model_dump(), f"the rehearsal of {profile.name}"), changes(profile, new)
+    return parse_profile(new.model_dump(), f"the rehearsal of {profile.name}")
 
 
 def possible(precision: str, machine: Machine) -> str:
@@ -75,23 +75,15 @@ def possible(precision: str, machine: Machine) -> str:
     return "bf16" if machine.bf16 else "fp32"
 
 
-def changes(old: Profile, new: Profile) -> list[str]:
-    """What a rehearsal changes, as people say it; what stays the same is left out."""
-    before, after = ({stage.optim for stage in profile.stages.values()} for profile in (old, new))
-    swaps = [
-        (old.model.base, new.model.base),
-        (old.precision, new.precision),
-        (old.model.dtype, new.model.dtype),
-        (" and ".join(sorted(before - after)), "adamw_torch" if before - after else ""),
-        ("the data sets", "the shipped corpora" if old.datasets else "the data sets"),
-        (old.evaluation.suite, new.evaluation.suite),
-    ]
-    return [
-        *(f"{here} for {there}" for there, here in swaps if there != here),
-        f"{EXAMPLES} examples and {EPOCHS} epochs a stage",
-        f"at most {LENGTH} tokens a row",
-        f"{ITEMS} items a benchmark, {PROBES} probes of a kind, answers of at most {ANSWER} tokens",
-    ]
+def summary(rehearsed: Profile) -> str:
+    """What takes the place of a profile's own values in its rehearsal."""
+    optimizers = " and ".join(sorted({stage.optim for stage in rehearsed.stages.values()}))
+    return (
+        f"{rehearsed.name}, whose figures mean nothing: {SHIPPED_BASE}, the shipped corpora and benchmarks, "
+        f"{rehearsed.precision} on weights in {rehearsed.model.dtype}, {optimizers}, {EXAMPLES} examples and {EPOCHS} "
+        f"epochs a stage, at most {LENGTH} tokens a row, {ITEMS} items a benchmark, {PROBES} probes of a kind, answers "
+        f"of at most {ANSWER} tokens. All else is the profile's own."
+    )
 
 
 def few(rows: list[dict], each: int = PROBES) -> list[dict]:
@@ -134,11 +126,10 @@ def rehearse_course(
     run_name: "latest" means rehearsal-NAME here. The rehearsed profile is written into the run's folder.
     """
     select_lessons(notebooks or lessons_folder(), only)  # before anything is written
-    rehearsed, changed = rehearse(load_profile(profile), detect_machine())
+    rehearsed = rehearse(load_profile(profile), detect_machine())
     run = Run.open(rehearsed.name if run_name == "latest" else run_name, rehearsed, seed)
     file = run.folder / f"{rehearsed.name}.yaml"
-    said = f"{rehearsed.name}, whose figures mean nothing: {'; '.join(changed)}. All else is the profile's own."
-    write_text(file, f"# {said}\n" + yaml.safe_dump(rehearsed.model_dump(mode="json"), sort_keys=False))
-    print(said, flush=True)
+    write_text(file, f"# {summary(rehearsed)}\n" + yaml.safe_dump(rehearsed.model_dump(mode="json"), sort_keys=False))
+    print(summary(rehearsed), flush=True)
     with environment(ANITA_DATA=str(small_data(run.folder / "data"))):
         return run_course(str(file), run.folder.name, seed, only, resume, timeout_per_cell, notebooks=notebooks)
