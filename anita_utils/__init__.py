@@ -11,8 +11,8 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-# The public address of the course. `python scripts/set_repository.py ADDRESS` fills it in wherever it is used.
-REPOSITORY = "https://github.com/OWNER/REPOSITORY"
+# The public address of the course; `python scripts/set_repository.py ADDRESS` writes it wherever it is used.
+REPOSITORY: str | None = None
 
 # OpenMP's threads spin while they wait for each other, 300,000 turns by default. Beside other busy programs the thread
 # that is waited for does not run, and the spinning keeps it from running: training on two cores falls to a third of its

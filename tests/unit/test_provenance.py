@@ -5,7 +5,7 @@ import pytest
 
 from anita_utils.paths import data_dir
 from anita_utils.profile import PROFILES, Profile, load_profile
-from anita_utils.studies.settings import FIRST, LAST, UNKNOWN, comments, markdown, settings_table
+from anita_utils.studies.settings import FIRST, LAST, UNKNOWN, comments, settings_table
 
 NAMES = sorted(file.stem for file in PROFILES.glob("*.yaml"))
 FACTS = pandas.read_csv(data_dir() / "paper" / "hyperparameters.csv", dtype=str, keep_default_na=False)
@@ -81,11 +81,6 @@ def test_comments_are_read_over_several_lines(tmp_path):
         "utf-8",
     )
     assert comments(file) == {"a": "HF#1: one and more", "b.c": "ours", "b.d": ""}
-
-
-def test_the_readme_holds_the_table_of_today(table):
-    readme = data_dir().parent / "README.md"
-    assert markdown(table) in readme.read_text("utf-8"), "put markdown(settings_table('h100')) into README.md"
 
 
 def test_results_agree_with_the_published_averages():

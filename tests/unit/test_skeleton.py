@@ -1,6 +1,5 @@
 """The repository itself: light imports, one source of versions, a clean linter, nobody's machine in the files."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -113,55 +112,3 @@ def test_an_old_python_is_refused_in_one_line(tmp_path):
     assert made.returncode != 0
     assert "needs Python 3.11" in made.stderr
     assert not (tmp_path / ".venv").exists()
-
-
-@pytest.fixture
-def copy(tmp_path):
-    """A small repository that names its address in several ways."""
-    files = {
-        "anita_utils/__init__.py": 'REPOSITORY = "https://github.com/OWNER/REPOSITORY"\n',
-        "README.md": "https://github.com/OWNER/REPOSITORY and https://colab.research.google.com/github/OWNER/REPOSITORY/blob",
-        "notebooks/00.ipynb": json.dumps({"source": "git clone https://github.com/OWNER/REPOSITORY.git"}),
-        "kept.md": "https://github.com/OWNER/REPOSITORY-two, OWNER/REPOSITORY",
-        "ignored/x.md": "https://github.com/OWNER/REPOSITORY",
-        ".gitignore": "ignored/\n",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, "utf-8")
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    return tmp_path
-
-
-def set_repository(address, root):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        from set_repository import set_repository
-
-        return set_repository(address, root)
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
-
-
-def test_the_address_is_filled_in_everywhere_and_can_change_again(copy):
-    before = (copy / "kept.md").read_text("utf-8")
-    changed = set_repository("https://github.com/some-one/a.course", copy)
-    assert {file.name for file in changed} == {"__init__.py", "README.md", "00.ipynb"}
-    readme = (copy / "README.md").read_text("utf-8")
-    assert "https://github.com/some-one/a.course and" in readme
-    assert "github/some-one/a.course/blob" in readme
-    assert (copy / "kept.md").read_text("utf-8") == before
-    set_repository("https://github.com/else/where.git", copy)
-    assert "git clone https://github.com/else/where.git" in (copy / "notebooks" / "00.ipynb").read_text("utf-8")
-    assert set_repository("https://github.com/else/where", copy) == []
-
-
-@pytest.mark.parametrize("address", ["someone/course", "https://example.org/a/b", "https://github.com/only"])
-def test_other_addresses_are_refused(copy, address):
-    with pytest.raises(ValueError, match="is not a repository's address"):
-        set_repository(address, copy)
-
-
-def test_the_address_is_the_same_in_code_metadata_and_readme():
-    assert PROJECT["project"]["urls"]["Repository"] == anita_utils.REPOSITORY
-    assert anita_utils.REPOSITORY in (ROOT / "README.md").read_text("utf-8")

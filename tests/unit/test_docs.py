@@ -1,6 +1,7 @@
-"""The README's tables: complete, and they say what the found say."""
+"""README and docs: their tables say what the results say, and every symptom listed is a message that exists."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,23 +9,42 @@ import pandas
 import pytest
 import yaml
 
-from anita_utils import paths
 from anita_utils.ablation import results
 from anita_utils.ablation.arms import load_ablation
 from anita_utils.stats import Measurement
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("readme_tables", ROOT / "scripts" / "readme_tables.py")
+SPEC = importlib.util.spec_from_file_location("doc_tables", ROOT / "scripts" / "doc_tables.py")
 script = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(script)
 ROWS = yaml.safe_load(script.ROWS.read_text("utf-8"))
 
 
-def test_the_readme_says_what_the_results_say():
-    """After new found: python scripts/readme_tables.py."""
-    text = script.README.read_text("utf-8")
-    assert script.filled(text) == text
-    assert all(text.count(mark) == 1 for name in script.TABLES for mark in script.marks(name))
+@pytest.mark.parametrize("page", script.PAGES)
+def test_a_page_says_what_the_results_say(page):
+    """After new results: python scripts/doc_tables.py."""
+    text = (ROOT / page).read_text("utf-8")
+    assert script.filled(page, text) == text
+    assert all(text.count(mark) == 1 for name in script.PAGES[page] for mark in script.marks(name))
+
+
+def test_the_front_page_is_one_that_one_reads():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+
+
+def test_every_symptom_that_is_quoted_is_a_message_of_the_course():
+    """In the first column of docs/troubleshooting.md; "…" stands for what differs from case to case."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall(r"^\| (?:Colab: )?`([^`]+)`", page, re.MULTILINE)
+    files = [
+        *ROOT.glob("anita_utils/**/*.py"),
+        *ROOT.glob("scripts/*.py"),
+        *ROOT.glob("notebooks/*.ipynb"),
+        ROOT / "Makefile",
+    ]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text("utf-8") for file in files))  # strings in parts
+    parts = [part.strip() for symptom in quoted for part in symptom.split("…") if part.strip(" '")]
+    assert len(quoted) > 8 and [part for part in parts if part not in code] == []
 
 
 def test_every_kind_is_there_and_every_lesson_and_claim_exists():
@@ -40,7 +60,7 @@ def test_every_kind_is_there_and_every_lesson_and_claim_exists():
 
 
 def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(results, "data_dir", lambda: tmp_path)
     assert "supported" not in script.verdicts_table() and script.verdicts_table().startswith(
         "The arms of lessons 06 and 09 have not"
     )
@@ -63,18 +83,20 @@ def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkey
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_check_tells_an_old_table(tmp_path, monkeypatch, there):
-    readme = tmp_path / "README.md"
-    tables = "Between\n".join(f"{begin}\nYESTERDAY\n{end}\n" for begin, end in map(script.marks, script.TABLES))
-    readme.write_text(f"Before\n{tables}After\n", "utf-8")
-    monkeypatch.setattr(script, "README", readme)
-    monkeypatch.setattr("sys.argv", ["readme_tables.py"])
+def test_the_check_finds_an_old_table(tmp_path, monkeypatch, there):
+    for page, tables in script.PAGES.items():
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        text = "Between\n".join(f"{begin}\nYESTERDAY\n{end}\n" for begin, end in map(script.marks, tables))
+        (tmp_path / page).write_text(f"Before\n{text}After\n", "utf-8")
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["doc_tables.py"])
     if there:
         assert script.main() == 0
-        text = readme.read_text("utf-8")
-        assert text.startswith("Before\n") and text.endswith("After\n") and "YESTERDAY" not in text
-        assert text.count("Between\n") == len(script.TABLES) - 1
-    monkeypatch.setattr("sys.argv", ["readme_tables.py", "--check"])
+        for page, tables in script.PAGES.items():
+            text = (tmp_path / page).read_text("utf-8")
+            assert text.startswith("Before\n") and text.endswith("After\n") and "YESTERDAY" not in text
+            assert text.count("Between\n") == len(tables) - 1
+    monkeypatch.setattr("sys.argv", ["doc_tables.py", "--check"])
     assert script.main() == int(not there)
 
 

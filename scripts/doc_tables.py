@@ -1,11 +1,11 @@
-"""Fills the README's tables from what was measured, so that no figure there is written by hand.
+"""Fills the tables of README.md and docs/ from what was measured, so that no figure there is written by hand.
 
-python scripts/readme_tables.py            # writes them; after a new run or `anita ablate --keep`
-python scripts/readme_tables.py --check    # exit code 1 where the README does not say what the results say
+python scripts/doc_tables.py            # writes them; after a new run or `anita ablate --keep`
+python scripts/doc_tables.py --check    # exit code 1 where a page does not say what the results say
 
-The results are those of the run that `tests/notebooks/expected.csv` was made from, and every test run is held against;
-profiles and their memory come from the profiles and the planner; verdicts on claims from `data/ablation/`. A claim that
-no arm is about is left to its lesson.
+The results are those of the run that `tests/notebooks/expected.csv` was made from, with which every test run is
+compared; profiles and their memory come from the profiles and the planner, settings from data/paper, verdicts on
+claims from `data/ablation/`. A claim that no arm is about is left to its lesson.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas
 import yaml
 
 from anita_utils.ablation.arms import load_ablation
-from anita_utils.ablation.effects import claims_table
+from anita_utils.ablation.effects import claims_table, find
 from anita_utils.ablation.results import kept_file, read_kept
 from anita_utils.memory import GIB, bytes_by_part, job_of
 from anita_utils.profile import PROFILES, load_profile
+from anita_utils.studies.settings import markdown, settings_table
 
 ROOT = Path(__file__).resolve().parents[1]
-README, ROWS = ROOT / "README.md", Path(__file__).with_name("claims.yaml")
+ROWS = Path(__file__).with_name("claims.yaml")
 EXPECTED = ROOT / "tests" / "notebooks" / "expected.csv"
 HEAD = "| | claim | lesson | measure | in the small world | on the 8B: not run; it takes |\n|---|---|---|---|---|---|\n"
 
@@ -31,11 +33,17 @@ STAGES = ["base", "sft", "italian", "dpo"]
 SHOWN = {  # a measure in words: its metric, language and split
     "six benchmarks, English": ("benchmark/mean", "en", ""),
     "six benchmarks, Italian": ("benchmark/mean", "it", ""),
-    "right English answers, on facts not met as chats": ("chat/accuracy_in_language", "en", "unseen_as_chat"),
-    "right Italian answers, on facts read in Italian": ("chat/accuracy_in_language", "it", "adapted"),
-    "right Italian answers, on facts read in English only": ("chat/accuracy_in_language", "it", "never_in_italian"),
     "new kinds of request answered right": ("chat/accuracy", "en", "new_kinds"),
+    "English questions answered right, facts not met as chats": (
+        "chat/accuracy_in_language",
+        "en",
+        "unseen_as_chat",
+    ),
     "Italian questions answered in Italian": ("language_fidelity", "it", ""),
+    "facts read in Italian: right answers in Italian": ("chat/accuracy_in_language", "it", "adapted"),
+    "facts read in Italian: right answers in either language": ("chat/accuracy", "it", "adapted"),
+    "facts read in English only: right answers in Italian": ("chat/accuracy_in_language", "it", "never_in_italian"),
+    "facts read in English only: right answers in either language": ("chat/accuracy", "it", "never_in_italian"),
     "perplexity of Italian text": ("perplexity", "it", ""),
     "harmful requests refused, in new wordings": ("refusal/harmful", "all", "held_out_wordings"),
     "harmless look-alikes refused": ("refusal/harmless", "all", "held_out_wordings"),
@@ -101,17 +109,45 @@ def verdicts_table() -> str:
     return f"{said}\n\n{HEAD}{''.join(lines)}"
 
 
-TABLES = {"results": results_table, "profiles": profiles_table, "claims": verdicts_table}
+def loss_sentence() -> str:
+    """The main loss, over all kept seeds: Italian questions answered right in either language, before and after."""
+    results = read_kept(kept_file("cpu"))
+    seeds = results.seeds_of("base", "summary")
+    parts = []
+    for words, split in {"read in Italian": "adapted", "read in English only": "never_in_italian"}.items():
+        base, recipe = (
+            np.mean([find(results.measured[arm, seed], f"chat/accuracy it {split}")[0].value for seed in seeds])
+            for arm in ("base", "summary")
+        )
+        parts.append(f"from {base:.3f} to {recipe:.3f} on facts {words}")
+    return (
+        f"Over {len(seeds)} seeds, from the base to the end of the recipe, the share of Italian questions answered\n"
+        f"right in either language falls {' and '.join(parts)}.\n"
+    )
+
+
+def table_of_settings() -> str:
+    """The authors' settings beside ours, in Markdown."""
+    return markdown(settings_table("h100"))
+
+
+# Each page with its tables, by the name that their marks have
+PAGES = {
+    "README.md": {"results": results_table, "loss": loss_sentence},
+    "docs/profiles.md": {"profiles": profiles_table},
+    "docs/claims.md": {"claims": verdicts_table},
+    "docs/settings.md": {"settings": table_of_settings},
+}
 
 
 def marks(name: str) -> tuple[str, str]:
-    """What stands before and after a table in the README."""
-    return f"<!-- {name}: written by scripts/readme_tables.py -->", f"<!-- end of {name} -->"
+    """What is before and after a table."""
+    return f"<!-- {name}: written by scripts/doc_tables.py -->", f"<!-- end of {name} -->"
 
 
-def filled(text: str) -> str:
-    """The README with today's tables between their marks."""
-    for name, table in TABLES.items():
+def filled(page: str, text: str) -> str:
+    """The text of a page with today's tables between their marks."""
+    for name, table in PAGES[page].items():
         begin, end = marks(name)
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
@@ -120,11 +156,12 @@ def filled(text: str) -> str:
 
 
 def main() -> int:
-    text = README.read_text("utf-8")
-    new = filled(text)
+    old = {page: (ROOT / page).read_text("utf-8") for page in PAGES}
+    new = {page: filled(page, text) for page, text in old.items()}
     if "--check" in sys.argv[1:]:
-        return int(new != text)
-    README.write_text(new, "utf-8")
+        return int(new != old)
+    for page, text in new.items():
+        (ROOT / page).write_text(text, "utf-8")
     return 0
 
 
