@@ -100,6 +100,10 @@ def last_good(work: Path) -> Path | None:
 CORPORA = {"sft": ["sft"], "italian": ["italian_text", "italian_replay"], "dpo": ["dpo"]}
 
 
+class TrainedMeanwhile(AnitaError):
+    """Another process trained the stage while this one waited for it."""
+
+
 @dataclass
 class Stage:
     """One stage of a run: its settings, its parent model, its folder in the cache that all runs share."""
@@ -169,10 +173,11 @@ class Stage:
     def recipe(self) -> dict:
         """Everything the result depends on; its hash names the stage in the cache."""
         profile = self.run.profile
-        settings = self.settings.model_dump() | {"data": [corpus_name(corpus) for corpus in self.settings.data]}
+        # A file is known by its contents' hash, not by where it lies
+        names = [Path(corpus).name if corpus.endswith(".jsonl") else corpus for corpus in self.settings.data]
         recipe = {
             "stage": self.name,
-            "settings": settings,
+            "settings": self.settings.model_dump() | {"data": names},
             "precision": profile.precision,
             "dtype": profile.model.dtype,
             "quantisation": profile.quantisation.model_dump(),
@@ -221,14 +226,14 @@ class Stage:
     def training(self, resume: bool = True) -> Iterator[str | None]:
         """Inside, no other process trains this stage, and failures are explained in one line.
 
-        Yields the newest good checkpoint of an interrupted training, to hand to `trainer.train`; None to begin at the first update.
+        Yields the newest good checkpoint of an interrupted training, to hand to `trainer.train`, or None.
         resume: False deletes all checkpoints first.
 
-        AnitaError where another process trained the stage while this one waited.
+        TrainedMeanwhile where another process trained the stage while this one waited.
         """
         with explained(self), locked(self.folder, f"stage '{self.name}'"):
             if self.done:
-                raise AnitaError(f"stage '{self.name}' was trained by another process meanwhile: run this again")
+                raise TrainedMeanwhile(f"stage '{self.name}' was trained by another process meanwhile: run this again")
             if changes := self.changes():
                 print(f"{self.name}: trained again, and what builds on it: {'; '.join(changes)}")
             if not resume:
@@ -287,7 +292,7 @@ class Stage:
         }
 
     def changes(self) -> list[str]:
-        """How the recipe differs from that of the stage which the run holds under this name, if it holds one."""
+        """How the recipe differs from that of the stage that the run holds under this name, if it holds one."""
         file = self.run.model_dir(self.name) / "stage.json"
         if not file.is_file():
             return []
@@ -302,11 +307,6 @@ class Stage:
         link = self.run.model_dir(self.name)
         with replacing(link) as new:
             new.symlink_to(os.path.relpath(self.folder, link.parent), target_is_directory=True)
-
-
-def corpus_name(corpus: str) -> str:
-    """How a corpus is called in what is kept: of a file its name alone, since its contents are known by their hash."""
-    return Path(corpus).name if corpus.endswith(".jsonl") else corpus
 
 
 def token_count(dataset: Dataset) -> int:

@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,8 @@ from transformers import TrainerCallback, get_scheduler
 from anita_utils import AnitaError, data
 from anita_utils.hub import resolve_model
 from anita_utils.model import checked_tokenizer, keep_freed_memory, load_model
-from anita_utils.paths import locked
 from anita_utils.run import Run, clock
-from anita_utils.stages import Stage, corpus_name, find_stage, token_count, trained_seconds, write_manifest
+from anita_utils.stages import Stage, TrainedMeanwhile, find_stage, token_count, trained_seconds, write_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -66,20 +66,14 @@ def train_stage(stage: Stage, resume: bool = True, callbacks: Sequence[TrainerCa
     memory; then nothing is left half-written.
     """
     if not stage.done:
-        with locked(stage.folder, f"stage '{stage.name}'"):
-            if not stage.done:  # another process may have trained it while this one waited
-                _train(stage, resume, callbacks)
+        with suppress(TrainedMeanwhile), stage.training(resume) as checkpoint:
+            trainer = build_trainer(stage)
+            for callback in callbacks:
+                trainer.add_callback(callback)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            stage.finish(trainer)
     stage.link()
     return stage
-
-
-def _train(stage: Stage, resume: bool, callbacks: Sequence[TrainerCallback]) -> None:
-    with stage.training(resume) as checkpoint:
-        trainer = build_trainer(stage)
-        for callback in callbacks:
-            trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        stage.finish(trainer)
 
 
 def train_missing(run: Run) -> dict[str, str]:
@@ -190,9 +184,9 @@ def check_kind(stage: Stage, documents: list[dict]) -> None:
     """AnitaError where another stage than DPO is given preference pairs, or DPO anything else."""
     wrong = sum(("chosen" in row) != (stage.name == "dpo") for row in documents)
     if wrong:
-        names = ", ".join(corpus_name(corpus) for corpus in stage.settings.data)
+        where = f"stages.{stage.name}.data: {wrong:,} rows of {', '.join(stage.settings.data)}"
         are = "no preference pairs" if stage.name == "dpo" else "preference pairs, which only dpo takes"
-        raise AnitaError(f"stages.{stage.name}.data: {wrong:,} rows of {names} are {are}: name another corpus")
+        raise AnitaError(f"{where} are {are}: name another corpus")
 
 
 def build_trainer(stage: Stage):

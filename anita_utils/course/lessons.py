@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -181,16 +181,12 @@ def watch_memory(interval: float = 0.2) -> Iterator[Callable[[], int]]:
     this, over, peak = psutil.Process(), threading.Event(), 0
     older = set(this.children(recursive=True))
 
-    def resident(process: psutil.Process) -> int:
-        try:
-            return process.memory_info().rss
-        except psutil.Error:  # it ended meanwhile
-            return 0
-
     def watch() -> None:
         nonlocal peak
         while not over.wait(interval):
-            peak = max(peak, sum(resident(child) for child in set(this.children(recursive=True)) - older))
+            with suppress(psutil.Error):  # a process ended meanwhile: the next sample will do
+                new = set(this.children(recursive=True)) - older
+                peak = max(peak, sum(process.memory_info().rss for process in new))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -75,7 +75,7 @@ def test_the_small_world_needs_no_stand_in(dry_run):
     code, out = dry_run("cpu")
     assert code == 0, out
     assert re.search(r"dpo +│ dpo: 16 rows, a batch of 16 × ", out)
-    facts = r"begins with <\|begin_of_text\|>; .* own; a turn ends with <\|eot_id\|>"
+    facts = r"begins with <\|begin_of_text\|>; .*a turn ends with <\|eot_id\|>"
     assert re.search(rf"tokenizer +│ tiny-llama-3-instruct's; {facts} +│", out)
 
 
@@ -101,7 +101,7 @@ def test_a_local_bases_data_is_rendered_with_its_own_tokenizer(dry_run, tmp_path
         assert code == 0, out
         lengths.append(int(re.search(r"sft: 1 rows, a batch of 1 × (\d+) tokens, 4 of them scored", out)[1]))
         facts = re.search(rf"tokenizer +│ {re.escape(shown(base))}'s; (.*?) +│", out)[1]
-        assert "begins with <|begin_of_text|>; system text in a turn of its own; a turn ends with <|eot_id|>" in facts
+        assert facts.startswith("begins with <|begin_of_text|>; ") and "a turn ends with <|eot_id|>" in facts
     assert lengths[1] - lengths[0] == 10  # three marks, the role, a blank line, "Si", "i", " chi", "aro", "."
     assert facts.endswith("adds a system prompt of 10 tokens to each chat without one")
 
