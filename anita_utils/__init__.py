@@ -1,10 +1,6 @@
 """The kit behind the lessons: profiles, runs, models and figures of the LLaMAntino-3-ANITA course.
 
 This module is light on purpose: nothing here, nor in `anita_utils.cli.main`, imports torch.
-
->>> import anita_utils
->>> anita_utils.__version__
-'0.1.0'
 """
 
 from pathlib import Path
@@ -22,7 +18,7 @@ IDLE_THREADS = {"GOMP_SPINCOUNT": "1000"}
 
 
 class AnitaError(Exception):
-    """A mistake the reader can mend: one clear line that says what is wrong, where, and the remedy."""
+    """A mistake the reader can fix: one clear line that says what is wrong, where, and the remedy."""
 
 
 def checkout() -> Path | None:
@@ -32,13 +28,16 @@ def checkout() -> Path | None:
 
 
 def shown(path: str | Path) -> str:
-    """A path as people should read it: relative to the working folder or the checkout, else with `~` for home.
-
-    Keeps the layout of somebody's machine out of messages, reports and stored outputs.
-    """
+    """A path as people should read it: relative to the working folder or the checkout, else with `~` for home."""
     path = Path(path).absolute()
     for root in (Path.cwd(), checkout()):
         if root and path.is_relative_to(root):
             return str(path.relative_to(root))
     home = Path.home()
     return str(Path("~") / path.relative_to(home)) if path.is_relative_to(home) and len(home.parts) > 1 else str(path)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: 75 → "1:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,11 +1,11 @@
-"""The cache that all runs share: an entry is named by all it depends on, so that nothing old is taken for new.
+"""What has been made before, and is it still valid? An entry is named by all it depends on.
 
 >>> entry = cached("evaluations/answers", {"model": "4c1a94be6f1c5d1f", "settings": {"batch_size": 64}})
 >>> entry.value(make)       # what is kept there; where nothing is, what `make()` returns, which is then kept
 
-What the caller names is joined by what all entries of a kind depend on: the versions of the libraries, and a number for
-each function, that their contents come from. A change in what one of these functions returns raises its number here;
-`tests/unit/test_cache.py` compares each function's source with its number, and sees which functions really run.
+Added to what the caller names are the versions of the libraries, and a number for each module or function, that entries
+of this kind come from. A change in what one of them returns raises its number here; `tests/unit/test_cache.py` compares
+each source with its number, and sees which functions really run.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anita_utils import AnitaError, shown
+from anita_utils.machine import version_of
 from anita_utils.paths import cache_dir, in_use, read_text, runs_dir, write_text
 
 # By kind of entry: the modules, or functions, that its contents come from, each with its number. It begins at 1.
@@ -51,23 +51,17 @@ OURS = re.compile(r"(?:^|-)[0-9a-f]{16}(?:\.(?:json|jsonl|work|new)|-\w+\.json)?
 
 
 def digest(values: Any) -> str:
-    """Sixteen letters that stand for a JSON value: the same for the same value, however its keys are ordered."""
+    """Sixteen letters for a JSON value: the same for the same value, however its keys are ordered."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def made_by(kind: str) -> dict[str, dict]:
-    """The versions of the libraries that entries of this kind come from, and the numbers of the functions that have
-    changed results since they were first listed: so a function can be listed, or move, without changing any name.
+    """The versions of the libraries that entries of this kind come from, and the numbers above 1 of its functions: so a
+    function can be listed, or move, without changing any name.
     """
     changed = {name: number for name, number in FUNCTIONS[kind].items() if number > 1}
-    return {"libraries": {name: _version(name) for name in LIBRARIES[kind]}, "functions": changed}
-
-
-def _version(library: str) -> str:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    libraries = {name: version_of(name) or "not installed" for name in LIBRARIES[kind]}
+    return {"libraries": libraries, "functions": changed}
 
 
 @dataclass(frozen=True)
@@ -91,10 +85,10 @@ class Entry:
         return self.path.with_name(self.path.name + ".json")
 
     def read(self) -> Any | None:
-        """The value kept here; None where there is none, or what stands there cannot be read."""
+        """The value kept here; None where there is none, or it cannot be read."""
         try:
             return json.loads(self.file.read_text("utf-8"))["value"]
-        except (OSError, ValueError, KeyError, TypeError):  # never written, or damaged: made once more
+        except (OSError, ValueError, KeyError, TypeError):  # never written, or damaged: made again
             return None
 
     def write(self, value: Any) -> None:
@@ -120,38 +114,42 @@ def cached(name: str, *depends: Any) -> Entry:
 
 
 class Content(NamedTuple):
-    """Something in the cache: where, its kind, its bytes, the runs that use it, and why it is not used any more."""
+    """Something in the cache."""
 
     path: Path
     kind: str
-    size: int
-    runs: list[str]
-    old: str  # empty for what this version of the course takes
+    size: int  # bytes
+    runs: list[str]  # those that use it
+    old: str  # why this version of the course does not take it; empty where it does
 
 
 def contents() -> list[Content]:
     """Everything in the cache, kind by kind; what is being trained and has checkpoints counts as a kind of its own."""
-    users = _users()
+    users: dict[str, list[str]] = {}
+    for link in runs_dir().glob("*/models/*"):
+        if not link.parents[1].is_symlink():  # `latest` is one of the others
+            users.setdefault(os.path.realpath(link), []).append(link.parents[1].name)
     found = []
-    for folder in (cache_dir() / kind for kind in sorted(FUNCTIONS) if (cache_dir() / kind).is_dir()):
-        for path in sorted(folder.iterdir()):
+    for folder in (cache_dir() / kind for kind in sorted(FUNCTIONS)):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             beside = path.suffix == ".json" and path.with_suffix(".jsonl").is_file()
-            if beside or not OURS.search(path.name):  # whatever else lies there is not the cache's
+            if beside or not OURS.search(path.name):  # whatever else is there is not the cache's
                 continue
             kind = "checkpoints" if path.name.startswith(".") else folder.name
-            old = "" if kind == "checkpoints" else outdated(folder.name, path)
-            found.append(Content(path, kind, _size(path), users.get(os.path.realpath(path), []), old))
+            old = "" if kind == "checkpoints" else _outdated(folder.name, path)
+            files = path.rglob("*") if path.is_dir() else [path]
+            size = sum(file.stat().st_size for file in files if file.is_file())
+            found.append(Content(path, kind, size, users.get(os.path.realpath(path), []), old))
     return found
 
 
-def outdated(kind: str, path: Path) -> str:
+def _outdated(kind: str, path: Path) -> str:
     """Why this version of the course does not take an entry; empty where it does."""
+    file, depends = (path / "stage.json", "recipe") if path.is_dir() else (path.with_suffix(".json"), "made_of")
     try:
-        file = path / "stage.json" if path.is_dir() else path.with_suffix(".json")
-        made = json.loads(read_text(file))
-        made = made["recipe"] if path.is_dir() else made["made_of"]
+        made = json.loads(read_text(file))[depends]
         then, now = made["libraries"] | made["functions"], made_by(kind)
-    except (ValueError, KeyError, TypeError, AttributeError, AnitaError):
+    except (ValueError, KeyError, TypeError, AnitaError):
         return "made by an older version of the course"
     now = now["libraries"] | now["functions"]
     changed = [name for name in then | now if then.get(name) != now.get(name)]
@@ -167,37 +165,17 @@ def prune(days: float | None = None) -> Iterator[Content]:
     if days is not None and cache_dir() != runs_dir() / "cache":
         raise AnitaError(
             f"{shown(cache_dir())} may be used by runs that are not in {shown(runs_dir())}: set ANITA_RUNS to the "
-            "folder that it lies in, or leave out --older-than"
+            "folder that it is in, or leave out --older-than"
         )
     for content in contents():
-        aged = days is not None and time.time() - content.path.lstat().st_mtime > days * 86_400
-        if content.runs or not (content.old or aged) or in_use(_stage_of(content.path)):
+        path = content.path
+        entry = path.with_name(path.name.removeprefix(".").removesuffix(".work").removesuffix(".new"))
+        aged = days is not None and time.time() - path.lstat().st_mtime > days * 86_400
+        if content.runs or not (content.old or aged) or in_use(entry):
             continue
-        if content.path.is_symlink():
-            content.path.unlink()
-        elif content.path.is_dir():
-            shutil.rmtree(content.path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         else:
-            content.path.unlink()
-            content.path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)
         yield content
-
-
-def _stage_of(path: Path) -> Path:
-    """The entry that a working folder is for: .sft-KEY.work is for sft-KEY."""
-    return path.with_name(path.name.removeprefix(".").removesuffix(".work").removesuffix(".new"))
-
-
-def _users() -> dict[str, list[str]]:
-    """The runs that use an entry, by its real path."""
-    users: dict[str, list[str]] = {}
-    for link in runs_dir().glob("*/models/*"):
-        run = link.parents[1]
-        if not run.is_symlink():  # `latest` is one of the others
-            users.setdefault(os.path.realpath(link), []).append(run.name)
-    return users
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,4 +1,4 @@
-"""Corpora and chats as tokens: JSONL in, loss masks, packed rows out.
+"""How do texts and chats become tokens to train on, which of them are scored, and how do examples share a row?
 
 >>> rows = packed_rows(read_jsonl(data_dir() / "corpora/sft.jsonl"), tokenizer, row_length=256)
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -27,26 +28,23 @@ IGNORED = -100  # torch's label for a token that is not scored
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
     """Running text: one BOS, the text, <|end_of_text|>; every token but the first is scored.
 
-    A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts). A tokenizer of
-    another family than Llama 3's has no <|end_of_text|>: there its EOS ends the text. One without BOS (ChatML's) writes
-    none, and the text's first token, which nothing precedes, is not scored.
+    A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts). A tokenizer
+    without <|end_of_text|> ends the text with its EOS; one without BOS (ChatML's) writes none.
     """
-    begin = [] if tokenizer.bos_token is None else [tokenizer.bos_token_id]
     end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
     if end in (None, tokenizer.unk_token_id):
         end = tokenizer.eos_token_id
-    ids = [*begin, *token_ids(text.removeprefix(tokenizer.bos_token or ""), tokenizer)]
-    ids = [*ids, *([] if end is None else [end])][:max_length]
+    ids = [tokenizer.bos_token_id, *token_ids(text.removeprefix(tokenizer.bos_token or ""), tokenizer), end]
+    ids = [number for number in ids if number is not None][:max_length]
     return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
 
 
 def encode_chat(
     messages: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> dict[str, list[int]]:
-    """A chat through the template; only the assistant's words and the end of its turn are scored.
+    """A chat through its template, whichever it is; only the assistant's words and the end of its turn are scored.
 
-    Works with any template: where each answer begins and ends is read off the template itself, rendered up to there.
-    Raises AnitaError when that cannot be done exactly (see `chat_template.scored_tokens`).
+    AnitaError where these cannot be found exactly (see `chat_template.scored_tokens`).
     """
     ids, answers = scored_tokens(messages, tokenizer)
     labels = [IGNORED] * len(ids)
@@ -89,39 +87,46 @@ class RowCounts:
         """The counts of reading alone."""
         return RowCounts(self.read, self.left_out, self.not_taken)
 
+    def take(self, reason: str | None, length: int, max_length: int) -> bool:
+        """Counts an encoded row, which is left out where there is a reason; returns whether it is trained on."""
+        if reason:
+            self.unfit[reason] += 1
+        elif length > max_length:
+            self.cut += 1
+        else:
+            self.whole += 1
+        return not reason
+
     def rows(self) -> list[tuple[str, int]]:
         """A table: what, and how many."""
-        reasons = (self.left_out + self.unfit).most_common()
-        lines = [("read", self.read), *((f"left out: {why}", count) for why, count in reasons)]
-        lines += [("not taken (examples)", self.not_taken)] * bool(self.not_taken)
-        return [*lines, ("cut", self.cut), ("whole", self.whole)]
+        reasons = [(f"left out: {why}", count) for why, count in (self.left_out + self.unfit).most_common()]
+        beyond = [("not taken (examples)", self.not_taken)] if self.not_taken else []
+        return [("read", self.read), *reasons, *beyond, ("cut", self.cut), ("whole", self.whole)]
 
     def __str__(self) -> str:
         return ", ".join(f"{count:,} {what}" for what, count in self.rows())
 
 
 def fitting(encoded: list[dict], max_length: int, counts: RowCounts) -> list[dict]:
-    """The encoded examples of which something is still scored within `max_length` tokens; counts the others by reason,
-    and how many are cut.
-    """
+    """The encoded examples of which something is still scored within `max_length` tokens; all are counted."""
     kept = []
     for example in encoded:
-        if all(label == IGNORED for label in example["labels"][1:]):
-            counts.unfit["nothing scored"] += 1
-        elif all(label == IGNORED for label in example["labels"][1:max_length]):
-            counts.unfit[f"the prompt fills the {max_length} tokens"] += 1
-        else:
+        scored = [place for place, label in enumerate(example["labels"]) if place and label != IGNORED]
+        reason = None
+        if not scored:
+            reason = "nothing scored"
+        elif scored[0] >= max_length:
+            reason = f"the prompt fills the {max_length} tokens"
+        if counts.take(reason, len(example["input_ids"]), max_length):
             kept.append(example)
-            counts.cut += len(example["input_ids"]) > max_length
-            counts.whole += len(example["input_ids"]) <= max_length
     return kept
 
 
 def fitting_pairs(
     pairs: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int, counts: RowCounts
 ) -> tuple[list[dict], list[int]]:
-    """The preference pairs that still differ within `max_length` tokens, and the length of each one's longer side;
-    counts the others by reason, and how many are cut.
+    """The preference pairs that still differ within `max_length` tokens, and the length of each one's longer side; all
+    are counted.
 
     TRL's trainer drops a pair whose prompt fills the row without a word, and trains on pairs that have become equal.
     """
@@ -129,26 +134,17 @@ def fitting_pairs(
     for pair in pairs:
         prompt = render(pair["prompt"], tokenizer, add_generation_prompt=True)
         sides = [render(pair["prompt"] + pair[side], tokenizer) for side in ("chosen", "rejected")]
-        start = min(common_length(prompt, side) for side in sides)
-        longest = max(map(len, sides))
+        reason = None
         if sides[0] == sides[1]:
-            counts.unfit[SAME] += 1
-        elif start >= max_length:
-            counts.unfit[f"the prompt fills the {max_length} tokens"] += 1
+            reason = SAME
+        elif len(commonprefix([prompt, *sides])) >= max_length:
+            reason = f"the prompt fills the {max_length} tokens"
         elif sides[0][:max_length] == sides[1][:max_length]:
-            counts.unfit[f"two answers that are the same in {max_length} tokens"] += 1
-        else:
+            reason = f"two answers that are the same in {max_length} tokens"
+        if counts.take(reason, max(map(len, sides)), max_length):
             kept.append(pair)
-            lengths.append(longest)
-            counts.cut += longest > max_length
-            counts.whole += longest <= max_length
+            lengths.append(max(map(len, sides)))
     return kept, lengths
-
-
-def common_length(first: list[int], second: list[int]) -> int:
-    """How many tokens two renderings begin with alike."""
-    pairs = zip(first, second, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def encode(document: dict, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
@@ -184,9 +180,9 @@ def packed_rows(
     """Documents packed into rows of at most `row_length` tokens: columns input_ids, labels, position_ids and cut.
 
     max_length: longer documents are cut there, by default at `row_length`; `cut` counts the tokens that a row's
-    documents lost so. No other token is lost.
+    documents lost in this way. No other token is lost.
 
-    Position ids begin anew at every example and its first label is ignored, so no example sees or predicts another:
+    Position ids begin again at every example and its first label is ignored, so no example sees or predicts another:
     transformers reads the restarts and keeps attention inside each example.
     """
     from datasets import Dataset
@@ -206,9 +202,8 @@ def packed_rows(
 
 
 def like_lengths(lengths: list[int], batch_size: int, seed: int) -> list[int]:
-    """An order of the rows in which each batch holds rows of like length, and the batches come in a drawn order.
-
-    What cannot be packed is padded to the longest of its batch: in this order, by little. The last batch is smaller.
+    """An order of the rows in which each batch holds rows of like length, so that little is padded, and the batches
+    come in a drawn order. The last batch is smaller.
     """
     rng = Random(seed)
     drawn = sorted(rng.sample(range(len(lengths)), len(lengths)), key=lambda number: lengths[number])
@@ -219,7 +214,7 @@ def like_lengths(lengths: list[int], batch_size: int, seed: int) -> list[int]:
 
 
 class PackedCollator:
-    """Stacks packed rows into one batch; what is left of a shorter row is filled with padding, unscored.
+    """Stacks packed rows into one batch; shorter rows are filled up with padding, which is not scored.
 
     No attention mask: with one, transformers would take the row for a single text.
     """

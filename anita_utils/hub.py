@@ -1,35 +1,20 @@
-"""Where data and models are found: shipped with the course, in a run, in a folder, or on the Hugging Face Hub.
+"""Where does a model or a data set come from? Shipped with the course, a run, a folder, or the Hugging Face Hub.
 
 >>> resolve_model("tiny-llama-3-instruct")     # the small base model shipped in data/
 >>> resolve_model("dpo")                       # the merged model of that stage in the latest run
 >>> resolve_model("meta-llama/Meta-Llama-3-8B-Instruct", "5f0b02c75b57c5855da9ae460ce51323ea669d8a")    # from the Hub
+>>> fetch("efederici/evol-dpo-ita", load_profile("laptop").datasets["efederici/evol-dpo-ita"])
+PosixPath('…/runs/cache/datasets/efederici--evol-dpo-ita-….jsonl')
+
+Of a model on the Hub only safetensors, configuration and tokenizer are fetched: pickles and Python files never are, so
+no code of a repository can run.
 """
-# MERGED DOC:
-# """Data sets on the Hub, streamed, sampled and brought into the course's row formats.
-#
-# >>> name = "efederici/evol-dpo-ita"
-# >>> fetch(name, load_profile("laptop").datasets[name])     # a .jsonl file, downloaded once
-# PosixPath('…/runs/cache/datasets/efederici--evol-dpo-ita-….jsonl')
-#
-# Whatever a data set's columns, a row comes out as {"messages": …}, {"text": …} or {"prompt", "chosen", "rejected"}.
-# """
-# MERGED DOC:
-# """Models on the Hugging Face Hub: fetched at a revision, and every failure told in one line with the ways out.
-#
-# >>> download_model("meta-llama/Llama-3.2-1B-Instruct", "9213176726f574b556790deb65791e0c5aa438b6")
-# >>> resolve_revision("gsarti/clean_mc4_it", kind="dataset")     # the commit to pin
-#
-# Of a repository only safetensors, configuration and tokenizer are fetched: pickles and Python files never are, so no
-# code of a repository can run.
-# """
 
 from __future__ import annotations
 
-import errno
 import glob
 import json
 import re
-import shutil
 import sys
 import time
 import warnings
@@ -38,92 +23,65 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 from anita_utils import AnitaError, shown
 from anita_utils.cache import Entry, cached, digest
-from anita_utils.paths import data_dir, file_hash, locked, replacing
-from anita_utils.profile import HubData
-from anita_utils.rows import LeftOut, shape_of
-
-if TYPE_CHECKING:
-    from anita_utils.profile import Profile
-
+from anita_utils.paths import FULL, data_dir, file_hash, locked, replacing, runs_dir
+from anita_utils.profile import HubData, Profile
+from anita_utils.rows import teaching
+from anita_utils.run import Run
 
 SHIPPED_BASE = "tiny-llama-3-instruct"
 STAGES = ("base", "sft", "italian", "dpo")
-RESTORE = "restore the file (git checkout, or train the stage again)"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # those of old without an owner are no models for this course
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+COMMIT = re.compile(r"[0-9a-f]{40}")  # the name of a snapshot's folder in the Hub's cache
 MODEL_FILES = [
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    *("config.json", "generation_config.json"),
+    *("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 ]
-# The files that decide what a model answers
-DECISIVE = [*MODEL_FILES, "additional_chat_templates/*.jinja"]
-COMMIT = re.compile(r"[0-9a-f]{40}")  # the name of a snapshot's folder in the Hub's cache
+DECISIVE = [*MODEL_FILES, "additional_chat_templates/*.jinja"]  # they decide what a model answers
+# Seconds before the second and third try. huggingface_hub tries again by itself, but not where the Hub fails in the
+# middle of a file or when asked for a branch's commit.
+WAITS = (1, 4)
+SMALL = "or take the small model with --profile cpu"
+BUFFER = 10_000  # rows that a data set is shuffled among; so many are read before the first one comes out
+NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
 
 
-def resolve_model(name: str, revision: str | None = None, run=None) -> str:
+# ---------------------------------------------------------------- models by name
+
+
+def resolve_model(name: str, revision: str | None = None, run: Run | None = None) -> str:
     """The folder of the model called `name`, to hand to `from_pretrained`.
 
-    name: `tiny-llama-3-instruct`, a stage (base, sft, italian, dpo), a folder, or a name on the Hub. A stage wins over
-        a folder of the same name: write `./sft` for the folder.
+    name: `tiny-llama-3-instruct`, a stage (base, sft, italian, dpo), a folder, or a name on the Hub, from where it is
+        downloaded unless it is in the local cache. A stage wins over a folder of its name: write `./sft` for that.
     revision: the commit of the Hub repository; None takes what its main branch holds today, and says so.
-    run: the `Run` whose stages are meant; the latest by default.
+    run: the run whose stages are meant; the latest by default.
 
-    A model on the Hub is downloaded unless it is in the local cache. Raises AnitaError for a missing or damaged folder,
-    a stage that was not trained yet, or a model that the Hub does not give.
+    AnitaError for a missing or damaged folder, a stage that is not trained yet, a model that the Hub does not give.
     """
     if name == SHIPPED_BASE:
         return str(check_model_folder(data_dir() / SHIPPED_BASE))
     if name in STAGES:
-        return _resolve_stage(name, run)
+        return _resolve_stage(name, run or Run.latest())
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(check_model_folder(folder))
     if not on_hub(name):
-        raise AnitaError(
-            f"no model folder {shown(folder)}: check the path, or name a stage ({', '.join(STAGES)}) "
-            "or a repository on the Hub as owner/name"
-        )
+        ways = f"check the path, or name a stage ({', '.join(STAGES)}) or a repository on the Hub as owner/name"
+        raise AnitaError(f"no model folder {shown(folder)}: {ways}")
     folder = download_model(name, revision)
-    cache = shown(folder.parents[1])
-    return str(check_model_folder(folder, f"delete {cache} to download it anew; if it is so there, take another model"))
+    again = f"delete {shown(folder.parents[1])} to download it again; if it is so there, take another model"
+    return str(check_model_folder(folder, again))
 
 
-def on_hub(name: str) -> bool:
-    """Whether `name` can only be that of a Hub repository: no shipped model, no stage, no folder."""
-    if name == SHIPPED_BASE or name in STAGES or Path(name).expanduser().is_dir():
-        return False
-    return HUB_NAME.fullmatch(name) is not None and not name.startswith(".")
-
-
-def todays_pins(profile: Profile) -> dict[str, dict]:
-    """What a profile leaves unpinned, with the commits that the main branches hold today: a piece of a profile.
-
-    Asks the Hub: AnitaError for the first that it does not tell.
-    """
-    pins = {}
-    if on_hub(profile.model.base) and profile.model.revision is None:
-        pins["model"] = {"base": profile.model.base, "revision": resolve_revision(profile.model.base)}
-    for name, data in profile.datasets.items():
-        if data.revision is None and (data.files or "hf://").startswith("hf://"):
-            pins.setdefault("datasets", {})[name] = {"revision": resolve_revision(name, kind="dataset")}
-    return pins
-
-
-def _resolve_stage(stage: str, run) -> str:
+def _resolve_stage(stage: str, run: Run | None) -> str:
     """The folder of a stage's merged model; for `base`, of the model that the run's profile starts from."""
-    from anita_utils.paths import runs_dir
-    from anita_utils.run import Run  # here: it brings pandas, and most callers name a folder
-
-    run = run or Run.latest()
     if stage == "base":
-        model = run.profile.model if run else None
-        return resolve_model(model.base, model.revision) if model else resolve_model(SHIPPED_BASE)
+        return resolve_model(run.profile.model.base, run.profile.model.revision) if run else resolve_model(SHIPPED_BASE)
     if run is None:
         raise AnitaError(f"no run yet in {shown(runs_dir())}, so no model '{stage}': run `anita course` first")
     folder = run.model_dir(stage) / "merged"
@@ -132,11 +90,15 @@ def _resolve_stage(stage: str, run) -> str:
     return str(check_model_folder(folder))
 
 
-def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
-    """The absolute `folder`, once it is seen to hold a whole model: configuration, tokenizer, untruncated weights.
+def on_hub(name: str) -> bool:
+    """Whether `name` can only be that of a Hub repository: no shipped model, no stage, no folder."""
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).expanduser().is_dir()
 
-    Reads only the headers of the weights, so it costs nothing. Raises AnitaError naming the file, with `remedy` instead
-    of the usual one.
+
+def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
+    """The absolute `folder`, if it holds a whole model: configuration, tokenizer, untruncated weights.
+
+    Reads only the headers of the weights. AnitaError names the file, with `remedy` instead of the usual one.
     """
     folder = Path(folder).absolute()
     if (folder / "adapter_config.json").is_file():  # transformers would put it on the model, and merging would not
@@ -148,7 +110,7 @@ def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
         raise AnitaError(f"{shown(folder)} has no tokenizer.json: {remedy or 'save the tokenizer beside the model'}")
     for weights in weight_files(folder):
-        check_safetensors(weights, remedy or RESTORE)
+        _check_weights(weights, remedy or "restore the file (git checkout, or train the stage again)")
     return folder
 
 
@@ -164,42 +126,35 @@ def weight_files(folder: Path) -> list[Path]:
         raise AnitaError(f"{shown(index)} is damaged ({error}): restore or save the model again") from error
 
 
-def check_safetensors(file: Path, remedy: str = RESTORE) -> None:
-    """Raises AnitaError when a safetensors file is missing, damaged or shorter than its header says."""
+def _check_weights(file: Path, remedy: str) -> None:
+    """AnitaError when a safetensors file is missing, or not as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
     if not file.is_file():
         raise AnitaError(f"{shown(file)} is missing: {remedy}")
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        header_length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or header_length > size - 8:
-            raise AnitaError(f"{shown(file)} is truncated ({size:,} bytes, header cut off): {remedy}")
-        try:
-            header = json.loads(stream.read(header_length))
-            end = max((t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise AnitaError(f"{shown(file)} is not a safetensors file (unreadable header): {remedy}") from error
-    expected = 8 + header_length + end
-    if size != expected:
-        raise AnitaError(f"{shown(file)} is truncated ({size:,} of {expected:,} bytes): {remedy}")
+    try:
+        safe_open(file, framework="numpy")
+    except (OSError, SafetensorError) as error:
+        size = f"{file.stat().st_size:,} bytes"
+        raise AnitaError(f"{shown(file)} is truncated or damaged ({size}; {error}): {remedy}") from error
 
 
 def model_key(path: str | Path) -> str:
-    """What tells a model from all others: a hash of its weights, configuration, tokenizer and chat template, or the
-    commit of a snapshot from the Hub.
-    """
+    """A hash of a model's weights, configuration, tokenizer and template; for a Hub snapshot's weights the commit."""
     path = Path(path)
     files = sorted(file for pattern in DECISIVE for file in path.glob(pattern))
-    if path.parent.name == "snapshots" and COMMIT.fullmatch(path.name):  # the commit tells the weights, if not an edit
-        small = [file for file in files if file.suffix != ".safetensors"]
-        commit = f"{path.parents[1].name}@{path.name}"
-        return f"{commit}-{digest([[f.name, _hash_once(f, _stamp(f))] for f in small])}" if small else commit
-    return digest([[file.name, _hash_once(file, _stamp(file))] for file in files])
-
-
-def _stamp(file: Path) -> tuple[int, ...]:
-    """What changes with a file's contents: size, times of change, place on the disk."""
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    snapshot = path.parent.name == "snapshots" and COMMIT.fullmatch(path.name)
+    if snapshot:  # the commit tells the weights, if not an edit of the small files
+        files = [file for file in files if file.suffix != ".safetensors"]
+    hashes = []
+    for file in files:
+        stat = file.stat()
+        stamp = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+        hashes.append([file.name, _hash_once(file, stamp)])
+    if not snapshot:
+        return digest(hashes)
+    commit = f"{path.parents[1].name}@{path.name}"
+    return f"{commit}-{digest(hashes)}" if hashes else commit
 
 
 @cache
@@ -208,34 +163,22 @@ def _hash_once(file: Path, stamp: tuple[int, ...]) -> str:
     return file_hash(file)
 
 
-# ---------------------------------------------------------------- download
-
-
-# Seconds before the second and the third try. huggingface_hub itself tries again where a file breaks off or is looked
-# up, but not where the Hub fails in the middle of a file or when asked what a branch stands for.
-WAITS = (1, 4)
-WAYS_ROUND = "or take the small model with --profile cpu, or a mirror under the same licence by setting model.base"
-Answer = TypeVar("Answer")
+# ---------------------------------------------------------------- models from the Hub
 
 
 def download_model(name: str, revision: str | None = None) -> Path:
-    """The folder of a Hub model in the local cache, its commit's name, fetched if it is not whole there.
-
-    revision: a commit, tag or branch; None takes what the main branch holds today, and says so.
+    """The folder of a Hub model in the local cache, called after its commit; fetched if it is not whole there.
 
     A download that breaks off leaves no half-written file behind; the files that were finished are kept for the next.
-    Raises AnitaError, one line with the remedy, for whatever keeps the model away.
     """
-    folder = ask_hub(lambda: _snapshot(name, revision), name, revision)
+    folder = _ask_hub(lambda: _snapshot(name, revision), name, revision)
     if revision is None:
-        note = f"note: {name} is not pinned; this is its commit {folder.name}: set model.revision to it to keep it"
-        print(note, file=sys.stderr)
+        commit = f"{name} is not pinned; this is its commit {folder.name}"
+        print(f"note: {commit}: set model.revision to it to keep it", file=sys.stderr)
     if not any(folder.glob("model*.safetensors")):
-        resolve_revision(name, revision)  # tells so if the Hub is out of reach: then a part of the model was cached
-        raise AnitaError(
-            f"{name} has no safetensors weights, and others (pickles) can hold harmful code: "
-            "set model.base to a repository that has them"
-        )
+        resolve_revision(name, revision)  # says so if the Hub is out of reach: then a part of the model was cached
+        why = f"{name} has no safetensors weights, and others (pickles) can hold harmful code"
+        raise AnitaError(f"{why}: set model.base to a repository that has them")
     return folder
 
 
@@ -252,33 +195,38 @@ def cached_model(name: str, revision: str | None = None) -> Path | None:
 def _snapshot(name: str, revision: str | None, **options) -> Path:
     from huggingface_hub import snapshot_download
 
-    # No file of a subfolder: Meta keeps the weights there once more, in another format.
+    # No file of a subfolder: Meta keeps the weights there a second time, in another format.
     files = {"allow_patterns": MODEL_FILES, "ignore_patterns": ["*/*"]}
     return Path(snapshot_download(name, revision=revision, **files, **options))
 
 
 def resolve_revision(name: str, revision: str | None = None, kind: str = "model") -> str:
-    """The commit that a branch or tag of a Hub repository stands for today; the main branch for None.
-
-    kind: "model" or "dataset". Asks the Hub, so it needs the network: AnitaError when there is none.
-    """
+    """The commit of a branch or tag of a Hub repository today; None is the main branch. kind: "model" or "dataset"."""
     from huggingface_hub import HfApi
 
-    return ask_hub(lambda: HfApi().repo_info(name, revision=revision, repo_type=kind).sha, name, revision, kind)
+    return _ask_hub(lambda: HfApi().repo_info(name, revision=revision, repo_type=kind).sha, name, revision, kind)
+
+
+def todays_pins(profile: Profile) -> dict[str, dict]:
+    """What a profile leaves unpinned, with the commits that the main branches hold today: a piece of a profile."""
+    pins = {}
+    if on_hub(profile.model.base) and profile.model.revision is None:
+        pins["model"] = {"base": profile.model.base, "revision": resolve_revision(profile.model.base)}
+    for name, data in profile.datasets.items():
+        if data.revision is None and (data.files or "hf://").startswith("hf://"):
+            pins.setdefault("datasets", {})[name] = {"revision": resolve_revision(name, kind="dataset")}
+    return pins
 
 
 def check_access(name: str) -> None:
     """Raises AnitaError unless the files of a Hub model may be downloaded with the token of this machine."""
     from huggingface_hub import HfApi
 
-    ask_hub(lambda: HfApi().auth_check(name), name)
+    _ask_hub(lambda: HfApi().auth_check(name), name)
 
 
-def ask_hub(action: Callable[[], Answer], name: str, revision: str | None = None, kind: str = "model") -> Answer:
-    """What `action` returns, a call of huggingface_hub about the repository `name`.
-
-    Failures that pass are waited out (`WAITS`); any other becomes an AnitaError: what, where, remedy.
-    """
+def _ask_hub(action: Callable[[], Any], name: str, revision: str | None = None, kind: str = "model") -> Any:
+    """What `action` returns, a call of huggingface_hub about `name`; tried again (`WAITS`) where a failure may pass."""
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     for wait in (*WAITS, None):
@@ -288,10 +236,10 @@ def ask_hub(action: Callable[[], Answer], name: str, revision: str | None = None
             cause = error
             while isinstance(cause, LocalEntryNotFoundError) and cause.__cause__:
                 cause = cause.__cause__  # "not in the cache", because the Hub could not be asked for this reason
-            if wait is None or not _may_pass(cause):
+            may_pass = _status(cause) in {408, 429, 500, 502, 503, 504} or _cut_short(cause)
+            if wait is None or not may_pass:
                 raise AnitaError(_explain(cause, name, revision, kind)) from error
             time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 def _status(error: Exception) -> int | None:
@@ -299,11 +247,10 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether a failure may be gone a little later: an overloaded Hub, a connection cut or a file cut short."""
-    # By name, for the HTTP library under huggingface_hub is another one from version to version.
-    cut = type(error).__name__ in {"ReadError", "ReadTimeout", "RemoteProtocolError"}
-    return cut or "Consistency check failed" in str(error) or _status(error) in {408, 429, 500, 502, 503, 504}
+def _cut_short(error: Exception) -> bool:
+    """Whether a connection or a file broke off; by name, as huggingface_hub changes the HTTP library under it."""
+    broken = type(error).__name__ in {"ReadError", "ReadTimeout", "RemoteProtocolError"}
+    return broken or "Consistency check failed" in str(error)
 
 
 def _explain(error: Exception, name: str, revision: str | None, kind: str) -> str:
@@ -317,15 +264,14 @@ def _explain(error: Exception, name: str, revision: str | None, kind: str) -> st
 
     if isinstance(error, errors.HFValidationError):
         return f"'{name}' cannot name a Hub repository: write it as owner/name"
-    if isinstance(error, errors.GatedRepoError) and status == 401:
-        return (
-            f"{name} is gated and you are not logged in: ask for access at {address}, "
-            f"then log in with `hf auth login` or set HF_TOKEN; {WAYS_ROUND}"
-        )
     if isinstance(error, errors.GatedRepoError):
+        why = "your account is not on its list, or your token may not read gated repositories"
+        way = f"or give the token that right at {hub}/settings/tokens"
+        if status == 401:
+            why, way = "you are not logged in", "then log in with `hf auth login` or set HF_TOKEN"
         return (
-            f"{name} is gated and your account is not on its list, or your token may not read gated repositories: "
-            f"ask for access at {address}, or give the token that right at {hub}/settings/tokens; {WAYS_ROUND}"
+            f"{name} is gated and {why}: ask for access at {address}, {way}; "
+            f"{SMALL}, or a mirror under the same licence by setting model.base"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision '{revision}': correct it, the commits are listed at {address}/commits/main"
@@ -335,64 +281,48 @@ def _explain(error: Exception, name: str, revision: str | None, kind: str) -> st
             "correct the name, or log in with `hf auth login` or HF_TOKEN as one who may read it"
         )
     if status == 401:
-        return f"{hub} refuses your token: log in anew with `hf auth login`, or correct HF_TOKEN"
-    if status == 429:
-        return f"{hub} takes no more requests from you for now (HTTP 429): wait some minutes, or log in for more"
-    if status and status >= 500:
-        return (
-            f"{hub} is in trouble (HTTP {status}, {len(WAITS) + 1} times), so {wanted} cannot be had: try again later, "
-            "what was downloaded whole is kept; or take the small model with --profile cpu"
-        )
+        return f"{hub} refuses your token: log in again with `hf auth login`, or correct HF_TOKEN"
     if status:
-        return f"{hub} refuses {wanted} (HTTP {status}: {reason}): look at {address}"
+        return (
+            f"{hub} does not give {wanted} (HTTP {status}: {reason}): try again in some minutes, "
+            f"what was downloaded whole is kept; {SMALL}"
+        )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return (
             f"{wanted} is no folder and not whole in the local cache, and HF_HUB_OFFLINE is set: "
-            "correct the name, or unset HF_HUB_OFFLINE to download it; or take the small model with --profile cpu"
+            f"correct the name, or unset HF_HUB_OFFLINE to download it; {SMALL}"
         )
-    if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} or "No space left" in str(error):
-        free = shutil.disk_usage(existing(constants.HF_HUB_CACHE)).free
-        return (
-            f"no room for {wanted} in {shown(constants.HF_HUB_CACHE)} ({reason}; {free / 1e9:,.1f} GB free): "
-            "make room, or set HF_HOME to a folder on a larger disk"
-        )
-    if _may_pass(error) or isinstance(error, RuntimeError):
+    full = getattr(error, "errno", None) in FULL or "No space left" in str(error)
+    if not full and (_cut_short(error) or isinstance(error, RuntimeError)):
         return (
             f"the download of {wanted} broke off ({reason}), also when tried again: "
             "repeat the command, files that were finished are kept"
         )
-    if isinstance(error, errors.HTTPError):
+    if isinstance(error, errors.HTTPError | errors.FileMetadataError | ValueError):
         return (
-            f"{hub} cannot be reached ({reason}) and {wanted} is not whole in the local cache: "
-            "check connection, proxy and HF_ENDPOINT, or take the small model with --profile cpu"
+            f"{hub} cannot be reached or is no Hub ({reason}), and {wanted} is not whole in the local cache: "
+            f"check connection, proxy and HF_ENDPOINT, {SMALL}"
         )
-    if isinstance(error, errors.FileMetadataError | ValueError):
-        return f"{hub} does not answer as a Hub does: check HF_ENDPOINT, proxy and firewall"
     return (
         f"{wanted} cannot be stored in {shown(constants.HF_HUB_CACHE)} ({reason}): "
-        "set HF_HOME to a folder that you may write in"
+        "make room there, or set HF_HOME to a folder with room that you may write in"
     )
 
 
-def existing(folder: str | Path) -> Path:
+def existing(folder: Path) -> Path:
     """The nearest folder above that exists, `folder` itself if it does."""
-    return next(path for path in (Path(folder), *Path(folder).parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
-# ---------------------------------------------------------------- datasets_hub
-
-
-BUFFER = 10_000  # rows that a stream is shuffled among; so many are read before the first one comes out
-NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
+# ---------------------------------------------------------------- data sets from the Hub
 
 
 def rows(name: str, settings: HubData, left_out: Counter[str] | None = None) -> Iterator[dict]:
-    """The sample that `settings` describe, row by row in the course's format; fewer where the data set holds fewer.
+    """The sample that `settings` describe, each row as messages, as text, or as prompt, chosen and rejected.
 
     left_out: is added to: how many rows on the way teach nothing, or are not wanted, by reason.
 
-    The same settings give the same rows, as long as the data set stays the same: pin its revision. AnitaError, one
-    line, for one that cannot be reached or read, is empty or has unknown columns or damaged rows.
+    AnitaError, one line, for a data set that cannot be read, is empty or has unknown columns or damaged rows.
     """
     left_out = Counter() if left_out is None else left_out
     raw = _stream(name, settings)
@@ -401,29 +331,26 @@ def rows(name: str, settings: HubData, left_out: Counter[str] | None = None) -> 
         raise AnitaError(f"data set '{name}' has no rows in split {settings.split}: check split and files")
     if settings.without and "source" not in first:
         raise AnitaError(f"datasets.{name}.without: its rows have no `source` to choose by: set it to []")
-    yield from islice(_taught(name, chain([first], raw), settings.without, left_out), settings.sample)
+    wanted = _wanted(chain([first], raw), settings.without, left_out)
+    placed = ((f"data set '{name}'", row) for row in wanted)
+    yield from islice(teaching(placed, left_out, others=False), settings.sample)
 
 
-def _taught(name: str, raw: Iterable[dict], without: list[str], left_out: Counter[str]) -> Iterator[dict]:
-    """The rows that teach something; the others are counted."""
+def _wanted(raw: Iterable[dict], without: list[str], left_out: Counter[str]) -> Iterator[dict]:
+    """The rows whose source is not one of those to do without; the others are counted."""
     for row in raw:
         source = (row.get("source") or "").lower() if without else ""
         if any(word.lower() in source for word in without):
             left_out["of a source that is left out (without)"] += 1
-            continue
-        try:
-            _, read = shape_of(row)
-            yield read(row)
-        except LeftOut as reason:
-            left_out[str(reason)] += 1
-        except AnitaError as error:
-            raise AnitaError(f"data set '{name}': {error}") from None
+        else:
+            yield row
 
 
 def _stream(name: str, settings: HubData) -> Iterator[dict]:
     """The rows as they are, shuffled."""
     from datasets import load_dataset
 
+    options = {"split": settings.split, "streaming": True}
     try:
         if settings.files:
             # datasets 4 and later run no loading scripts, so a data set that comes with one is read by its files
@@ -431,31 +358,26 @@ def _stream(name: str, settings: HubData) -> Iterator[dict]:
             files = settings.files.replace(f"hf://datasets/{name}/", f"hf://datasets/{pinned}/")
             if Path(files).is_file():
                 files = glob.escape(files)  # a path: brackets and stars in it are no pattern
-            stream = load_dataset("json", data_files={settings.split: files}, split=settings.split, streaming=True)
+            stream = load_dataset("json", data_files={settings.split: files}, **options)
         else:
-            stream = load_dataset(
-                name, settings.config, split=settings.split, revision=settings.revision, streaming=True
-            )
+            stream = load_dataset(name, settings.config, revision=settings.revision, **options)
         yield from stream.shuffle(seed=settings.seed, buffer_size=BUFFER)
     except (OSError, ValueError, RuntimeError, StopIteration) as error:  # the last where no file fits the pattern
         reason = " ".join(str(error).split()) or f"no file at {settings.files}"
-        raise AnitaError(
-            f"data set '{name}' cannot be read ({reason}): check the network and its keys under datasets, "
-            "or use --profile cpu"
-        ) from error
+        remedy = "check the network and its keys under datasets, or use --profile cpu"
+        raise AnitaError(f"data set '{name}' cannot be read ({reason}): {remedy}") from error
 
 
-def sample_entry(name: str, settings: HubData) -> Entry:
-    """The entry of the cache that the sample lies in, once it is fetched: a .jsonl file, and beside it its counts."""
+def _sample_entry(name: str, settings: HubData) -> Entry:
+    """The cache's entry for the sample: the counts of its rows; the rows are beside it (`sample_file`)."""
     local = settings.files and Path(settings.files).is_file()
     contents = file_hash(settings.files) if local else None
     return cached(f"datasets/{name.replace('/', '--')}", name, settings.model_dump(), contents)
 
 
 def sample_file(name: str, settings: HubData) -> Path:
-    """Where the sample lies once it is fetched."""
-    entry = sample_entry(name, settings)
-    return entry.path.with_name(f"{entry.path.name}.jsonl")
+    """Where the sample is once it is fetched."""
+    return _sample_entry(name, settings).file.with_suffix(".jsonl")
 
 
 def fetch(name: str, settings: HubData) -> Path:
@@ -463,14 +385,12 @@ def fetch(name: str, settings: HubData) -> Path:
 
     A licence that forbids commercial use is said before the download begins. A download that breaks off leaves nothing.
     """
-    file, entry = sample_file(name, settings), sample_entry(name, settings)
-    if file.is_file() and entry.read() is not None:
+    file, entry = sample_file(name, settings), _sample_entry(name, settings)
+    if file.is_file() and entry.read() is not None:  # a cache that this user may only read has no need of a lock
         return file
     if NON_COMMERCIAL.search(settings.licence):
-        warnings.warn(
-            f"{name} is licensed {settings.licence}: not for commercial use. To do without it, name another data set",
-            stacklevel=2,
-        )
+        licensed = f"{name} is licensed {settings.licence}: not for commercial use"
+        warnings.warn(f"{licensed}. To do without it, name another data set", stacklevel=2)
     left_out: Counter[str] = Counter()
     with locked(file, f"data set '{name}'"):
         if file.is_file() and entry.read() is not None:  # another process fetched it while this one waited
@@ -485,4 +405,4 @@ def fetch(name: str, settings: HubData) -> Path:
 
 def left_out_of(name: str, settings: HubData) -> Counter[str]:
     """How many rows were left out when the sample was fetched, by reason."""
-    return Counter(sample_entry(name, settings).read() or {})
+    return Counter(_sample_entry(name, settings).read() or {})

@@ -1,4 +1,4 @@
-"""The machine the course runs on, detected.
+"""What machine does the course run on?
 
 >>> machine = detect_machine()
 >>> machine.gpu is None, machine.bf16
@@ -32,9 +32,7 @@ class Machine(BaseModel):
     gpu: str | None = Field(None, description="The first GPU's name, if there is one.")
     gpu_memory_bytes: int | None = Field(None, description="Its memory.")
     gpu_capability: tuple[int, int] | None = Field(None, description="Its CUDA compute capability.")
-    bf16: bool = Field(
-        description="Whether bf16 is computed by instructions of its own; without, it is emulated and slow."
-    )
+    bf16: bool = Field(description="Whether it has instructions for bf16; without, bf16 is emulated and slow.")
     avx512_bf16: bool = Field(description="Whether the CPU has AVX512's bf16, which changes bitsandbytes' path.")
     system: str = Field(description="Operating system and architecture.")
     python: str = Field(description="The Python version.")
@@ -42,7 +40,7 @@ class Machine(BaseModel):
 
 
 def detect_machine() -> Machine:
-    """Looks at the machine once. Imports torch."""
+    """Looks at the machine. Imports torch."""
     import joblib
     import psutil
     import torch
@@ -50,6 +48,7 @@ def detect_machine() -> Machine:
     has_gpu = torch.cuda.is_available()
     capability = torch.cuda.get_device_capability(0) if has_gpu else None
     cpu = torch.cpu.get_capabilities()
+    versions = {name: version_of(name) for name in LIBRARIES}
     return Machine(
         cpu=_cpu_name(),
         cores=joblib.cpu_count(),  # heeds affinity and container limits
@@ -61,11 +60,12 @@ def detect_machine() -> Machine:
         avx512_bf16=bool(cpu.get("avx512_bf16")),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        versions={"anita-utils": __version__} | {name: version for name in LIBRARIES if (version := _version(name))},
+        versions={"anita-utils": __version__} | {name: version for name, version in versions.items() if version},
     )
 
 
-def _version(library: str) -> str | None:
+def version_of(library: str) -> str | None:
+    """The installed version of a library; None where it is not installed."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
@@ -73,11 +73,12 @@ def _version(library: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """The processor's name; Linux tells it only in /proc."""
+    """The processor's name; Linux gives it only in /proc."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    for line in cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def free_memory() -> float:

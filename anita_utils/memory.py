@@ -1,28 +1,20 @@
-"""The planner: what a stage, or measuring a model, needs, by part, before a single weight is loaded.
+"""How much memory does a stage, or measuring a model, need, part by part, and which GPU has it?
 
 >>> job = job_of(load_profile("cpu"), "sft")
 >>> bytes_by_part(job)["total"] / GIB
->>> bytes_by_part(job_of(load_profile("colab-t4"), "evaluation"))["logits"]
->>> replace(job, model="meta-llama/Meta-Llama-3-8B-Instruct", batch=1)     # the same on another model
+>>> bytes_by_part(replace(job, model="meta-llama/Meta-Llama-3-8B-Instruct", batch=1))["base"]    # another model
 
-Counts of weights are exact: the model is built on torch's meta device from its config.json. Bytes of weights, gradients
-and optimiser follow from them. Activations and logits are added up from what the installed libraries keep for the
-backward pass (transformers 5.23 with sdpa, peft 0.21, bitsandbytes 0.50, TRL 1.16); see `working_memory`.
+Counts of weights are exact: the model is built on torch's meta device from its config.json (those in `shapes/` are the
+published ones). Bytes of weights, gradients and optimiser follow from them. Activations and logits are added up from
+what the installed libraries keep for the backward pass (transformers 5.23 with sdpa, peft 0.21, bitsandbytes 0.50, TRL
+1.16); see `working_memory`.
 """
-# MERGED DOC:
-# """The shapes of the models that the course knows: counted from their config.json on torch's meta device.
-#
-# >>> architecture("meta-llama/Meta-Llama-3-8B-Instruct").parameters
-# 8030261248
-#
-# The JSON files beside this module are the models' published config.json, less the keys that say nothing about the shape.
-# """
 
 from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -31,16 +23,17 @@ from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
 from anita_utils.hub import SHIPPED_BASE
+from anita_utils.model import held_for_evaluation
 from anita_utils.paths import data_dir
 from anita_utils.profile import PROJECTIONS, Profile, Quantisation
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
 
 GIB = 2**30
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}  # bytes a number
-# Bytes of optimiser state for each trained weight. In 8 bits every block of 256 has a scale in fp32 beside it.
+# Bytes of optimiser state for each trained weight. In 8 bits every block of 256 has a scale in fp32 too.
 OPTIMIZERS = {
     "sgd": 0,
     "adamw_torch": 8, "adamw_torch_fused": 8, "paged_adamw_32bit": 8,
@@ -50,14 +43,13 @@ OPTIMIZERS = {
 TILE = (4096, 32768)  # tokens and vocabulary entries whose logits TRL's fused head holds at once (trl/kernels)
 # The CUDA context with the kernels loaded (about 0.5 GiB) and what the allocator rounds up. Estimated, not measured.
 OVERHEAD = int(0.75 * GIB)
-# GiB that torch reports as the card's total, less than the number in its name: figures that people report of theirs,
-# the lower where they differ. None was measured here.
+# GiB that torch reports as the card's total, as people report it of theirs, the lower where they differ. Not measured.
 GPUS = {
     "T4": 14.74,  # 16 GB, of which ECC takes a sixteenth
     "L4": 22.0,  # 24 GB, of which ECC takes a sixteenth
     "4090": 23.5,  # 24 GB without ECC; the driver keeps some, a screen may take more
-    "A100-40": 39.4,  # 40 GiB less what the driver keeps; HBM's ECC takes nothing
-    "H100-80": 79.1,  # 80 GiB less what the driver keeps
+    "A100-40": 39.4,  # 40 GiB minus what the driver keeps; HBM's ECC takes nothing
+    "H100-80": 79.1,  # 80 GiB minus what the driver keeps
 }
 # Tokens of the longest text that a suite measures a model on: the course's own are shorter, the leaderboards' longest
 # five-shot questions are some 3,000 in English and more in Italian. Estimated, not measured.
@@ -97,52 +89,46 @@ class Job:
 def job_of(profile: Profile, stage: str | None = None) -> Job:
     """The job that a profile's stage is; by default its first. AnitaError when it has no such stage.
 
-    stage: or "evaluation", for the model that is measured after a stage.
+    stage: or "evaluation", for the model that is measured after a stage, held as `model.load_for_evaluation` does.
     """
     stage = stage or profile.order[0]
+    model, dtype, precision = profile.model.base, profile.model.dtype, profile.precision
     if stage == "evaluation":
-        return evaluation_job(profile)
+        return Job(
+            model=model,
+            batch=profile.evaluation.batch_size,
+            length=min(LONGEST_TEXT[profile.evaluation.suite], architecture(model).config.max_position_embeddings),
+            quantisation=held_for_evaluation(profile),
+            dtype=dtype,
+            precision=precision,
+            trained=False,
+        )
     if stage not in profile.stages:
         known = ", ".join([*profile.stages, "evaluation"])
         raise AnitaError(f"profile '{profile.name}' has no stage '{stage}': choose {known}")
     settings = profile.stages[stage]
     return Job(
-        model=profile.model.base,
+        model=model,
         r=settings.lora.r,
         batch=settings.per_device_train_batch_size,
         length=settings.row_length or settings.max_length,
         quantisation=profile.quantisation,
         optimizer=settings.optim,
         checkpointing=settings.gradient_checkpointing,
-        dtype=profile.model.dtype,
-        precision=profile.precision,
+        dtype=dtype,
+        precision=precision,
         targets=tuple(settings.lora.target_modules),
         pairs=stage == "dpo",
     )
 
 
-def evaluation_job(profile: Profile) -> Job:
-    """What measuring a model is under a profile: all of it, as `model.load_for_evaluation` holds it."""
-    return Job(
-        model=profile.model.base,
-        batch=profile.evaluation.batch_size,
-        length=min(LONGEST_TEXT[profile.evaluation.suite], architecture(profile.model.base).context),
-        quantisation=profile.quantisation.model_copy(update={"load_in_4bit": profile.evaluation.load_in_4bit}),
-        dtype=profile.model.dtype,
-        precision=profile.precision,
-        trained=False,
-    )
-
-
 def trainable(job: Job) -> int:
-    """The adapter's weights: two matrices a target, r x inputs and outputs x r. None when nothing is trained."""
-    if not job.trained:
-        return 0
+    """The adapter's weights: two matrices a target, r x inputs and outputs x r. 0 when nothing is trained."""
     per_rank = architecture(job.model).per_rank
     unknown = [target for target in job.targets if target not in per_rank]
     if unknown:
         raise AnitaError(f"LoRA target '{unknown[0]}' is no layer of {job.model}: choose {', '.join(per_rank)}")
-    return job.r * sum(per_rank[target] for target in job.targets)
+    return job.r * sum(per_rank[target] for target in job.targets) if job.trained else 0
 
 
 def bits_per_weight(quantisation: Quantisation) -> float:
@@ -161,7 +147,7 @@ def base_bytes(job: Job) -> tuple[int, int]:
 def bytes_by_part(job: Job, on_gpu: bool = True) -> dict[str, int]:
     """Bytes at the peak of a step, by part, and their total.
 
-    on_gpu: without a GPU there is no CUDA context, and the head is that of `head.py`.
+    on_gpu: without a GPU there is no CUDA context, and the head is that of `training.score_labels_only`.
 
     adapter and gradients: fp32, as `training.adapters_in_fp32` leaves them. Gradients are counted as held all the
     time, which is so with gradient accumulation. The optimiser's short-lived copies come when activations are gone.
@@ -185,15 +171,14 @@ def measuring_memory(job: Job) -> tuple[int, int]:
 
     It takes the logits of every token: the model's, their log-softmax, and that of the batch before, which is let go of
     last. When the third comes, keys, values and hidden states are gone again; they count for what they exceed it by.
-    `ranking.Ranker` takes less where it can, for it keeps the answers' logits alone; texts that are too long for the
-    model still go lm-eval's way. The course's own likelihoods take 8 bytes beyond the model's for each logit, but on
-    shorter texts.
+    `ranker.Ranker` takes less where it can. The course's own likelihoods take 8 bytes more a logit, on shorter texts.
     """
-    shape, tokens, width = architecture(job.model), job.batch * job.length, WIDTH[job.dtype]
-    copy = shape.vocabulary * tokens * width
-    own = shape.vocabulary * tokens * (width + 8) if job.length <= LONGEST_TEXT["piccola"] else 0
-    held = (2 * shape.layers * shape.key_value + 2 * shape.hidden) * tokens * width
-    return max(0, held - copy), max(3 * copy, own)
+    config, tokens, width = architecture(job.model).config, job.batch * job.length, WIDTH[job.dtype]
+    logits = config.vocab_size * tokens
+    own = logits * (width + 8) if job.length <= LONGEST_TEXT["piccola"] else 0
+    keys_and_values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    held = (keys_and_values + 2 * config.hidden_size) * tokens * width
+    return max(0, held - logits * width), max(3 * logits * width, own)
 
 
 def kept_by_layer(job: Job) -> int:
@@ -201,12 +186,13 @@ def kept_by_layer(job: Job) -> int:
     and attention's output; gate, its SiLU, up and their product; what each lora_A gives; the mask as sdpa adds it.
 
     Counted as if all projections had adapters, without dropout, and rows were padded or packed: then sdpa takes a mask
-    and repeats keys and values for every head. A lone text without padding needs neither.
+    and repeats keys and values for every head.
     """
-    shape, (tokens, places, width) = architecture(job.model), extent(job)
-    numbers = tokens * (2 * shape.hidden + 4 * shape.attention + 4 * shape.feed_forward + len(PROJECTIONS) * job.r)
-    copies = trainable(job) * width // shape.layers if width < 4 else 0  # the adapter, cast by autocast
-    return (numbers + places) * width + 2 * 4 * shape.hidden * tokens + copies
+    config, (tokens, places, width) = architecture(job.model).config, extent(job)
+    attention = config.num_attention_heads * config.head_dim
+    numbers = 2 * config.hidden_size + 4 * attention + 4 * config.intermediate_size + len(PROJECTIONS) * job.r
+    copies = trainable(job) * width // config.num_hidden_layers if width < 4 else 0  # the adapter, cast by autocast
+    return (tokens * numbers + places) * width + 2 * 4 * config.hidden_size * tokens + copies
 
 
 def extent(job: Job) -> tuple[int, int, int]:
@@ -222,36 +208,34 @@ def working_memory(job: Job, on_gpu: bool = True) -> tuple[int, int]:
     again. The logits' part is the head's; the activations' is what the fuller moment holds beyond it, so that the two
     add up to that moment. In DPO the reference's forward pass (adapter off, nothing kept) competes too.
     """
-    shape, (tokens, places, width) = architecture(job.model), extent(job)
-    hidden, inner = shape.hidden * tokens * width, shape.feed_forward * tokens * width
-    # The largest matrix, unpacked to be multiplied.
-    unpacked = shape.hidden * shape.feed_forward * width if job.quantisation.load_in_4bit else 0
-    # One layer's backward pass: gradients of its output and of the product, then of gate and up.
+    config, (tokens, places, width) = architecture(job.model).config, extent(job)
+    hidden, inner = config.hidden_size * tokens * width, config.intermediate_size * tokens * width
+    # The largest matrix, unpacked to be multiplied
+    unpacked = config.hidden_size * config.intermediate_size * width if job.quantisation.load_in_4bit else 0
+    # One layer's backward pass: gradients of its output and of the product, then of gate and up
     layer = hidden + inner + max(inner, unpacked)
+    stored = config.num_hidden_layers * kept_by_layer(job)
     if job.checkpointing:  # every layer keeps its input alone; the one in work is computed again
         shared = hidden if width == 4 else 0  # in fp32 that input is the first norm's too
-        stored, layer = shape.layers * hidden, kept_by_layer(job) - shared + layer
-    else:
-        stored = shape.layers * kept_by_layer(job)
+        stored, layer = config.num_hidden_layers * hidden, kept_by_layer(job) - shared + layer
     stored += places  # the mask in booleans, shared by all layers
     reference = 3 * hidden + 3 * inner + unpacked + places * width if job.pairs else 0
-    logits = head_memory(shape, tokens, width, on_gpu)
+    logits = head_memory(config, tokens, width, on_gpu)
     return stored + max(layer, reference, logits) - logits, logits
 
 
-def head_memory(shape: Architecture, tokens: int, width: int, on_gpu: bool) -> int:
+def head_memory(config: LlamaConfig, tokens: int, width: int, on_gpu: bool) -> int:
     """Bytes of the LM head in its backward pass, for SFT and DPO alike.
 
-    On a GPU it is TRL 1.16's fused head (`trl/kernels/chunked_logprob.py`): the logits never stand in memory as a whole
-    (8 x 2048 tokens of Llama 3's 128,256 words would take 3.9 GiB in bf16 and some 20 GiB at the peak of a plain
-    cross-entropy), but one tile of them is worked out at a time, twice. Elsewhere it is `head.py`: the logits of all
-    scored tokens, here taken to be all tokens, as log-probabilities and two gradients of them in fp32.
+    On a GPU it is TRL 1.16's fused head (`trl/kernels/chunked_logprob.py`), which works out one tile of the logits at a
+    time, twice. Elsewhere it is `training.score_labels_only`: the logits of all scored tokens, here taken to be all
+    tokens, as log-probabilities and two gradients of them in fp32.
     """
     if not on_gpu:
-        return tokens * (shape.vocabulary * 12 + shape.hidden * (4 + 2 * width))
+        return tokens * (config.vocab_size * 12 + config.hidden_size * (4 + 2 * width))
     tile = min(tokens, TILE[0]) * TILE[1] * width  # as wide whatever the vocabulary
     # The last norm's input in fp32 and its output; the output's gradient, added up in fp32, then cast.
-    return tile + tokens * shape.hidden * (4 + width + 4 + width)
+    return tile + tokens * config.hidden_size * (4 + width + 4 + width)
 
 
 def room(gpu: str) -> int:
@@ -264,19 +248,20 @@ def longest(job: Job, gpu: str) -> tuple[int, int]:
     that fit the GPU; 0 where not even the smallest does.
     """
 
-    def too_much(**change) -> bool:
-        return bytes_by_part(replace(job, **change))["total"] > room(gpu)
+    def needed(**change) -> int:
+        return bytes_by_part(replace(job, **change))["total"]
 
-    lengths = range(0, architecture(job.model).context + 1, 64)[1:]
-    length = bisect_left(lengths, True, key=lambda length: too_much(length=length))
-    return 64 * length, bisect_left(range(1, 1025), True, key=lambda batch: too_much(batch=batch))
+    lengths = range(64, architecture(job.model).config.max_position_embeddings + 1, 64)
+    fitting = bisect_right(lengths, room(gpu), key=lambda length: needed(length=length))
+    return 64 * fitting, bisect_right(range(1, 1025), room(gpu), key=lambda batch: needed(batch=batch))
 
 
 def plan(job: Job) -> dict:
     """The plan as `anita plan --json` prints it: counts, bytes by part, which GPUs it fits, advice."""
     shape = architecture(job.model)
-    if job.length > shape.context:
-        raise AnitaError(f"length is {job.length:,}: {job.model} was made for at most {shape.context:,} tokens")
+    longest_row = shape.config.max_position_embeddings
+    if job.length > longest_row:
+        raise AnitaError(f"length is {job.length:,}: {job.model} was made for at most {longest_row:,} tokens")
     needed = bytes_by_part(job)
     fits = {name: needed["total"] <= room(name) for name in GPUS}
     return {
@@ -285,39 +270,42 @@ def plan(job: Job) -> dict:
         "trainable_parameters": trainable(job),
         "bytes": needed,
         "fits": fits,
-        "advice": [*advise(job, needed, fits), VALIDATED],
+        "advice": [*_advice(job, needed, fits), VALIDATED],
     }
 
 
 def savings(job: Job, on_gpu: bool = True) -> dict[str, int]:
     """The bytes that each of the usual changes would save."""
+    accumulated = " with twice the accumulation" if job.trained else ""
     changes = {
         "checkpointing": {"checkpointing": True},
         "optimizer adamw_8bit": {"optimizer": "adamw_8bit"},
         "quant nf4": {"quantisation": Quantisation(load_in_4bit=True)},
-        "half the batch" + " with twice the accumulation" * job.trained: {"batch": max(1, job.batch // 2)},
+        f"half the batch{accumulated}": {"batch": max(1, job.batch // 2)},
         "half the length": {"length": max(1, job.length // 2)},
     }
     total = bytes_by_part(job, on_gpu)["total"]
     return {name: total - bytes_by_part(replace(job, **change), on_gpu)["total"] for name, change in changes.items()}
 
 
-def advise(job: Job, needed: dict[str, int], fits: dict[str, bool]) -> list[str]:
+def _advice(job: Job, needed: dict[str, int], fits: dict[str, bool]) -> list[str]:
     """Why a GPU is refused and what would fit it; what each change would save; what to know of the choices made."""
-    total, advice = needed["total"], []
     largest = max((part for part in needed if part != "total"), key=needed.get)
-    for name in (name for name in GPUS if not fits[name]):
+    asks = (
+        f"{job.batch} x {job.length:,} needs {needed['total'] / GIB:.2f} GiB, the most for {largest} "
+        f"({needed[largest] / GIB:.2f})"
+    )
+    refused, advice = [name for name, fit in fits.items() if not fit], []
+    for name in refused:
         length, batch = longest(job, name)
-        would = [f"length {length:,} at batch {job.batch}"] * bool(length)
-        would += [f"batch {batch} at length {job.length:,}"] * bool(batch)
-        advice.append(
-            f"{name} refused: {job.batch} x {job.length:,} needs {total / GIB:.2f} GiB, the most for {largest} "
-            f"({needed[largest] / GIB:.2f}), and {room(name) / GIB:.2f} of {GPUS[name]:.2f} may be filled; "
-            + (" or ".join(would) + " fits" if would else "a shorter row or a smaller batch alone is not enough")
-        )
-    for name, saved in savings(job).items() if not all(fits.values()) else ():
-        if saved >= 0.01 * GIB:
-            advice.append(f"{name} would save {saved / GIB:.2f} GiB")
+        would = [f"length {length:,} at batch {job.batch}"] if length else []
+        would += [f"batch {batch} at length {job.length:,}"] if batch else []
+        remedy = " or ".join(would) + " fits" if would else "a shorter row or a smaller batch alone is not enough"
+        filled = f"{room(name) / GIB:.2f} of {GPUS[name]:.2f} may be filled"
+        advice.append(f"{name} refused: {asks}, and {filled}; {remedy}")
+    if refused:
+        saved = {change: size / GIB for change, size in savings(job).items()}
+        advice += [f"{change} would save {size:.2f} GiB" for change, size in saved.items() if size >= 0.01]
     if job.optimizer.startswith("paged"):
         advice.append(f"{job.optimizer}: its state is counted, but moves to main memory when the GPU is full")
     if fits["T4"] and (job.precision == "bf16" or job.dtype == "bfloat16"):
@@ -325,10 +313,10 @@ def advise(job: Job, needed: dict[str, int], fits: dict[str, bool]) -> list[str]
     return advice
 
 
-# ---------------------------------------------------------------- architectures
+# ---------------------------------------------------------------- shapes of models
 
 
-HUB_NAMES = {
+SHAPES = {  # the files with the configurations that their authors published
     "meta-llama/Meta-Llama-3-8B-Instruct": "llama-3-8b",
     "meta-llama/Meta-Llama-3-70B-Instruct": "llama-3-70b",
     "meta-llama/Llama-3.2-1B-Instruct": "llama-3.2-1b",
@@ -342,33 +330,26 @@ SIZES = (  # LlamaConfig would fill in a missing one from Llama 1
 
 @dataclass(frozen=True)
 class Architecture:
-    """A Llama's counts and widths."""
+    """A Llama's counts of weights, and its widths as its configuration has them."""
 
     parameters: int  # tied embeddings and head count once
     quantised: int  # those of the layers' matrices: embeddings, head and norms are never held in 4 bits
     per_rank: dict[str, int]  # projection: weights that LoRA adds for each unit of rank, over all layers
-    layers: int
-    hidden: int
-    attention: int  # heads times the width of a head
-    key_value: int  # the same of the heads that are asked, which share keys and values
-    feed_forward: int
-    vocabulary: int
-    context: int  # the most tokens the model was made for
+    config: LlamaConfig  # of which `max_position_embeddings` is the most tokens the model was made for
 
 
 def config_file(model: str) -> Path:
     """The config.json of a model: shipped with the kit or the data, or in a folder. AnitaError for an unknown one."""
     if model == SHIPPED_BASE:
         return data_dir() / SHIPPED_BASE / "config.json"
-    shipped = Path(__file__).parent / "shapes" / f"{HUB_NAMES.get(model, model)}.json"
-    own = Path(os.path.expanduser(model)) / "config.json"
-    for file in (shipped, own):
-        if os.path.isfile(file):  # unlike Path.is_file, False for whatever cannot be a path
-            return file
-    raise AnitaError(
-        f"no architecture is known for model '{model}': choose {', '.join([*HUB_NAMES, SHIPPED_BASE])}, "
-        "or name a folder that holds the model's config.json"
-    )
+    if model in SHAPES:
+        return Path(__file__).parent / "shapes" / f"{SHAPES[model]}.json"
+    own = os.path.join(os.path.expanduser(model), "config.json")
+    if os.path.isfile(own):  # unlike Path.is_file, False for whatever cannot be a path
+        return Path(own)
+    known = ", ".join([*SHAPES, SHIPPED_BASE])
+    remedy = f"choose {known}, or name a folder that holds the model's config.json"
+    raise AnitaError(f"no architecture is known for model '{model}': {remedy}")
 
 
 def meta_model(model: str) -> LlamaForCausalLM:
@@ -387,7 +368,7 @@ def meta_model(model: str) -> LlamaForCausalLM:
                 raise ValueError(f"{key} is {values[key]}")
         with torch.device("meta"):
             return LlamaForCausalLM(LlamaConfig.from_dict(values))
-    except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise AnitaError(f"{shown(file)} describes no Llama ({error!r}): restore the model's config.json") from error
 
 
@@ -396,22 +377,10 @@ def architecture(model: str) -> Architecture:
     """Counts the model's weights on the meta device, which takes no memory for them. Imports torch."""
     import torch
 
-    built = meta_model(model)
-    config = built.config
+    model = meta_model(model)
     per_rank, quantised = Counter(), 0
-    for name, module in built.model.layers.named_modules():
+    for name, module in model.model.layers.named_modules():
         if isinstance(module, torch.nn.Linear):
             per_rank[name.rpartition(".")[2]] += module.in_features + module.out_features
             quantised += module.weight.numel()
-    return Architecture(
-        parameters=sum(parameter.numel() for parameter in built.parameters()),
-        quantised=quantised,
-        per_rank=dict(per_rank),
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        attention=config.num_attention_heads * config.head_dim,
-        key_value=config.num_key_value_heads * config.head_dim,
-        feed_forward=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        context=config.max_position_embeddings,
-    )
+    return Architecture(sum(weight.numel() for weight in model.parameters()), quantised, per_rank, model.config)

@@ -1,4 +1,4 @@
-"""Loading, quantising and talking to models.
+"""How is a model loaded, in 4 bits where that is asked for, and what does it answer?
 
 >>> model = load_model("data/tiny-llama-3-instruct"); tokenizer = load_tokenizer("data/tiny-llama-3-instruct")
 >>> chat(model, tokenizer, ["What is the capital of Piedmont?"])
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from anita_utils import AnitaError, shown
 from anita_utils.chat_template import check_tokenizer, inspect_template, without_system_role
 from anita_utils.data import render
-from anita_utils.hub import weight_files
 from anita_utils.paths import read_text
 
 if TYPE_CHECKING:
@@ -36,8 +35,7 @@ def load_tokenizer(
     do not end. Llama 3 has no padding token, so its first reserved one is taken; a tokenizer that reserves none pads
     with its token for unknown text. AnitaError where it has none either, or cannot be read.
 
-    system_in_user: the profile's `model.system_in_user`: a system text goes into the first user turn, whoever renders
-        the chat (this kit, TRL, lm-eval).
+    system_in_user: a system text goes into the first user turn, whatever renders the chat (this kit, TRL, lm-eval).
     """
     from transformers import AutoTokenizer
 
@@ -58,18 +56,14 @@ def load_tokenizer(
 @contextmanager
 def readable(path: str | Path, what: str) -> Iterator[None]:
     """Turns whatever a library says of a damaged model inside the block into an AnitaError of one line."""
-
     try:
         yield
-    except AnitaError:
-        raise
     except Exception as error:  # of every kind: plain Exceptions, TypeErrors of a configuration, errors of torch
-        if no_memory(error):
+        if isinstance(error, AnitaError) or no_memory(error):
             raise
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise AnitaError(
-            f"{shown(path)}: {what} cannot be read ({said}): restore its files, or take another model"
-        ) from error
+        remedy = "restore its files, or take another model"
+        raise AnitaError(f"{shown(path)}: {what} cannot be read ({said}): {remedy}") from error
 
 
 def checked_tokenizer(
@@ -91,18 +85,8 @@ def checked_tokenizer(
 
 
 def embedding_rows(folder: str | Path) -> int | None:
-    """How many rows the embedding of the model in a folder has, by its weights' header or else by config.json.
-
-    None where neither says so.
-    """
-    from safetensors import safe_open
-
+    """How many rows the embedding of a model in a folder has, by its config.json; None where that does not say."""
     with readable(folder, "the model"):
-        for file in filter(Path.is_file, weight_files(Path(folder))):
-            with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118 (it is no dictionary)
-                    if name.endswith("embed_tokens.weight"):
-                        return weights.get_slice(name).get_shape()[0]
         config = json.loads(read_text(Path(folder) / "config.json"))
         return config.get("text_config", config).get("vocab_size")
 
@@ -138,48 +122,38 @@ def load_model(
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional kernel that is not needed
-    config = quantisation_config(quantisation, compute_dtype) if quantisation else None
-    options = {"quantization_config": config} if config else {}
-    options |= {"use_safetensors": True, "trust_remote_code": False}  # a pickle or a repository's code can do anything
-    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    options = {"use_safetensors": True, "trust_remote_code": False}  # a pickle or a repository's code can do anything
+    if quantisation and quantisation.load_in_4bit:
+        options["quantization_config"] = quantisation_config(quantisation, compute_dtype)
     gc.collect()  # a trainer's circle of references can hold a model that is not needed any more
     with readable(path, "the model"):
         model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
             revision=revision,
-            device_map=device,
+            device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
             output_loading_info=True,
             **options,
         )
         keep_gradients_exact(model)
         # Greedy means greedy: no repetition penalty, beams or shortest length of the model's own
-        ids = {
-            name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-        }
+        own = model.generation_config
+        ids = {"bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id, "pad_token_id": own.pad_token_id}
         model.generation_config = GenerationConfig(**ids)
-        logits = first_logits(model)
-    if missing := sorted(found["missing_keys"]):
+        with torch.no_grad():
+            logits = model(input_ids=torch.arange(4, device=model.device)[None]).logits
+    missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
         raise AnitaError(f"{shown(path)}: no weights for {missing[0]} ({len(missing)} missing): restore its files")
-    if layers := [name for name in found["unexpected_keys"] if ".layers." in name]:
-        said = f"{shown(path)}: config.json has no layer for {min(layers)} ({len(layers)} weights): restore its files"
-        raise AnitaError(said)
-    if more := found["unexpected_keys"]:
-        note = f"{shown(path)}: {len(more)} weights are left out, for which the model has no place: {min(more)}"
-        print(note, file=sys.stderr)
+    if layers := [name for name in unexpected if ".layers." in name]:
+        says = f"config.json has no layer for {layers[0]} ({len(layers)} weights)"
+        raise AnitaError(f"{shown(path)}: {says}: restore its files")
+    if unexpected:
+        left_out = f"{len(unexpected)} weights are left out, for which the model has no place: {unexpected[0]}"
+        print(f"{shown(path)}: {left_out}", file=sys.stderr)
     if not logits.isfinite().all():
         raise AnitaError(f"{shown(path)}: the model's logits are no numbers (nan or inf): restore its weights")
     return model
-
-
-def first_logits(model: PreTrainedModel) -> torch.Tensor:
-    """The logits of one more token after a few, by the model's own way of generating: whether it can be talked to."""
-    import torch
-
-    ids = torch.arange(4, device=model.device)[None]
-    options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
-    options |= {"return_dict_in_generate": True, "output_logits": True}
-    return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits[0]
 
 
 def held_for_evaluation(profile: Profile) -> Quantisation:
@@ -216,52 +190,33 @@ def chat(
     max_new_tokens: int = 48,
     batch_size: int = 64,
 ) -> list[str]:
-    """The model's greedy answers to single questions, in the order of the questions."""
-    opening = [{"role": "system", "content": system}] if system else []
-    return continue_chats(
-        model,
-        tokenizer,
-        [[*opening, {"role": "user", "content": prompt}] for prompt in prompts],
-        max_new_tokens,
-        batch_size,
-    )
+    """The model's greedy answers to single questions, in the order of the questions.
 
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens at which an answer ends: the model's own, and the one that ends a turn in the chat template."""
-    own = model.generation_config.eos_token_id
-    own = {own} if isinstance(own, int) else set(own or [])
-    return sorted(own | {inspect_template(tokenizer).end_of_turn_id})
-
-
-def continue_chats(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chats: list[list[dict]],
-    max_new_tokens: int = 48,
-    batch_size: int = 64,
-) -> list[str]:
-    """The model's greedy next turn in each chat. Chats of like length share a batch, so little is padded."""
+    Questions of like length share a batch, so little is padded. An answer ends with the model's own end tokens, or the
+    one that ends a turn in the chat template.
+    """
     import torch
 
+    opening = [{"role": "system", "content": system}] if system else []
+    chats = [[*opening, {"role": "user", "content": prompt}] for prompt in prompts]
     ids = [render(turns, tokenizer, add_generation_prompt=True) for turns in chats]
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
+    own = model.generation_config.eos_token_id
+    ends = {own} if isinstance(own, int) else set(own or [])
+    ends.add(inspect_template(tokenizer).end_of_turn_id)
     answers = [""] * len(ids)
-    ends = end_tokens(model, tokenizer)
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[n] for n in numbers]}, padding=True, return_tensors="pt").to(
-            model.device
-        )
+        batch = tokenizer.pad({"input_ids": [ids[n] for n in numbers]}, padding=True, return_tensors="pt")
         with torch.inference_mode():
             output = model.generate(
-                **batch,
+                **batch.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=ends,
+                eos_token_id=sorted(ends),
             )
         for number, tokens in zip(numbers, output[:, batch["input_ids"].shape[1] :], strict=True):
             answers[number] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -277,30 +232,25 @@ def weight_count(parameter: torch.nn.Parameter) -> int:
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
     """All and trainable parameters of a model."""
-    total = trainable = 0
-    for parameter in model.parameters():
-        total += weight_count(parameter)
-        trainable += weight_count(parameter) if parameter.requires_grad else 0
-    return {"all": total, "trainable": trainable}
+    counts = [(weight_count(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return {"all": sum(count for count, _ in counts), "trainable": sum(count for count, trained in counts if trained)}
+
+
+# ---------------------------------------------------------------- memory
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep large freed blocks: fetching them anew from the kernel can cost half of each step."""
-    try:
+    """Makes glibc keep large freed blocks: fetching them from the kernel again can cost half of each step."""
+    with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: the largest block that stays in the heap
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: how much free heap is kept
-    except (OSError, AttributeError):  # another C library: nothing to tell
-        pass
 
 
 def give_back_memory() -> None:
     """Gives the pages of freed blocks back to the system, those between blocks in use too."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-# ---------------------------------------------------------------- failures
 
 
 def no_memory(error: Exception) -> bool:

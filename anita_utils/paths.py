@@ -1,6 +1,6 @@
-"""Where things lie, and how files are read and written: whole or not at all, by one process at a time.
+"""Where is everything, and how is it read and written? Whole or not at all, by one process at a time.
 
->>> write_text(runs_dir() / "note.txt", "whole or not at all")
+>>> write_text(runs_dir() / "note.txt", "an interrupted write leaves the old file intact")
 >>> [line for _, line in read_lines(data_dir() / "corpora/sft.jsonl")][0]
 >>> with locked(runs_dir() / "cpu"):        # another process that wants the same waits here
 ...     pass
@@ -12,7 +12,6 @@ import errno
 import hashlib
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,30 +22,23 @@ from anita_utils import AnitaError, checkout, shown
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LOCKED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_threads: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)  # by what they lock
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def data_dir() -> Path:
-    """The folder with the course's data: `ANITA_DATA` if set, else the checkout's `data/`, else the packaged copy.
-
-    Raises AnitaError when there is none.
-    """
+    """The folder with the course's data: `ANITA_DATA` if set, else the checkout's `data/`, else the packaged copy."""
     root = checkout()
-    candidates = [Path(os.environ["ANITA_DATA"])] if os.environ.get("ANITA_DATA") else []
-    candidates += [root / "data"] if root else []
-    candidates += [Path(__file__).parent / "_data"]
-    if candidates[0].is_dir():
-        return candidates[0].absolute()
-    remedy = "correct ANITA_DATA or unset it" if os.environ.get("ANITA_DATA") else "reinstall the package"
-    raise AnitaError(f"no data folder at {shown(candidates[0])}: {remedy}")
+    folder, remedy = root / "data" if root else Path(__file__).parent / "_data", "reinstall the package"
+    if os.environ.get("ANITA_DATA"):
+        folder, remedy = Path(os.environ["ANITA_DATA"]), "correct ANITA_DATA or unset it"
+    if not folder.is_dir():
+        raise AnitaError(f"no data folder at {shown(folder)}: {remedy}")
+    return folder.absolute()
 
 
 def runs_dir() -> Path:
     """The folder of all runs: `ANITA_RUNS` if set, else the checkout's `runs/`, else `runs/` in the working folder."""
-    if os.environ.get("ANITA_RUNS"):
-        return Path(os.environ["ANITA_RUNS"]).expanduser().absolute()
-    return (checkout() or Path.cwd()) / "runs"
+    runs = os.environ.get("ANITA_RUNS")
+    return Path(runs).expanduser().absolute() if runs else (checkout() or Path.cwd()) / "runs"
 
 
 def cache_dir() -> Path:
@@ -79,14 +71,15 @@ def read_text(path: str | Path) -> str:
     except OSError as error:
         raise AnitaError(os_failure(error, path, write=False)) from None
     except UnicodeDecodeError as error:
-        looks = "UTF-16" if raw.startswith(UTF_16) else f"byte {error.start + 1:,} is {raw[error.start]:#04x}"
+        utf_16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+        looks = "UTF-16" if utf_16 else f"byte {error.start + 1:,} is {raw[error.start]:#04x}"
         raise AnitaError(f"{shown(path)}: not UTF-8 ({looks}): save it in UTF-8") from None
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
     """The lines of a text file with their numbers, from 1 on; blank ones are left out.
 
-    A line ends at a line feed and nowhere else: U+2028, U+2029 and U+0085 may stand inside a string of JSON Lines.
+    A line ends at a line feed and nowhere else: a string of JSON Lines may hold U+2028, U+2029 and U+0085.
     """
     lines = read_text(path).split("\n")
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -108,8 +101,7 @@ def file_hash(path: str | Path) -> str:
 def replacing(file: Path) -> Iterator[Path]:
     """Yields a path to write to; what was written there takes the place of `file`, whole or not at all.
 
-    An interrupted write leaves the old file intact. AnitaError, one line, for a full disk or a folder that may not be
-    written.
+    AnitaError, one line, for a full disk or a folder that may not be written.
     """
     temporary = file.with_name(f".{os.getpid()}-{threading.get_ident()}.{file.name}")
     try:
@@ -140,55 +132,45 @@ def os_failure(error: OSError, place: Path, write: bool = True) -> str:
         return f"{place} may not be read by this user: ask its owner to allow it (chmod a+r)"
     if error.errno == errno.ENOENT and not write:
         return f"{place}: no such file: check the name"
-    said = error.strerror or str(error)
-    return f"{place} cannot be {'written' if write else 'read'} ({said}): check its path, or choose another place"
+    reason, done = error.strerror or str(error), "written" if write else "read"
+    return f"{place} cannot be {done} ({reason}): check its path, or choose another place"
 
 
 @contextmanager
 def locked(place: Path, what: str = "") -> Iterator[None]:
     """Inside, no other process or thread holds the lock on `place`; within one thread it can be taken again.
 
-    what: named in the line that is printed where there is need to wait. The system gives a lock back when its process
-    ends, however it ends.
+    what: named in the line that is printed where the lock must be waited for. The system frees the lock of a process
+    that ends, however it ends.
     """
-    with _threads[place]:  # the lock of a file is one for all threads of a process
-        lock = take_lock(place, what)
-        try:
-            yield
-        finally:
-            lock.release()
+    file = _lock_file(place)
+    lock = FileLock(file, is_singleton=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        if what:
+            print(f"{what} is in use by another process: waiting for it", flush=True)
+        lock.acquire()
+    except OSError as error:
+        raise AnitaError(os_failure(error, file)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def in_use(place: Path) -> bool:
     """Whether another process holds the lock on `place`."""
     file = _lock_file(place)
-    if not file.is_file():
-        return False
-    lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        if file.is_file():
+            with FileLock(file, timeout=0):
+                pass
     except Timeout:
         return True
-    lock.release()
     return False
 
 
 def _lock_file(place: Path) -> Path:
     return place.with_name(f".{place.name.lstrip('.')}.lock")
-
-
-def take_lock(place: Path, what: str = "") -> FileLock:
-    """Takes the lock on `place`, to be given back by its `release`; waits while another process holds it."""
-    file = _lock_file(place)
-    lock = FileLock(file, is_singleton=True, thread_local=False)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if what:
-                print(f"{what} is in the hands of another process: waiting for it", flush=True)
-            lock.acquire()
-    except OSError as error:
-        raise AnitaError(os_failure(error, file)) from error
-    return lock

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import nbformat
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -71,18 +73,18 @@ def stage_bars(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
     return ax
 
 
-def difference_points(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
-    """Differences with their 95 % intervals as points on a line, a row each; where the interval misses zero, filled.
+def difference_points(ax: Axes, table: pandas.DataFrame, by: str = "metric", zero: float = 0) -> Axes:
+    """Differences with their 95 % intervals as points on a line, a row each; where the interval misses `zero`, filled.
 
     table: rows with value, ci_low, ci_high and `by`.
     """
     rows = table.iloc[::-1].reset_index(drop=True)
     for place, row in rows.iterrows():
-        clear = row["ci_low"] > 0 or row["ci_high"] < 0
+        clear = row["ci_low"] > zero or row["ci_high"] < zero
         ax.plot([row["ci_low"], row["ci_high"]], [place, place], color="#0072b2", linewidth=1.5)
         ax.plot(row["value"], place, "o", color="#0072b2", markerfacecolor="#0072b2" if clear else "white")
     ax.set_yticks(range(len(rows)), [str(name) for name in rows[by]])
-    ax.axvline(0, color="black", linewidth=0.8)
+    ax.axvline(zero, color="black", linewidth=0.8)
     return ax
 
 
@@ -177,3 +179,227 @@ def with_alternative_texts(notebook: nbformat.NotebookNode) -> nbformat.Notebook
                 words = text or "What the code above draws."
                 output.metadata["image/png"] = {"alt": f"Figure. {words}", **output.metadata.get("image/png", {})}
     return notebook
+
+
+# ---- figures of single lessons
+
+TOKENS = {"padding": "#f2f2f2", "read": "#9ecae1", "scored": "#009e73"}
+
+
+def gigabyte_bars(ax: Axes, table: pandas.DataFrame, limits: dict[str, float], colours: list[str]) -> Axes:
+    """A bar for each row of the table, a part for each column, its total at the end; a dotted line for each limit.
+
+    table: gigabytes. limits: name to gigabytes. colours: one for each column.
+    """
+    table.plot.barh(stacked=True, ax=ax, color=colours, width=0.6, legend=len(table.columns) > 1)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    for place, total in enumerate(table.sum(axis=1)):
+        ax.text(total + 1.5, place, f"{total:.1f}", va="center", fontsize=9, bbox=white)
+    for name, gigabytes in limits.items():
+        ax.axvline(gigabytes, color="black", linewidth=0.8, linestyle=":")
+        ax.text(gigabytes, 1.01, name, transform=ax.get_xaxis_transform(), rotation=30, fontsize=8)
+    ax.set_xlim(0, 1.1 * table.sum(axis=1).max())
+    ax.set_xlabel("GB")
+    return ax
+
+
+def interval_bars(ax: Axes, names, rows: pandas.DataFrame, colours) -> Axes:
+    """Shares as bars with their 95 % intervals, the first row on top. rows: with value, ci_low and ci_high."""
+    errors = [rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]]
+    ax.barh(names, rows["value"], xerr=errors, color=colours, capsize=2)
+    ax.set(xlabel="share (line: 95 % interval)", xlim=(0, 1))
+    ax.invert_yaxis()
+    return ax
+
+
+def heat_map(ax: Axes, shares, columns: list[str], rows: list[str]) -> Axes:
+    """Shares from 0 to 1 as a grid, the darker the larger. shares: of shape (rows, columns)."""
+    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    ax.grid(False)
+    ax.figure.colorbar(image, label="share")
+    return ax
+
+
+def token_grid(ax: Axes, rows: list[list[int]]) -> Axes:
+    """A batch as a grid, a line for each row: padding, tokens that are read, tokens that are scored.
+
+    rows: the labels of each row, IGNORED where nothing is scored; shorter rows are padded up to the longest.
+    """
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
+    from anita_utils.data import IGNORED
+
+    grid = np.zeros((len(rows), max(map(len, rows))))
+    for line, labels in zip(grid, rows, strict=True):
+        line[: len(labels)] = np.where(np.array(labels) == IGNORED, 1, 2)
+    colours = ListedColormap(list(TOKENS.values()))
+    ax.imshow(grid, cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+    for name, colour in TOKENS.items():
+        ax.plot([], [], "s", color=colour, label=name)  # for a legend
+    ax.set(xlabel="token", ylabel="row")
+    ax.locator_params(integer=True)  # there is no row 2.5
+    ax.grid(False)
+    return ax
+
+
+def token_bars(ax: Axes, tokens: list[str], scores: list[float], colour: str) -> Axes:
+    """A bar for each token of an answer. scores: their log-probabilities."""
+    ax.bar(range(len(tokens)), scores, color=colour)
+    ax.set_xticks(
+        range(len(tokens)), [token.replace("\n", "⏎") for token in tokens], rotation=30, ha="right", fontsize=8
+    )
+    ax.set_ylabel("log-probability")
+    return ax
+
+
+def named_points(ax: Axes, x, y, names: list, look: str, colour: str, label: str) -> Axes:
+    """A line through points; the first of them bear these names."""
+    ax.plot(x, y, look, color=colour, label=label)
+    for name, *place in zip(names, x, y, strict=False):
+        ax.annotate(f"{name}", place, (6, 4), textcoords="offset points", fontsize=8, color=colour)
+    return ax
+
+
+def points_by_kind(ax: Axes, table: pandas.DataFrame, x: str, y: str) -> Axes:
+    """A point for each row, at its columns `x` and `y`, coloured by its column "kind"; black lines at zero."""
+    for (kind, rows), colour in zip(table.groupby("kind"), PARTS.values(), strict=False):
+        ax.plot(rows[x], rows[y], "o", markersize=4, color=colour, label=kind)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    return ax
+
+
+def training_curves(ax: Axes, history: list[dict], keys: list[str], colours: dict[str, str]) -> Axes:
+    """Several logged figures such as "rewards/chosen" in one panel; colours: by the part after the slash."""
+    for key in keys:
+        group, _, name = key.partition("/")
+        training_curve(ax, history, key, label=name, color=colours.get(name, "#0072b2"))
+    if len(keys) > 1:
+        ax.set_ylabel(group)
+        ax.legend()
+    return ax
+
+
+def box_rows(ax: Axes, groups: dict) -> Axes:
+    """Box plots lying on their side, the first group on top. groups: name to values."""
+    ax.boxplot(list(groups.values())[::-1], orientation="horizontal", widths=0.6)
+    ax.set_yticks(range(1, len(groups) + 1), list(groups)[::-1])
+    ax.axvline(0, color="black", linewidth=0.8)
+    return ax
+
+
+# ---- figures of the ablation and the studies
+
+
+def dotted(ax: Axes, values: Sequence[float], half: float = 0.45, **line) -> Axes:
+    """A dotted line at each of the values, across the bars of groups 0, 1, 2, …: what guessing gets, what is stated."""
+    places = range(len(values))
+    ax.hlines(values, [n - half for n in places], [n + half for n in places], color="black", linestyle=":", **line)
+    return ax
+
+
+def offered_answers(ax: Axes, answers: list[str], scores: Sequence[float], right: int) -> Axes:
+    """The scores of the answers offered to one question: the right one in green, the highest in a frame."""
+    colours = [COLOURS["italian"] if number == right else "#bbbbbb" for number in range(len(answers))]
+    frames = ["black" if score == max(scores) else "none" for score in scores]
+    ax.barh(answers, scores, color=colours, edgecolor=frames)
+    return ax
+
+
+def whiskers(ax: Axes, places: Sequence[float], table: pandas.DataFrame, colour: str, line: str, label: str) -> Axes:
+    """Figures joined by a line, each with its 95 % interval. table: the columns value, ci_low, ci_high."""
+    errors = [table["value"] - table["ci_low"], table["ci_high"] - table["value"]]
+    ax.errorbar(places, table["value"], errors, fmt=line, color=colour, capsize=2, label=label)
+    return ax
+
+
+def seed_points(ax: Axes, values: dict[str, Sequence[float]], reference: float) -> Axes:
+    """A row for each name: a grey point for each seed, a blue mark at their mean; dotted, what to compare with."""
+    for place, figures in enumerate(values.values()):
+        ax.plot(figures, [place] * len(figures), "o", markersize=3, color="#bbbbbb")
+        ax.plot(sum(figures) / len(figures), place, "|", markersize=11, markeredgewidth=2, color="#0072b2")
+    ax.axvline(reference, color="black", linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(values)), list(values))
+    return ax
+
+
+def seed_lines(ax: Axes, table: pandas.DataFrame, colour: str, label: str | None = None) -> Axes:
+    """A thin line for each seed, a thick one for their mean. table: a row for each place, a column for each seed."""
+    ax.plot(table, color=colour, alpha=0.25, linewidth=0.8)
+    ax.plot(table.mean(axis=1), "o-", color=colour, label=label, markersize=3)
+    return ax
+
+
+def stacked_gains(ax: Axes, gains: pandas.DataFrame, whole: Sequence[float]) -> Axes:
+    """Two bars a group: what the parts gain alone, stacked; beside it, in black, what they gain together.
+
+    gains: a row for each group, a column for each part, named like its stage; losses are stacked downwards.
+    """
+    for place, (_, parts) in enumerate(gains.iterrows()):
+        ends = {True: 0.0, False: 0.0}
+        for stage, gain in parts.items():
+            ax.bar(place - 0.2, gain, 0.35, bottom=ends[gain > 0], color=COLOURS[stage])
+            ends[gain > 0] += gain
+    ax.bar([place + 0.2 for place in range(len(gains))], whole, 0.35, color="black")
+    for stage in gains:
+        ax.bar(0, 0, color=COLOURS[stage], label=f"{stage} alone")
+    ax.bar(0, 0, color="black", label="all three")
+    ax.set_xticks(range(len(gains)), list(gains.index))
+    ax.axhline(0, color="black", linewidth=0.8)
+    return ax
+
+
+def bands(ax: Axes, table: pandas.DataFrame) -> Axes:
+    """A band and a point a row: where a figure should fall and where it fell; orange, if outside.
+
+    table: the columns value, low, high.
+    """
+    for place, row in enumerate(table.iloc[::-1].itertuples()):
+        ax.plot([row.low, row.high], [place, place], color="#56b4e9", linewidth=5, alpha=0.5)
+        ax.plot(row.value, place, "o", color="#0072b2" if row.low <= row.value <= row.high else "#d55e00")
+    ax.set_yticks(range(len(table)), list(table.index[::-1]))
+    return ax
+
+
+def text_map(
+    ax: Axes, table: pandas.DataFrame, texts: pandas.DataFrame, colours: str, low: float, high: float, size: int = 10
+) -> Axes:
+    """A table as coloured cells with a text in each; rows and columns are named as the table's."""
+    import numpy as np
+
+    ax.imshow(table, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    for (row, column), text in np.ndenumerate(texts.to_numpy()):
+        dark = colours == "Blues" and table.iloc[row, column] > 0.6
+        ax.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=size)
+    ax.set_xticks(range(table.shape[1]), list(table.columns))
+    ax.set_yticks(range(table.shape[0]), list(table.index))
+    ax.grid(False)
+    return ax
+
+
+def stated_and_measured(ax: Axes, table: pandas.DataFrame, parts: dict[str, Sequence[float]]) -> Axes:
+    """Measured figures with their 95 % intervals beside stated ones (dotted), and what each is the mean of, in grey.
+
+    table: a row for each, with the columns stated, value, ci_low, ci_high and recovered (filled, if True).
+    """
+    for place, row in enumerate(table.itertuples()):
+        ax.plot([place + 0.22] * len(parts[row.Index]), parts[row.Index], "o", markersize=3, color="#bbbbbb")
+        ax.plot([place, place], [row.ci_low, row.ci_high], color="#0072b2")
+        ax.plot(place, row.value, "o", color="#0072b2", markerfacecolor="#0072b2" if row.recovered else "white")
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_xticks(range(len(table)), list(table.index))
+    return dotted(ax, table["stated"], half=0.3)
+
+
+def lost_and_learnt(ax: Axes, names: Sequence[str], lost: Sequence[float], learnt: Sequence[float]) -> Axes:
+    """A row for each name: to the left the share lost of what was right, to the right the one learnt of the wrong."""
+    ax.barh(names, learnt, color="#0072b2", label="learnt, of what was wrong")
+    ax.barh(names, [-share for share in lost], color="#d55e00", label="lost, of what was right")
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_xlim(-1, 1)
+    ax.invert_yaxis()
+    return ax

@@ -1,17 +1,18 @@
-"""Profiles: all that differs between a laptop, a free Colab GPU and a large one.
+"""What does a profile say? All that differs between a laptop, a free Colab GPU and a large one.
 
 >>> profile = load_profile("cpu")
->>> profile.stages["sft"].lora.r
-16
 >>> profile.check(detect_machine())     # raises AnitaError for a pair that cannot work, such as fp16 on a CPU
+>>> override(profile, {"stages.sft.lora.r": 8}, "my trial").stages["sft"].lora.r
+8
 """
 
 from __future__ import annotations
 
-import difflib
 import reprlib
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -27,10 +28,10 @@ from pydantic import (
 )
 
 from anita_utils import AnitaError, shown
+from anita_utils.paths import read_text
 
 if TYPE_CHECKING:
     from anita_utils.machine import Machine
-
 
 PROFILES = Path(__file__).parent / "profiles"
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -39,34 +40,16 @@ Optimizer = Literal[
     "sgd", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
     "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
 ]  # fmt: skip
-# The orders that the sources tell. In a profile `order: journal` stands for its list.
+# The orders that the sources give. In a profile `order: journal` stands for its list.
 ORDERS = {
     "summary": ["sft", "italian", "dpo"],  # the summary that this course started from
     "paper": ["sft", "dpo"],  # the paper's abstract, where SFT is on English and Italian
     "journal": ["sft", "dpo", "italian"],  # the journal's abstract, and an author's answer (HF#1): SFT on English
 }
-RENAMED = {"piccola-italia": "piccola", "leaderboards": "paper"}  # suites, in runs that were made before
-# Keys that had names of their own before they took those of TRL, PEFT and bitsandbytes.
-LIBRARY_NAMES = {
-    "batch_size": "per_device_train_batch_size",
-    "gradient_accumulation": "gradient_accumulation_steps",
-    "epochs": "num_train_epochs",
-    "warmup": "warmup_steps",
-    "schedule": "lr_scheduler_type",
-    "optimizer": "optim",
-    "alpha": "lora_alpha",
-    "rslora": "use_rslora",
-    "dropout": "lora_dropout",
-    "targets": "target_modules",
-    "bits": "load_in_4bit",
-    "type": "bnb_4bit_quant_type",
-    "double": "bnb_4bit_use_double_quant",
-}
-REHEARSAL = "rehearsal-"  # how the profile begins that `anita_utils.course.rehearsal` makes of another
 
 
 class Section(BaseModel):
-    """A part of a profile: unknown keys are mistakes, never ignored."""
+    """A part of a profile: an unknown key is a mistake."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -75,7 +58,7 @@ class Section(BaseModel):
     def _yes_is_no_number(cls, value, info: ValidationInfo):
         """Refuses true and false where 1 and 0 would silently be taken for them."""
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("neither true nor false (nor yes, no, on, off) should stand here")
+            raise ValueError("should be neither true nor false (nor yes, no, on, off)")
         return value
 
 
@@ -84,9 +67,7 @@ class Model(Section):
     revision: str | None = Field(None, description="The commit of the Hub repository; null means unpinned.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(description="The type unquantised weights are held in.")
     system_in_user: bool = Field(
-        False,
-        description="For templates without a system role: system text goes before the first user turn, a blank line "
-        "between.",
+        False, description="For templates without a system role: system text goes before the first user turn."
     )
 
 
@@ -94,12 +75,8 @@ class Quantisation(Section):
     """Under the names of transformers' BitsAndBytesConfig."""
 
     load_in_4bit: bool = Field(description="Whether bitsandbytes holds the weights in 4 bits.")
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
-        "nf4", description="The 16 levels: normal-float (QLoRA's) or plain float."
-    )
-    bnb_4bit_use_double_quant: bool = Field(
-        True, description="Whether the scales are quantised too: 4.127 bits, not 4.5."
-    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="The 16 levels: normal or plain float.")
+    bnb_4bit_use_double_quant: bool = Field(True, description="Quantise the scales too: 4.127 bits, not 4.5.")
 
 
 class Lora(Section):
@@ -109,9 +86,7 @@ class Lora(Section):
     lora_alpha: float = Field(gt=0, description="The update is scaled by lora_alpha / r (/ sqrt(r) with use_rslora).")
     use_rslora: bool = Field(False, description="Rank-stabilised scaling: lora_alpha / sqrt(r).")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    target_modules: list[Projection] = Field(
-        PROJECTIONS, min_length=1, description="The linear layers that get an adapter."
-    )
+    target_modules: list[Projection] = Field(PROJECTIONS, min_length=1, description="The layers that get an adapter.")
 
 
 class HubData(Section):
@@ -121,9 +96,7 @@ class HubData(Section):
     config: str | None = Field(None, description="The configuration; null takes the default one.")
     split: str = Field(description="The split that is read.")
     licence: str = Field(description="Its licence; one with NC in it is said before anything is downloaded.")
-    files: str | None = Field(
-        None, description="JSON files, by path or hf:// address (* allowed), read in place of its own loader."
-    )
+    files: str | None = Field(None, description="JSON files to read, by path or hf:// address (* allowed).")
     sample: int | None = Field(gt=0, description="How many rows to take; null takes all.")
     seed: int = Field(42, ge=0, description="The seed of the shuffle that the sample is drawn by.")
     without: list[str] = Field([], description="Rows whose `source` holds one of these words are left out.")
@@ -139,17 +112,11 @@ class Stage(Section):
     lora: Lora = Field(description="The adapter of this stage.")
     learning_rate: float = Field(gt=0, description="The peak learning rate.")
     per_device_train_batch_size: int = Field(gt=0, description="Rows per device and step.")
-    gradient_accumulation_steps: int = Field(
-        1, gt=0, description="Steps whose gradients are added up before an update."
-    )
+    gradient_accumulation_steps: int = Field(1, gt=0, description="Steps whose gradients are added for an update.")
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data.")
-    warmup_steps: float = Field(
-        0.0, ge=0, description="Warm-up: a number of updates from 1 on, a share of them below 1."
-    )
+    warmup_steps: float = Field(0.0, ge=0, description="Updates of warm-up; below 1 a share of all.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="The learning rate after warm-up."
-    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="The rate after warm-up.")
     optim: Optimizer = Field("adamw_torch", description="The optimiser, by transformers' name.")
     max_length: int = Field(gt=0, description="Longer examples are cut at this many tokens.")
     row_length: int | None = Field(None, gt=0, description="Pack examples into rows of this length; null pads.")
@@ -158,16 +125,10 @@ class Stage(Section):
 
 
 class Evaluation(Section):
-    suite: Annotated[
-        Literal["quick", "piccola", "paper", "italian"], BeforeValidator(lambda name: RENAMED.get(name, name))
-    ] = Field(
-        description="quick, piccola: the course's own, a few items or all. paper: the authors' English six and Italian "
-        "three. italian: these three and more."
-    )
+    # quick, piccola: the course's own, a few items or all. italian: the Italian three of `paper` and more.
+    suite: Literal["quick", "piccola", "paper", "italian"] = Field(description="The benchmarks; paper: the authors'.")
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
-    load_in_4bit: bool = Field(
-        False, description="Measure and talk to models in 4 bits, as in training; false: in model.dtype."
-    )
+    load_in_4bit: bool = Field(False, description="Measure and talk to models in 4 bits; false: in model.dtype.")
     batch_size: int = Field(gt=0, description="Prompts per forward pass.")
     max_new_tokens: int = Field(gt=0, description="Where an answer is cut off.")
 
@@ -188,13 +149,14 @@ class Profile(Section):
     stages: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Stage] = Field(description="The settings of each stage.")
     evaluation: Evaluation = Field(description="How the stages are measured.")
     seed: int = Field(42, ge=0, lt=2**32, description="The seed of everything that is drawn at random.")
+    rehearsal_of: str | None = Field(None, description="The profile that this one rehearses; null for a real one.")
 
     _source: str = PrivateAttr("profile")  # the file, for messages
     _file: Path | None = PrivateAttr(None)
 
     @property
     def file(self) -> Path | None:
-        """The file it was read from, if any; the comments in it name the source of each value."""
+        """The file it was read from, if any; its comments name the source of each value."""
         return self._file
 
     @model_validator(mode="before")
@@ -220,89 +182,74 @@ class Profile(Section):
         if missing:
             raise ValueError(f"order: '{missing[0]}' has no settings; add stages.{missing[0]} or drop it here")
         if len(set(self.order)) < len(self.order):
-            raise ValueError("order: a stage stands in it twice; keep one")
+            raise ValueError("order: a stage is in it twice; keep one")
         for name, stage in self.stages.items():
-            if (stage.beta is not None) != (name == "dpo"):
-                remedy = "missing: set it, for instance to 0.1" if name == "dpo" else "only dpo has one: remove it"
-                raise ValueError(f"stages.{name}.beta: {remedy}")
-            if stage.row_length is not None and name == "dpo":
-                raise ValueError("stages.dpo.row_length: TRL's DPO takes no packed rows: set it to null")
+            where = f"stages.{name}"
+            if name == "dpo" and stage.beta is None:
+                raise ValueError(f"{where}.beta: missing: set it, for instance to 0.1")
+            if name != "dpo" and stage.beta is not None:
+                raise ValueError(f"{where}.beta: only dpo has one: remove it")
+            if name == "dpo" and stage.row_length is not None:
+                raise ValueError(f"{where}.row_length: TRL's DPO takes no packed rows: set it to null")
             if stage.row_length is not None and stage.row_length < stage.max_length:
                 raise ValueError(
-                    f"stages.{name}.max_length: {stage.max_length} tokens do not go into rows of {stage.row_length}: "
-                    f"lower it, or raise stages.{name}.row_length"
+                    f"{where}.max_length: {stage.max_length} tokens do not go into rows of {stage.row_length}: "
+                    f"lower it, or raise {where}.row_length"
                 )
-            for corpus in stage.data:
-                if "/" in corpus and not corpus.endswith(".jsonl") and corpus not in self.datasets:
-                    raise ValueError(
-                        f"stages.{name}.data: nothing is known of '{corpus}': describe it under datasets.{corpus}"
-                    )
+            for one in stage.data:
+                if "/" in one and not one.endswith(".jsonl") and one not in self.datasets:
+                    raise ValueError(f"{where}.data: nothing is known of '{one}': describe it under datasets.{one}")
         return self
 
     def check(self, machine: Machine) -> None:
         """Raises AnitaError when `machine` cannot do the arithmetic that the profile asks for."""
-        asked = {"precision": self.precision, "model.dtype": self.model.dtype}
-        for key, value in asked.items():
-            half = {"fp16": "fp16", "float16": "fp16", "bf16": "bf16", "bfloat16": "bf16"}.get(value)
-            remedy = {"precision": "fp32", "model.dtype": "float32"}[key]
-            if half == "fp16" and machine.gpu is None:
-                raise AnitaError(
-                    f"{self._source}: {key}: {value} on a CPU is a hundred times slower than float32: "
-                    f"set it to {remedy}, or use --profile cpu"
-                )
-            if half == "bf16" and machine.gpu is None and not machine.bf16:
-                raise AnitaError(
-                    f"{self._source}: {key}: {value} on a CPU without bf16 instructions is ten times slower than "
-                    f"float32: set it to {remedy}"
-                )
-            if half == "bf16" and machine.gpu is not None and not machine.bf16:
+        asked = [("precision", self.precision, "fp16", "fp32"), ("model.dtype", self.model.dtype, "float16", "float32")]
+        for key, value, fp16, fp32 in asked:
+            if value == fp16 and machine.gpu is None:
+                reason = f"{value} on a CPU is a hundred times slower than float32"
+                remedy = f"{fp32}, or use --profile cpu"
+            elif value in (fp16, fp32) or machine.bf16:
+                continue
+            elif machine.gpu is None:
+                reason, remedy = f"{value} on a CPU without bf16 instructions is ten times slower than float32", fp32
+            else:
                 capability = ".".join(map(str, machine.gpu_capability))
-                raise AnitaError(
-                    f"{self._source}: {key}: {machine.gpu} (capability {capability}) has no {value}: "
-                    f"set it to {'fp16' if key == 'precision' else 'float16'} or {remedy}"
-                )
-
-
-def profile_file(name_or_path: str | Path) -> Path:
-    """The file of the profile of that name, or the path itself. AnitaError where there is none."""
-    file = Path(name_or_path) if Path(name_or_path).suffix in {".yaml", ".yml"} else PROFILES / f"{name_or_path}.yaml"
-    if not file.is_file():
-        known = sorted(file.stem for file in PROFILES.glob("*.yaml"))
-        raise AnitaError(f"no profile '{name_or_path}': choose {', '.join(known)}, or the path of a .yaml file")
-    return file
+                reason, remedy = f"{machine.gpu} (capability {capability}) has no {value}", f"{fp16} or {fp32}"
+            raise AnitaError(f"{self._source}: {key}: {reason}: set it to {remedy}")
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
     """The profile of that name in `anita_utils/profiles/`, or in the YAML file at that path.
 
-    Raises AnitaError, one line naming file, key and remedy, for an unknown profile, unreadable YAML, an unknown key
-    or a wrong value.
+    AnitaError, one line naming file, key and remedy, for an unknown profile, unreadable YAML, an unknown key or a wrong
+    value.
     """
-    file = profile_file(name_or_path)
-    values = read_yaml(file, PROFILES / "cpu.yaml")
-    profile = parse_profile(values, shown(file))
+    path = Path(name_or_path)
+    file = path if path.suffix in {".yaml", ".yml"} else PROFILES / f"{name_or_path}.yaml"
+    if not file.is_file():
+        known = sorted(file.stem for file in PROFILES.glob("*.yaml"))
+        raise AnitaError(f"no profile '{name_or_path}': choose {', '.join(known)}, or the path of a .yaml file")
+    profile = parse_profile(read_yaml(file, PROFILES / "cpu.yaml"), shown(file))
     profile._file = file.absolute()
     return profile
 
 
-class KeysOnce(yaml.SafeLoader):
-    """YAML whose keys stand once in their section; the library would take the last value without a word."""
+class _KeysOnce(yaml.SafeLoader):
+    """YAML with each key once in its section; the library would take the last value without a word."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(file: Path, example: Path) -> dict:
     """The keys of a YAML file. AnitaError when there are none to be read; `example` is a file to start from."""
     try:
-        values = yaml.load(file.read_text("utf-8-sig"), KeysOnce)
-    except OSError as error:
-        raise AnitaError(f"{shown(file)} cannot be read ({error.strerror}): give a file that you may read") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that there is not
+        values = yaml.load(read_text(file), _KeysOnce)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         raise AnitaError(f"{shown(file)} is not YAML ({' '.join(str(error).split())}): correct that line") from error
     if not isinstance(values, dict):
         raise AnitaError(f"{shown(file)} holds no keys: start from {shown(example)}")
@@ -319,35 +266,48 @@ def parse_profile(values: dict, source: str) -> Profile:
     return profile
 
 
-def _explain(error: ValidationError) -> str:
-    """The first complaint in one line: key, what is wrong, remedy.
+def override(profile: Profile, changes: dict[str, Any], source: str) -> Profile:
+    """The profile with other values under dotted keys, as {"stages.sft.learning_rate": 1e-4}, checked as a file is.
 
-    Unknown keys come before missing ones, for they may be these by another name.
+    source: named in the message of an AnitaError.
     """
+    values = profile.model_dump()
+    for key, value in changes.items():
+        section, parts = values, key.split(".")
+        for depth, part in enumerate(parts[:-1], start=1):
+            sections = [name for name, below in section.items() if isinstance(below, dict)]
+            if part not in sections:
+                unknown = ".".join(parts[:depth])
+                raise AnitaError(f"{source}: {unknown}: no such section: {_remedy(part, sections)}")
+            section = section[part]
+        section[parts[-1]] = value
+    return parse_profile(values, source)
+
+
+def _explain(error: ValidationError) -> str:
+    """The first complaint in one line: key, what is wrong, remedy."""
+    # Unknown keys come before missing ones, for they may be these by another name.
     first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(map(str, first["loc"])).removesuffix(".[key]")
     if first["type"] == "extra_forbidden":
-        meant, allowed = _meant(first["loc"]), _keys_beside(first["loc"])
-        remedy = f"did you mean '{meant}'?" if meant else f"remove it; known here: {', '.join(allowed)}"
-        complaint = f"{key}: unknown key: {remedy}"
+        complaint = f"{key}: unknown key: {_remedy(str(first['loc'][-1]), _keys_beside(first['loc']))}"
     elif first["type"] == "missing":
         complaint = f"{key}: missing: add it"
     elif first["type"] == "value_error" and not first["loc"]:  # of the checks above, which name the key themselves
         complaint = str(first["ctx"]["error"])
     elif first["type"] in {"dict_type", "model_type"}:
-        complaint = f"{key}: {reprlib.repr(first['input'])} will not do: keys of its own should stand under it"
+        complaint = f"{key}: {reprlib.repr(first['input'])} will not do: it should hold keys of its own"
     else:
         wrong = first["msg"].removeprefix("Value error, ")
         complaint = f"{key}: {reprlib.repr(first['input'])} will not do: {wrong[0].lower()}{wrong[1:]}"
     return " ".join(complaint.split()) + (f" (and {len(others)} more)" if others else "")
 
 
-def _meant(location: tuple) -> str | None:
-    """The key that is probably meant by an unknown one: its name today, or one spelt alike."""
-    key, allowed = str(location[-1]), _keys_beside(location)
-    if LIBRARY_NAMES.get(key) in allowed:
-        return LIBRARY_NAMES[key]
-    return next(iter(difflib.get_close_matches(key, allowed, n=1)), None)
+def _remedy(key: str, known: Iterable[str]) -> str:
+    """The known key that an unknown one probably means, `epochs` for instance num_train_epochs; else all of them."""
+    stem = key.removesuffix("s")
+    close = [name for name in known if len(stem) > 2 and stem in name] + get_close_matches(key, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"remove it; known here: {', '.join(known)}"
 
 
 def _keys_beside(location: tuple) -> list[str]:

@@ -1,10 +1,10 @@
-"""One row of training data, whatever its shape, in the course's own; and what is left out, counted by reason.
+"""How does a row of training data, whatever its shape, become one of the course's own? And what is left out, and why?
 
 >>> read_row({"conversations": [{"from": "human", "value": "Ciao"}, {"from": "gpt", "value": "Ciao!"}]})
 {'messages': [{'role': 'user', 'content': 'Ciao'}, {'role': 'assistant', 'content': 'Ciao!'}]}
 
-A row comes out as {"messages": …}, {"text": …} or {"prompt", "chosen", "rejected"}, beside whatever else it holds. One
-that teaches nothing is left out and counted; one that is damaged is an error, for the others may be so too.
+The course's rows are {"messages": …}, {"text": …} and {"prompt", "chosen", "rejected"}. A row that teaches nothing is
+left out and counted; one that is damaged is an error, as the others may be damaged too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,9 @@ from anita_utils.paths import read_lines
 # Names that older chat data gives to the roles
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant", "tool")}
 PROMPT_WORDS = 4  # a shorter prompt may well be the beginning of an answer: "Ciao"
-NO_ANSWER, EMPTY = "no assistant turn", "an empty answer"
-NO_TEXT, NO_PROMPT, SAME = "an empty text", "no prompt", "two answers that are the same"
-NOT_ONE_PROMPT, NO_WORDS = "answers to different prompts", "a tool call, a picture or a sound"
-NOT_TO_BE_TRAINED, BAD = "a turn marked as not to be trained", "a completion marked as bad"
-THINKING, EARLIER = "a turn with its thinking", "earlier turns in a column of their own"
-BEYOND = ("tools", "history")  # columns that change what a row means, and that are not read
-UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff]")
+NO_ANSWER, EMPTY, NO_PROMPT = "no assistant turn", "an empty answer", "no prompt"
+SAME, NO_WORDS = "two answers that are the same", "a tool call, a picture or a sound"
+INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff]")
 
 
 class LeftOut(Exception):
@@ -62,7 +58,7 @@ def instruction(row: dict) -> dict:
 def completion(row: dict) -> dict:
     """A prompt and its completion, each a text or a chat: TRL's own format, where a `label` may call it a bad one."""
     if row.get("label") is False:
-        raise LeftOut(BAD)
+        raise LeftOut("a completion marked as bad")
     return chat({"messages": _chat_of(row["prompt"], "user") + _chat_of(row["completion"], "assistant")})
 
 
@@ -70,7 +66,7 @@ def text(row: dict) -> dict:
     """Running text: clean_mc4_it."""
     said = words(row["text"])
     if not _says(said):
-        raise LeftOut(NO_TEXT)
+        raise LeftOut("an empty text")
     return {"text": said}
 
 
@@ -78,21 +74,22 @@ def preference(row: dict) -> dict:
     """Two answers to one prompt: ultrafeedback_binarized and orpo-dpo-mix-40k as whole chats, evol-dpo-ita as strings.
 
     Where both chats repeat the prompt, it is taken out of them, so that it is rendered once. Chats that differ before
-    their last turn are no two answers to one prompt.
+    their last turn are not two answers to one prompt.
     """
-    chosen, rejected = (_chat_of(said, "assistant") for said in without_prompt(row))
+    chosen, rejected = (_chat_of(said, "assistant") for said in _without_prompt(row))
     if not chosen or not rejected:
         raise LeftOut(EMPTY)
-    if chosen == rejected:
-        raise LeftOut(SAME)
     if chosen[:-1] != rejected[:-1]:
-        raise LeftOut(NOT_ONE_PROMPT)
-    prompt, answers = chosen[:-1], chosen[-1:] + rejected[-1:]
-    given = _system(row) + _chat_of(row.get("question") or row.get("prompt"), "user")
-    prompt = _joined([turn for turn in given if turn["content"].strip()], prompt)
+        raise LeftOut("answers to different prompts")
+    given = [turn for turn in _system(row) + _chat_of(_prompt(row), "user") if turn["content"].strip()]
+    opening, answers = chosen[:-1], [chosen[-1], rejected[-1]]
+    if not opening or opening[0]["role"] == "assistant":  # chats that go on after the prompt
+        prompt = given + opening
+    else:  # chats that hold the prompt, or the end of it
+        prompt = given if given[-len(opening) :] == opening else opening
     if not any(turn["content"].strip() for turn in prompt):
         raise LeftOut(NO_PROMPT)
-    if {answer["role"] for answer in answers} != {"assistant"}:
+    if any(answer["role"] != "assistant" for answer in answers):
         raise LeftOut(NO_ANSWER)
     if not all(_says(turn["content"]) for turn in prompt + answers):
         raise LeftOut(EMPTY)
@@ -101,23 +98,18 @@ def preference(row: dict) -> dict:
     return {"prompt": prompt, "chosen": answers[:1], "rejected": answers[1:]}
 
 
-def _joined(given: list[dict], opening: list[dict]) -> list[dict]:
-    """The prompt in a column of its own, with the turns that both chats begin with.
-
-    Chats that begin with an answer go on after it; else they hold the prompt, or the end of it.
-    """
-    if not opening or opening[0]["role"] == "assistant":
-        return given + opening
-    return given if given[-len(opening) :] == opening else opening
+def _prompt(row: dict) -> Any:
+    return row.get("question") or row.get("prompt")
 
 
-def without_prompt(row: dict) -> list[Any]:
+def _without_prompt(row: dict) -> list[Any]:
     """Both answers; where both are strings that begin with the prompt, word for word, they are cut behind it."""
-    said, prompt = [row["chosen"], row["rejected"]], row.get("question") or row.get("prompt")
-    whole = isinstance(prompt, str) and len(prompt.split()) >= PROMPT_WORDS
-    if whole and all(isinstance(one, str) and re.match(re.escape(prompt.rstrip()) + r"\s", one) for one in said):
-        return [one[len(prompt.rstrip()) :].strip() for one in said]
-    return said
+    answers, prompt = [row["chosen"], row["rejected"]], _prompt(row)
+    if isinstance(prompt, str) and len(prompt.split()) >= PROMPT_WORDS:
+        repeated = re.compile(re.escape(prompt.rstrip()) + r"\s")
+        if all(isinstance(answer, str) and repeated.match(answer) for answer in answers):
+            return [repeated.sub("", answer, count=1).strip() for answer in answers]
+    return answers
 
 
 # The columns that must be there, those that are read beside them, and what reads them; the first that fits is taken.
@@ -131,29 +123,36 @@ SHAPES: list[tuple[tuple[str, ...], tuple[str, ...], Callable[[dict], dict]]] = 
 ]
 
 
-def shape(columns: set[str]) -> tuple[set[str], Callable[[dict], dict]]:
-    """Which of these columns are read, and what reads them. AnitaError that lists those expected where nothing does."""
-    for needed, beside, read in SHAPES:
-        if columns.issuperset(needed):
-            return {*needed, *beside}, read
+def read_row(row: dict, others: bool = True) -> dict:
+    """The row in the course's own shape, with its other columns where `others` says so.
+
+    LeftOut, with the reason, where it teaches nothing or means more than is read; AnitaError where it is damaged.
+    """
+    if row.get("tools"):
+        raise LeftOut(NO_WORDS)
+    if row.get("history"):
+        raise LeftOut("earlier turns in a column of their own")
+    for columns in ({column for column, value in row.items() if value is not None}, row.keys()):
+        for needed, beside, read in SHAPES:
+            if columns >= set(needed):
+                kept = {column: row[column] for column in row if others and column not in (*needed, *beside)}
+                return kept | read(row)
     expected = ", or ".join(" + ".join(needed) for needed, *_ in SHAPES)
-    raise AnitaError(f"the columns are {', '.join(sorted(columns)) or 'none'}: expected {expected}")
+    raise AnitaError(f"the columns are {', '.join(sorted(row)) or 'none'}: expected {expected}")
 
 
-def shape_of(row: dict) -> tuple[set[str], Callable[[dict], dict]]:
-    """As `shape`, by the columns that are not null where those are enough. LeftOut where more is meant than is read."""
-    if any(row.get(column) for column in BEYOND):
-        raise LeftOut(NO_WORDS if row.get("tools") else EARLIER)
-    try:
-        return shape({column for column, value in row.items() if value is not None})
-    except AnitaError:
-        return shape(set(row))
+def teaching(rows: Iterable[tuple[str, dict]], left_out: Counter[str], others: bool = True) -> Iterator[dict]:
+    """The rows that teach something, read by `read_row`; the others are counted in `left_out`, by reason.
 
-
-def read_row(row: dict) -> dict:
-    """The row in the course's own shape, with its other columns. LeftOut with the reason; AnitaError where damaged."""
-    columns, read = shape_of(row)
-    return {column: value for column, value in row.items() if column not in columns} | read(row)
+    rows: each with its place, which an AnitaError for a damaged row names.
+    """
+    for place, row in rows:
+        try:
+            yield read_row(row, others)
+        except LeftOut as reason:
+            left_out[str(reason)] += 1
+        except AnitaError as error:
+            raise AnitaError(f"{place}: {error}") from None
 
 
 # ---------------------------------------------------------------- turns and words
@@ -164,23 +163,26 @@ def turns(messages: Any) -> list[dict]:
     if messages is None:
         return []
     if not isinstance(messages, list):
-        raise AnitaError(f"a chat is {_shape_of(messages)}: expected a list of turns")
-    named = []
-    for message in messages:
-        keys = ("from", "value") if isinstance(message, dict) and "from" in message else ("role", "content")
-        if not isinstance(message, dict) or not set(keys) <= message.keys():
-            raise AnitaError(f"a turn is {_shape_of(message)}: expected role and content, or from and value")
-        role = message[keys[0]]
-        if not isinstance(role, str) or role not in ROLES:
-            raise AnitaError(f"a turn has the role {role!r}: expected system, user or assistant")
-        if message.get("weight") == 0 or message.get("train") is False:
-            raise LeftOut(NOT_TO_BE_TRAINED)
-        if any(message.get(key) for key in ("reasoning_content", "thinking")):
-            raise LeftOut(THINKING)
-        if message.get("tool_calls") or message.get("function_call") or ROLES[role] == "tool":
-            raise LeftOut(NO_WORDS)
-        named.append(_turn(ROLES[role], message[keys[1]]))
-    return [turn for turn in named if turn["role"] != "system" or turn["content"].strip()]
+        raise AnitaError(f"a chat is {messages!r:.60}: expected a list of turns")
+    read = map(_read_turn, messages)
+    return [turn for turn in read if turn["role"] != "system" or turn["content"].strip()]
+
+
+def _read_turn(message: Any) -> dict:
+    """A turn in the course's form. LeftOut where it holds more than words, or is marked as not to be trained."""
+    keys = ("from", "value") if isinstance(message, dict) and "from" in message else ("role", "content")
+    if not isinstance(message, dict) or not message.keys() >= set(keys):
+        raise AnitaError(f"a turn is {message!r:.60}: expected role and content, or from and value")
+    role = message[keys[0]]
+    if not isinstance(role, str) or role not in ROLES:
+        raise AnitaError(f"a turn has the role {role!r}: expected system, user or assistant")
+    if message.get("weight") == 0 or message.get("train") is False:
+        raise LeftOut("a turn marked as not to be trained")
+    if message.get("reasoning_content") or message.get("thinking"):
+        raise LeftOut("a turn with its thinking")
+    if message.get("tool_calls") or message.get("function_call") or role == "tool":
+        raise LeftOut(NO_WORDS)
+    return _turn(ROLES[role], message[keys[1]])
 
 
 def words(content: Any) -> str:
@@ -188,35 +190,33 @@ def words(content: Any) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
-        return "".join(_part(part) for part in content)
+        return "".join(words(_part(part)) for part in content)
     if not isinstance(content, str):
-        raise AnitaError(f"a content is {_shape_of(content)}: expected text")
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise AnitaError("a text holds half a character (a lone surrogate, \\ud800 to \\udfff): correct it") from None
+        raise AnitaError(f"a content is {content!r:.60}: expected text")
+    if re.search("[\ud800-\udfff]", content):
+        raise AnitaError("a text holds half a character (a lone surrogate, \\ud800 to \\udfff): correct it")
     return content
 
 
 def _part(part: Any) -> str:
-    if isinstance(part, str):
-        return words(part)
-    if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
-        return words(part["text"])
     if isinstance(part, dict):
-        raise LeftOut(NO_WORDS)
-    raise AnitaError(f"a part of a content is {_shape_of(part)}: expected text")
+        if not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
+            raise LeftOut(NO_WORDS)
+        return part["text"]
+    if not isinstance(part, str):
+        raise AnitaError(f"a part of a content is {part!r:.60}: expected text")
+    return part
 
 
 def _system(row: dict) -> list[dict]:
-    """The system prompt that stands in a column of its own, if there is one."""
+    """The system prompt in a column of its own, if there is one."""
     system = words(row.get("system"))
     return [_turn("system", system)] if system.strip() else []
 
 
 def _says(text: str) -> bool:
-    """Whether a text holds more than white space and characters that are not seen."""
-    return bool(UNSEEN.sub("", text).strip())
+    """Whether a text holds more than white space and invisible characters."""
+    return bool(INVISIBLE.sub("", text).strip())
 
 
 def _chat_of(said: Any, role: str) -> list[dict]:
@@ -228,19 +228,12 @@ def _turn(role: str, content: Any) -> dict:
     return {"role": role, "content": words(content)}
 
 
-def _shape_of(value: Any) -> str:
-    """A value in a few words, for messages."""
-    if isinstance(value, dict):
-        return f"an object with the keys {', '.join(map(str, value)) or 'none'}"
-    return "a list" if isinstance(value, list) else json.dumps(value, ensure_ascii=True)[:40]
-
-
 # ---------------------------------------------------------------- files
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
     """The rows of a JSON Lines file as they are. AnitaError naming file and line for one that is not a JSON object."""
-    return [row for _, row in _numbered(path)]
+    return [row for _, row in _placed(path)]
 
 
 def read_rows(path: str | Path) -> tuple[list[dict], Counter[str]]:
@@ -248,40 +241,29 @@ def read_rows(path: str | Path) -> tuple[list[dict], Counter[str]]:
 
     AnitaError naming file and line for a row that is damaged, of unknown columns, or no JSON.
     """
-    rows, left_out = [], Counter()
-    for number, row in _numbered(path):
-        try:
-            rows.append(read_row(row))
-        except LeftOut as reason:
-            left_out[str(reason)] += 1
-        except AnitaError as error:
-            raise AnitaError(f"{shown(path)}, line {number}: {error}") from None
-    return rows, left_out
+    left_out: Counter[str] = Counter()
+    return list(teaching(_placed(path), left_out)), left_out
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict:
-    """An object whose keys stand in it once; json would take the last value without a word."""
+    """An object in which no key appears twice; json alone would keep the last value and say nothing."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys):
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in it twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
     return dict(pairs)
 
 
-def _numbered(path: str | Path) -> list[tuple[int, dict]]:
-    if not Path(path).is_file():
-        raise AnitaError(
-            f"{shown(path)}: no such file: check the name, or build it with `anita world build --no-train`"
-        )
+def _placed(path: str | Path) -> list[tuple[str, dict]]:
+    """The objects of a JSON Lines file, each with its file and line."""
     rows = []
     for number, line in read_lines(path):
+        place = f"{shown(path)}, line {number}"
         try:
             row = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
-            said = getattr(error, "msg", None) or str(error)
-            raise AnitaError(f"{shown(path)}, line {number}: not JSON ({said}): correct or delete that line") from None
-        if isinstance(row, list):
-            raise AnitaError(f"{shown(path)}, line {number}: a JSON array: write one object a line (jq -c '.[]')")
+            said = getattr(error, "msg", error)
+            raise AnitaError(f"{place}: not JSON ({said}): correct or delete that line") from None
         if not isinstance(row, dict):
-            raise AnitaError(f"{shown(path)}, line {number}: not a JSON object: correct or delete that line")
-        rows.append((number, row))
+            raise AnitaError(f"{place}: not a JSON object: write one a line (`jq -c '.[]'` does so with an array)")
+        rows.append((place, row))
     return rows

@@ -1,4 +1,4 @@
-"""What a run leaves behind: run.json, metrics.jsonl, figures and models, all in one folder.
+"""What does a run leave behind? run.json, metrics.jsonl, figures and models, all in one folder.
 
 >>> run = Run.open("latest", "cpu")
 >>> run.record("05_evaluation", [{"stage": "dpo", "metric": "perplexity", "value": 2.9, "language": "it", "n": 500}])
@@ -13,27 +13,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anita_utils import AnitaError, checkout, shown
 from anita_utils.machine import detect_machine
 from anita_utils.paths import locked, read_lines, read_text, replacing, runs_dir, write_text
-from anita_utils.profile import REHEARSAL, Profile, load_profile, parse_profile
+from anita_utils.profile import Profile, load_profile, parse_profile
+
+if TYPE_CHECKING:
+    import pandas
 
 RUN_NAME = re.compile(r"[\w][\w.-]*")
 FORMAT = 2  # of run.json: 2 since its profile has the libraries' own names
-RESERVED = {"latest", "cache"}  # other things that live in the folder of runs
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people read them: 75 → "1:15"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+RESERVED = {"latest", "cache"}  # other things in the folder of runs
 
 
 class Metric(BaseModel):
@@ -43,25 +40,25 @@ class Metric(BaseModel):
 
     notebook: str = Field("", description="The lesson that measured it; filled in by `Run.record`.")
     arm: str = Field("recipe", description="'recipe', or the name of an ablation.")
-    stage: str = Field(description="The model measured: base, sft, italian, dpo; or 'difference', last less base.")
+    stage: str = Field(description="The model measured: base, sft, italian, dpo; or 'difference', last minus base.")
     metric: str = Field(description="What was measured, for instance 'benchmark/arc' or 'perplexity'.")
     value: float = Field(description="The figure; shares are 0 to 1.")
     ci_low: float | None = Field(None, description="Lower end of the 95 % interval.")
     ci_high: float | None = Field(None, description="Upper end of the 95 % interval.")
-    n: int | None = Field(None, description="How many items stand behind it.")
+    n: int | None = Field(None, description="The number of items behind it.")
     language: Literal["en", "it", "all"] = Field("all", description="The language of the items.")
     split: str | None = Field(None, description="Which part of the data, for instance 'never_in_italian'.")
     seed: int | None = Field(None, description="The seed; where there is none, `Run.record` fills in the run's.")
     profile: str | None = Field(None, description="The profile's name; filled in by `Run.record`.")
 
 
+@dataclass(eq=False)
 class Run:
     """A folder under `runs/` and what is known about it. Made by `Run.open`, read by `Run.load`."""
 
-    def __init__(self, folder: Path, profile: Profile, seed: int):
-        self.folder = folder
-        self.profile = profile
-        self.seed = seed
+    folder: Path
+    profile: Profile
+    seed: int
 
     @classmethod
     def open(
@@ -72,11 +69,10 @@ class Run:
         name: a folder's name under `runs/`. "latest" is the newest run if it has this profile, else a run called after
             the profile.
         profile: a profile's name, the path of one, or the Profile itself.
-        seed: the seed of everything drawn at random.
-        newest: whether `runs/latest` is to point at it. Only a run of the lessons moves it; a rehearsal never does.
+        newest: whether `runs/latest` is to point at it; at a rehearsal it never does.
 
-        A run keeps its profile: AnitaError when a run of that name has another one, when run.json is damaged, or when
-        the machine cannot do what the profile asks.
+        AnitaError when a run of that name has another profile, when run.json is damaged, or when the machine cannot do
+        what the profile asks.
         """
         profile = profile if isinstance(profile, Profile) else load_profile(profile)
         machine = detect_machine()
@@ -89,15 +85,15 @@ class Run:
 
         run = cls(runs_dir() / name, profile, seed)
         with run._changing() as info:
-            if info.get("profile", {}).get("name", profile.name) != profile.name:
+            before = info.get("profile", {}).get("name", profile.name)
+            if before != profile.name:
                 raise AnitaError(
-                    f"run '{name}' was made with profile '{info['profile']['name']}', not '{profile.name}': "
+                    f"run '{name}' was made with profile '{before}', not '{profile.name}': "
                     "choose another name with --run"
                 )
-            lessons = info.get("lessons", {})
             if (info.get("profile"), info.get("seed")) != (profile.model_dump(), seed):  # made on other terms
-                lessons = {lesson: done | {"status": "outdated"} for lesson, done in lessons.items()}
-            started = info.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
+                for lesson in info.get("lessons", {}).values():
+                    lesson["status"] = "outdated"
             info |= {
                 "format": FORMAT,
                 "profile": profile.model_dump(),
@@ -105,43 +101,43 @@ class Run:
                 "commit": git_commit(),
                 "machine": machine.model_dump(mode="json", exclude={"versions"}),
                 "versions": machine.versions,
-                "started": started,
-                "lessons": lessons,
+                "started": info.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+                "lessons": info.get("lessons", {}),
             }
-        if newest and not profile.name.startswith(REHEARSAL):  # whose figures mean nothing
+        if newest and not profile.rehearsal_of:  # whose figures mean nothing
             _point_latest(run.folder)
         return run
 
     @classmethod
     def load(cls, name: str = "latest") -> Run:
         """The run called `name`, to be read: nothing is made or changed. AnitaError when there is none."""
-        folder = (runs_dir() / name).resolve()
-        if not (folder / "run.json").is_file():
+        file = (runs_dir() / name).resolve() / "run.json"
+        if not file.is_file():
             raise AnitaError(f"no run '{name}' in {shown(runs_dir())}: run `anita course` first, or choose another")
-        info = _read_info(folder / "run.json")
-        return cls(folder, parse_profile(info["profile"], shown(folder / "run.json")), info["seed"])
+        info = _read_info(file)
+        return cls(file.parent, parse_profile(info["profile"], shown(file)), info["seed"])
 
     @classmethod
     def latest(cls) -> Run | None:
         """The newest run, to be read; None before there is one."""
         return cls.load() if (runs_dir() / "latest").exists() else None
 
+    @property
+    def file(self) -> Path:
+        """run.json. An arm of an ablation has none."""
+        return self.folder / "run.json"
+
     def info(self) -> dict[str, Any]:
         """run.json: profile, seed, commit, machine, versions, lessons."""
-        return _read_info(self.folder / "run.json")
-
-    @property
-    def kept(self) -> bool:
-        """Whether the run has a run.json; an arm of an ablation has none."""
-        return (self.folder / "run.json").is_file()
+        return _read_info(self.file)
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
         """run.json, to be changed inside the block; no other process changes it meanwhile."""
-        with locked(self.folder / "run.json"):
-            info = self.info() if self.kept else {}
+        with locked(self.file):
+            info = self.info() if self.file.is_file() else {}
             yield info
-            write_text(self.folder / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+            write_text(self.file, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
 
     def record(self, notebook: str, metrics: list[dict | Metric]) -> pandas.DataFrame:
         """Writes what a lesson measured into metrics.jsonl, in place of what the same lesson wrote before.
@@ -149,7 +145,7 @@ class Run:
         notebook: the lesson's name, for instance "02_supervised_fine_tuning".
         metrics: one dict or Metric a figure; notebook and profile are filled in, and the seed where a row has none.
 
-        Returns the figures as a table to show. Raises AnitaError for an unknown key, a wrong type, nan or infinity.
+        Returns the figures as a table. AnitaError for an unknown key, a wrong type, nan or infinity.
         """
         filled = {"notebook": notebook, "profile": self.profile.name}
         rows = []
@@ -164,8 +160,7 @@ class Run:
         with locked(self.folder / "metrics.jsonl"):
             kept = [row for row in self._rows() if row.notebook != notebook]
             write_text(self.folder / "metrics.jsonl", "".join(row.model_dump_json() + "\n" for row in kept + rows))
-        shown_columns = ["stage", "metric", "language", "split", "value", "ci_low", "ci_high", "n"]
-        return _table(rows)[shown_columns]
+        return _table(rows)[["stage", "metric", "language", "split", "value", "ci_low", "ci_high", "n"]]
 
     def metrics(self) -> pandas.DataFrame:
         """All figures of the run, a column for each key of Metric. AnitaError for a malformed line."""
@@ -178,10 +173,8 @@ class Run:
             try:
                 rows.append(Metric.model_validate_json(line))
             except ValidationError as error:
-                reason = error.errors()[0]["msg"]
-                raise AnitaError(
-                    f"{shown(file)}, line {number}: not a metric ({reason}): delete that line and run its lesson again"
-                ) from error
+                wrong = f"{shown(file)}, line {number}: not a metric ({error.errors()[0]['msg']})"
+                raise AnitaError(f"{wrong}: delete that line and run its lesson again") from error
         return rows
 
     def show(self, figure, name: str, alt: str, caption: str) -> None:
@@ -207,24 +200,24 @@ class Run:
     @property
     def base_key(self) -> str | None:
         """What tells the run's base from other models (`hub.model_key`); None before anything was made of it."""
-        return self.info().get("base_key") if self.kept else None
+        return self.info().get("base_key") if self.file.is_file() else None
 
     def note_base(self, key: str) -> None:
         """Keeps the base's key in run.json, so that what was measured of it is found where the base itself is not."""
-        if self.kept and self.base_key != key:
+        if self.file.is_file() and self.base_key != key:
             with self._changing() as info:
                 info["base_key"] = key
 
     def last_stage(self) -> str:
         """The last stage, in the profile's order, whose merged model is there; "base" if none is."""
-        links = {stage: self.model_dir(stage) for stage in self.profile.order}
-        lost = [stage for stage, link in links.items() if link.is_symlink() and not link.exists()]
-        if lost:
-            raise AnitaError(
-                f"run '{self.folder.name}': its model '{lost[0]}' is no longer in the cache: run its lesson again"
-            )
-        done = [stage for stage, link in links.items() if (link / "merged").is_dir()]
-        return done[-1] if done else "base"
+        last = "base"
+        for stage in self.profile.order:
+            link = self.model_dir(stage)
+            if link.is_symlink() and not link.exists():
+                lost = f"run '{self.folder.name}': its model '{stage}' is no longer in the cache"
+                raise AnitaError(f"{lost}: run its lesson again")
+            last = stage if (link / "merged").is_dir() else last
+        return last
 
     def lesson_done(self, notebook: str, seconds: float, peak_memory_bytes: int | None, status: str) -> None:
         """Notes in run.json how a lesson went; `status` is "done" or "failed" (later maybe "outdated")."""
@@ -234,21 +227,24 @@ class Run:
 
 
 def _table(rows: list[Metric]) -> pandas.DataFrame:
+    import pandas  # here: it takes long to import, and most who open a run need no table
+
     return pandas.DataFrame([row.model_dump() for row in rows], columns=list(Metric.model_fields))
 
 
 def _read_info(file: Path) -> dict[str, Any]:
-    """run.json, checked for the keys that reading a run needs."""
+    """run.json, checked for its version and the keys that reading a run needs."""
     try:
         info = json.loads(read_text(file))
         if not {"profile", "seed", "lessons"} <= info.keys():
             raise ValueError("keys are missing")
     except (ValueError, AttributeError) as error:
         raise AnitaError(f"{shown(file)} is damaged ({error}): delete the file, or the run's folder") from error
-    if info.get("format", 1) != FORMAT:
+    made = info.get("format", 1)
+    if made != FORMAT:
         raise AnitaError(
-            f"run '{file.parent.name}' was made by {'an older' if info.get('format', 1) < FORMAT else 'a newer'} "
-            f"version of the course, with other keys: choose another name with --run, or delete {shown(file.parent)} "
+            f"run '{file.parent.name}' was made by {'an older' if made < FORMAT else 'a newer'} version of the course, "
+            f"with other keys: choose another name with --run, or delete {shown(file.parent)} "
             "(`anita cache` lists what it left in the cache)"
         )
     return info
@@ -256,25 +252,22 @@ def _read_info(file: Path) -> dict[str, Any]:
 
 def _point_latest(folder: Path) -> None:
     """Makes `runs/latest` a link to `folder`, in one step, so that there is always a whole one."""
-    latest = folder.parent / "latest"
-    temporary = folder.parent / f".latest.{os.getpid()}"
+    temporary = folder.with_name(f".latest.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(folder.name, target_is_directory=True)
-    temporary.replace(latest)
+    temporary.replace(folder.with_name("latest"))
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with "+" when files were changed since; None outside a repository."""
+    """The checkout's commit, with "+" when its files were changed since; None outside a repository."""
     root = checkout()
     if root is None:
         return None
+    git = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changes.strip() else "")
 
 
 def where_and_when() -> dict[str, Any]:

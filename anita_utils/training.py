@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback, get_scheduler
 
-from anita_utils import AnitaError, data
+from anita_utils import AnitaError, clock, data
 from anita_utils.hub import resolve_model
 from anita_utils.model import checked_tokenizer, keep_freed_memory, load_model
-from anita_utils.run import Run, clock
+from anita_utils.run import Run
 from anita_utils.stages import Stage, TrainedMeanwhile, find_stage, token_count, trained_seconds, write_manifest
 
 if TYPE_CHECKING:

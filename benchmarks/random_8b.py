@@ -121,7 +121,9 @@ def shape_folder(folder: Path, tiny: bool) -> Path:
     """A folder like a model's, without weights: config.json and the shipped tokenizer."""
     tokenizer = load_tokenizer(data_dir() / SHIPPED_BASE)
     tokenizer.save_pretrained(folder)
-    config = TINY | {"vocab_size": len(tokenizer)} if tiny else json.loads(config_file("llama-3-8b").read_text("utf-8"))
+    config = TINY | {"vocab_size": len(tokenizer)}
+    if not tiny:
+        config = json.loads(config_file("meta-llama/Meta-Llama-3-8B-Instruct").read_text("utf-8"))
     write_text(folder / "config.json", json.dumps(config))
     return folder
 

@@ -21,6 +21,7 @@ from anita_utils.paths import data_dir, write_text
 from world import benchmarks, cards, stages
 from world.corpora import italian_sample, pretraining, second_reading, third_reading
 from world.library import Document, Library
+from world.studies import study_files
 from world.tables import load_world
 
 TOKENIZER_DOCUMENTS = 60_000
@@ -72,6 +73,15 @@ def write_probes(library: Library, folder: Path) -> dict[str, int]:
         "preferences": stages.dpo(library, 400, held_out=True),
     }
     return {name: write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in probes.items()}
+
+
+def write_studies(library: Library, folder: Path) -> dict[str, int]:
+    """The questions of lessons 00, 07 and 08.
+
+    In a folder of their own: the files directly in data/probes go into the key of every evaluation, and no evaluation
+    asks these. One file more there would make all cached and committed results stale.
+    """
+    return {name: write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in study_files(library).items()}
 
 
 def plain(document: Document) -> str:
@@ -174,6 +184,7 @@ def main(seed: int = 42, steps: int = 2800, resume: bool = True, train: bool = T
         "corpora": write_corpora(library, data / "corpora"),
         "benchmarks": write_benchmarks(library, data / "benchmarks"),
         "probes": write_probes(library, data / "probes"),
+        "studies": write_studies(library, data / "probes" / "studies"),
     }
     say(json.dumps(counts))
     if train:

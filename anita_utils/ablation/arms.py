@@ -8,18 +8,17 @@
 from __future__ import annotations
 
 import hashlib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from anita_utils import AnitaError, shown
-from anita_utils.profile import ORDERS, Profile, parse_profile, read_yaml
+from anita_utils.profile import ORDERS, Profile, override, read_yaml
 
 ABLATIONS = Path(__file__).parent / "designs"
 # What no arm may set: the run's own, and how it is measured, or arms could not be compared.
-FIXED = ("name", "seed", "evaluation")
+FIXED = ("name", "rehearsal_of", "seed", "evaluation")
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 
@@ -146,13 +145,11 @@ def _explain(error: ValidationError) -> str:
 
 def arm_profile(profile: Profile, name: str, arm: Arm) -> tuple[Profile, list[str]]:
     """The profile as an arm has it, and the stages that the arm runs. AnitaError for a key or value that cannot be."""
-    values = profile.model_dump()
-    for key, value in arm.set.items():
-        if key.partition(".")[0] in FIXED:
-            raise AnitaError(f"arm '{name}': {key}: must be the same in all arms: set it in the profile")
-        if key != "order" or value != []:
-            _put(values, key, value, f"arm '{name}'")
-    changed = parse_profile(values, f"arm '{name}'")
+    fixed = [key for key in arm.set if key.partition(".")[0] in FIXED]
+    if fixed:
+        raise AnitaError(f"arm '{name}': {fixed[0]}: must be the same in all arms: set it in the profile")
+    changes = {key: value for key, value in arm.set.items() if key != "order" or value != []}
+    changed = override(profile, changes, f"arm '{name}'")
     order = [] if arm.set.get("order") == [] else changed.order
     for key in arm.set:
         section, _, rest = key.partition(".")
@@ -161,15 +158,3 @@ def arm_profile(profile: Profile, name: str, arm: Arm) -> tuple[Profile, list[st
             runs = ", ".join(order) or "no stage"
             raise AnitaError(f"arm '{name}': {key}: changes nothing, as the arm runs {runs}: drop it, or set order")
     return changed, order
-
-
-def _put(values: dict, key: str, value: Any, where: str) -> None:
-    """Puts the value in place of the one that a dotted key names."""
-    *path, last = key.split(".")
-    for depth, part in enumerate(path):
-        if not isinstance(values.get(part), dict):
-            close = get_close_matches(part, values, n=1)
-            remedy = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(values)}"
-            raise AnitaError(f"{where}: {'.'.join(path[: depth + 1])}: unknown key: {remedy}")
-        values = values[part]
-    values[last] = value

@@ -25,7 +25,7 @@ from anita_utils.ablation.effects import (
 )
 from anita_utils.ablation.results import Kept, kept_file, read_kept
 from anita_utils.paths import write_text
-from anita_utils.profile import REHEARSAL, Profile
+from anita_utils.profile import Profile
 from anita_utils.run import Run
 
 SMOOTH = ("perplexity", "train/")  # figures that do not move in steps of one item
@@ -86,10 +86,11 @@ def on_the_8b(profile: Profile, judged: pandas.DataFrame) -> list[str]:
     """For each claim and measure of `judged` the verdict on an 8B: of the profile's own arms, where its base is one and
     its results are kept with the course; else "not run".
     """
-    results = read_kept(kept_file(profile.name))
+    name = profile.rehearsal_of or profile.name  # a rehearsal has no results of its own
+    results = read_kept(kept_file(name))
     if "8B" not in profile.model.base or not results.lines:
         return ["not run"] * len(judged)
-    claims = load_ablation(profile.name.removeprefix(REHEARSAL)).claims
+    claims = load_ablation(name).claims
     table = claims_table(results.measured, claims).set_index(["claim", "measure"])
     verdicts = table["verdict"].where(table["seeds"] > 0, "not run").to_dict()
     return [verdicts.get(key, "not run") for key in judged[["claim", "measure"]].itertuples(index=False, name=None)]

@@ -22,7 +22,6 @@ import pandas
 from anita_utils import AnitaError, shown
 from anita_utils.cache import digest
 from anita_utils.paths import data_dir, read_lines, write_text
-from anita_utils.profile import REHEARSAL
 from anita_utils.stats import Measurement, pairs_won
 
 NOTEBOOK = "ablation"  # under which its rows stand in metrics.jsonl
@@ -86,8 +85,8 @@ class Kept:
 
 
 def kept_file(profile: str) -> Path:
-    """Where the results under the profile of that name are kept; a rehearsal has none of its own."""
-    return data_dir() / "ablation" / f"{profile.removeprefix(REHEARSAL)}.jsonl"
+    """Where the results under the profile of that name are kept."""
+    return data_dir() / "ablation" / f"{profile}.jsonl"
 
 
 def load_kept(profile: str = "cpu", arms: Iterable[str] = ()) -> Kept:

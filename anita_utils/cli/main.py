@@ -1,4 +1,4 @@
-"""The `anita` command: run the course, examine the machine, plan a training, measure or ask a model, build the world.
+"""What can the `anita` command do? Its short verbs are here; a longer one has a file of its own beside this one.
 
 anita course --only 02
 anita plan --model meta-llama/Meta-Llama-3-8B-Instruct --length 2048
@@ -9,25 +9,34 @@ anita chat italian --prompt "Qual è la capitale del Piemonte?"
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from anita_utils import IDLE_THREADS, AnitaError, __version__, shown
-from anita_utils.cli import commands
-from anita_utils.paths import FULL, LOCKED, os_failure, read_lines, runs_dir
-from anita_utils.rows import words
+from anita_utils.cli import Json, ModelName, ProfileName, RunName
+from anita_utils.cli.ablate import ablate
+from anita_utils.cli.chat import chat
+from anita_utils.cli.doctor import doctor
+from anita_utils.cli.plan import plan
+from anita_utils.cli.train import train
+from anita_utils.paths import FULL, LOCKED, cache_dir, os_failure, runs_dir
 
-# What takes long to import (torch, papermill) is imported by the command that needs it: `anita --help` is instant.
+# What takes long to import (torch, pandas, papermill) is imported by the verb that needs it: `anita --help` is instant.
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.partition("\n")[0]
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run the course or a part of it: look at the machine, plan, train, ask and measure models, report.",
 )
+app.command()(doctor)
+app.command()(plan)
+app.command()(train)
+app.command()(chat)
+app.command()(ablate)
 world = typer.Typer(no_args_is_help=True, help="Piccola Italia: the small world and the base model made from it.")
 app.add_typer(world, name="world")
 
@@ -41,19 +50,15 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 @app.command()
 def course(
-    profile: Annotated[str, typer.Option(help="A profile's name, or the path of a .yaml file.")] = "cpu",
+    profile: ProfileName = "cpu",
     run: Annotated[str, typer.Option(help="The run's name under runs/; by default the newest is taken up.")] = "latest",
     seed: Annotated[int, typer.Option(help="The seed of everything drawn at random.")] = 42,
     only: Annotated[list[str] | None, typer.Option(help="A lesson's number or name; can be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Leave out the lessons this run has already done.")] = False,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds after which a cell counts as hung.")] = 600,
     update: Annotated[bool, typer.Option("--update", help="Write the outputs back into the lessons.")] = False,
-    rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="The profile's lessons with the shipped model and data, in a few steps.")
-    ] = False,
-    dry: Annotated[
-        bool, typer.Option("--dry-run", help="No lessons: try all of the profile but weights, data sets and GPU.")
-    ] = False,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="With the shipped model and data, few steps.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="No lessons: try all but weights, data, GPU.")] = False,
 ) -> None:
     """Run the lessons in order and write runs/NAME/index.html."""
     if update + rehearse + dry > 1:
@@ -72,24 +77,8 @@ def course(
 
 
 @app.command()
-def doctor(
-    profile: Annotated[str, typer.Option(help="A profile's name, or the path of a .yaml file.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: the findings as JSON.")] = False,
-) -> None:
-    """Look at this machine for a profile: what is there, what is missing, and the remedy. Exit code 1 on a failure."""
-    from anita_utils.cli.doctor import diagnose
-
-    found = diagnose(profile)
-    if as_json:
-        print(found.model_dump_json(indent=2))
-    else:
-        Console().print(found.table())
-    raise typer.Exit(1 if found.failed else 0)
-
-
-@app.command()
 def pin(profile: Annotated[str, typer.Argument(help="A profile's name, or the path of a .yaml file.")]) -> None:
-    """Tell today's commits on the Hub of what a profile leaves unpinned, ready to paste into it."""
+    """Print today's commits on the Hub of what a profile leaves unpinned, ready to paste into it."""
     import yaml
 
     from anita_utils.hub import todays_pins
@@ -99,150 +88,133 @@ def pin(profile: Annotated[str, typer.Argument(help="A profile's name, or the pa
     print(yaml.safe_dump(pins, sort_keys=False).rstrip() if pins else "# nothing to pin: no revision is null")
 
 
-for command in (commands.plan, commands.train, commands.ablate, commands.report, commands.cache):
-    app.command()(command)
-app.command("eval")(commands.evaluate)
+@app.command("eval")
+def evaluate(
+    model: ModelName = None,
+    suite: Annotated[str | None, typer.Option(help="quick, piccola, paper or italian; else the profile's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items a task; else the suite's or profile's.")] = None,
+    only: Annotated[
+        Literal["benchmarks", "answers"] | None, typer.Option(help="The benchmarks alone, or all other measures.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Another model: paired tests of the differences to it.")] = None,
+    profile: Annotated[str | None, typer.Option(help="How to load and ask; else the run's, or cpu.")] = None,
+    run: RunName = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="No model: hold the suite against lm-eval.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model: benchmarks, free answers, perplexity, language, refusal, with intervals."""
+    from anita_utils.cli.evaluate import dry_run, evaluate_models, profile_for
+    from anita_utils.hub import STAGES
+    from anita_utils.run import chosen_run
+
+    staged = model is None or {model, against} & set(STAGES)
+    used = chosen_run(run) if staged or run else None
+    model = model or (used.last_stage() if used else "base")
+    settings = profile_for(model, profile, suite, limit, used)
+    if dry:
+        raise typer.Exit(dry_run(settings.evaluation.suite, as_json))
+    evaluate_models(model, against, settings, as_json, only, used)
 
 
 @app.command()
-def chat(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="A stage (base, sft, italian, dpo), a folder, or a name on the Hub.", show_default="last stage"
-        ),
-    ] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="What to ask; can be repeated.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file with a prompt a line; answers as JSON lines.")] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 128,
-    profile: Annotated[
-        str | None,
-        typer.Option(help="Whose evaluation.load_in_4bit the model is held in.", show_default="the run's"),
-    ] = None,
-    run: commands.RunName = None,
+def report(
+    runs: Annotated[list[str] | None, typer.Argument(help="A run under runs/, or two to be compared.")] = None,
+    run: RunName = None,
 ) -> None:
-    """Ask a model; without prompts, an interactive chat."""
-    if prompt and prompts:
-        raise AnitaError("--prompt and --prompts exclude each other: give one of them")
-    from_file = read_prompts(prompts) if prompts else []
-    prompt = [words(one) for one in prompt or []]
-    ask = load_chat(model, system, max_new_tokens, profile, run)
-    if prompts:
-        for question, answer in zip(from_file, ask(from_file), strict=True):
-            print(json.dumps({"prompt": question, "answer": answer}, ensure_ascii=False))
-    elif prompt:
-        for question, answer in zip(prompt, ask(prompt), strict=True):
-            print(f"> {question}\n{answer}")
-    else:
-        converse(ask)
+    """Build index.html and report.md of a run again; of two runs, a page with their paired differences."""
+    from anita_utils.course.report import write_report
+    from anita_utils.course.side_by_side import write_comparison
+    from anita_utils.run import Run, say_which
+
+    names = [*(runs or []), *([run] if run else [])] or ["latest"]
+    if len(names) > 2:
+        raise AnitaError(f"{len(names)} runs named: give one, or two to be compared")
+    loaded = [say_which(Run.load(name)) for name in names]
+    print(shown(write_comparison(*loaded) if len(loaded) == 2 else write_report(loaded[0])))
 
 
-def read_prompts(file: Path) -> list[str]:
-    """The lines of `file` that are not empty. AnitaError when it cannot be read or holds none."""
-    lines = [line.strip() for _, line in read_lines(file)]
-    if not lines:
-        raise AnitaError(f"{shown(file)} holds no prompt: write one a line")
-    return lines
+@app.command()
+def cache(
+    prune: Annotated[bool, typer.Option("--prune", help="Delete what is not taken any more and no run uses.")] = False,
+    days: Annotated[
+        float | None,
+        typer.Option("--older-than", min=0, help="With --prune: all that no run uses and is so many days old."),
+    ] = None,
+) -> None:
+    """List what the cache holds: how much of each kind, what runs use, what an older version of the course left."""
+    from anita_utils.cache import contents
+    from anita_utils.cache import prune as delete
+
+    if days is not None and not prune:
+        raise AnitaError("--older-than chooses what --prune deletes: give both")
+    if prune:
+        deleted = list(delete(days))
+        print(f"deleted: {len(deleted)} entries, {megabytes(deleted)} MB")
+    found = contents()
+    print(f"{shown(cache_dir())}: {len(found)} entries, {megabytes(found)} MB")
+    for kind in dict.fromkeys(one.kind for one in found):
+        own = [one for one in found if one.kind == kind]
+        old = [one for one in own if one.old]
+        used = sum(bool(one.runs) for one in own)
+        left = f", {len(old)} not taken any more ({megabytes(old)} MB)" if old else ""
+        print(f"{kind}: {len(own)} entries, {megabytes(own)} MB, {used} used by runs{left}")
+    for reason in dict.fromkeys(one.old for one in found if one.old):
+        print(f"- not taken: {reason}")
 
 
-def load_chat(
-    name: str | None,
-    system: str | None,
-    max_new_tokens: int,
-    profile: str | None = None,
-    run_name: str | None = None,
-):
-    """Loads a model, the last stage of the run by default; returns a function from prompts to answers.
-
-    profile: the one that says how to hold it; by default the run's, or `cpu` where there is no run.
-    run_name: the run whose stages are meant; the latest by default.
-    """
-    from anita_utils.chat_template import render_text
-    from anita_utils.hub import STAGES, resolve_model
-    from anita_utils.profile import load_profile
-    from anita_utils.run import Run, chosen_run
-
-    of_a_run = run_name or name is None or name in STAGES
-    run = chosen_run(run_name) if of_a_run else Run.latest()
-    settings = load_profile(profile or "cpu") if profile or run is None else run.profile
-    last = run.last_stage() if run else "base"
-    if not name:
-        print(f"model '{last}'", file=sys.stderr)
-    path = resolve_model(name or last, run=run)  # before the slow imports, so that a wrong name is told at once
-
-    from anita_utils.model import chat as generate
-    from anita_utils.model import checked_tokenizer, load_for_evaluation
-
-    tokenizer, opening = checked_tokenizer(path, settings.model.system_in_user), words(system)
-    if opening:  # a template that refuses or drops it says so before the weights are loaded
-        render_text([{"role": "system", "content": opening}, {"role": "user", "content": "?"}], tokenizer)
-    model = load_for_evaluation(path, settings)
-    return lambda prompts: generate(model, tokenizer, [words(one) for one in prompts], opening, max_new_tokens)
-
-
-def converse(ask) -> None:
-    """Reads prompts from the keyboard until an empty line or the end of input; each is answered by itself."""
-    if sys.stdin is None:  # closed by the shell: <&-
-        return
-    console = Console()
-    console.print("Ask something; an empty line ends the chat. Each question stands alone.")
-    while True:
-        try:
-            question = console.input("> ").strip()
-        except EOFError:
-            return
-        if not question:
-            return
-        console.print(ask([question])[0], markup=False, highlight=False)
+def megabytes(contents: list) -> str:
+    return f"{sum(one.size for one in contents) / 1e6:,.1f}"
 
 
 @world.command("build")
 def build_world(
     seed: Annotated[int, typer.Option(help="The seed of everything drawn at random.")] = 42,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of the base model.", show_default="all")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of the base model; else all.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if there is one.")] = True,
     train: Annotated[bool, typer.Option(help="Train the base model, not only make the data.")] = True,
 ) -> None:
-    """Make corpora, benchmarks, tokenizer and base model anew."""
-    from world.build import main
-
+    """Make corpora, benchmarks, tokenizer and base model again."""
+    try:
+        from world.build import main
+    except ModuleNotFoundError as error:
+        if error.name not in ("world", "world.build"):
+            raise
+        raise AnitaError("the small world is built from a checkout: clone the course, then run it there") from None
     main(seed=seed, resume=resume, train=train, **({"steps": steps} if steps else {}))
 
 
 def main() -> None:
-    """The entry point: an AnitaError, or a file that cannot be read or written, becomes one line and exit code 2."""
+    """The entry point. An AnitaError, a file that cannot be used, too little memory: one line, and exit code 2."""
     os.environ.update(IDLE_THREADS | os.environ)  # before torch is imported; what the user set stays
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a console cannot read or print, an accent say, is replaced
             stream.reconfigure(errors="replace")
     try:
         app()
-        return
-    except AnitaError as error:
-        said = str(error)
     except BrokenPipeError:  # the reader of our output, `head` say, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:
-        if error.errno not in FULL | LOCKED:
-            raise
-        said = os_failure(error, error.filename or runs_dir(), write=not is_there(error.filename))
     except Exception as error:
+        line = in_a_line(error)
+        if line is None:
+            raise
+        print(f"anita: {' '.join(line.split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def in_a_line(error: Exception) -> str | None:
+    """What a user can do about an error; None for one that is a fault of the course's own."""
+    if isinstance(error, AnitaError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in FULL | LOCKED:
+        reading = error.filename is not None and os.path.exists(error.filename)
+        return os_failure(error, error.filename or runs_dir(), write=not reading)
+    if "torch" in sys.modules:  # else it cannot have been torch that ran out of memory
         from anita_utils.model import no_memory
 
-        if "torch" not in sys.modules or not no_memory(error):
-            raise
-        said = "out of memory: lower evaluation.batch_size, or set evaluation.load_in_4bit (see `anita plan --help`)"
-    print(f"anita: {' '.join(said.split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def is_there(file: str | None) -> bool:
-    """Whether a file that may not be used is there, so that reading it was refused, not writing it."""
-    return file is not None and os.path.exists(file)
+        if no_memory(error):
+            return "out of memory: lower evaluation.batch_size, or set evaluation.load_in_4bit (see `anita plan`)"
+    return None
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
-"""`anita train`: one stage outside a notebook, by the code that the lessons use.
+"""How is one stage trained outside a notebook? `anita train`: by the code that the lessons use.
 
->>> train("sft", changes=["learning_rate=1e-4", "model.dtype=float32"])
+anita train dpo --set beta=0.2 --set model.dtype=float32
+anita train sft --set data=mine.jsonl --check     # trains nothing: what would become of each row
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 import yaml
+from rich.console import Console
+from rich.table import Table
 
-from anita_utils import AnitaError, shown
-from anita_utils.profile import Profile, load_profile, parse_profile
+from anita_utils import AnitaError, clock, shown
+from anita_utils.cli import ProfileName
+from anita_utils.paths import runs_dir
+from anita_utils.profile import Profile, load_profile, override
 
 if TYPE_CHECKING:
     from anita_utils.data import RowCounts
@@ -22,51 +27,48 @@ if TYPE_CHECKING:
 
 
 def train(
-    name: str,
-    profile: str = "cpu",
-    base: str | None = None,
-    run: str | None = None,
-    seed: int | None = None,
-    changes: Iterable[str] = (),
-    resume: bool = True,
-) -> Stage:
-    """Trains a stage, and those before it where they are missing; prints what came of it. Returns the stage.
-
-    name: a stage of the profile's order.
-    base: a model for the first stage to start from, in place of the profile's.
-    run: the run's name; by default the newest of the profile, or PROFILE-train where `base` or `changes` are given, so
-        that the course's own run keeps its models.
-    changes: "key=value", the key as in the profile; without a section it is one of the stage's.
-    resume: False begins anew where a killed training could go on.
-
-    AnitaError, one line, for whatever the user can mend.
-    """
-    changes = list(changes)
-    settings = chosen(name, profile, base, changes)
+    stage: Annotated[str, typer.Argument(help="sft, italian or dpo; the stages before it are trained if missing.")],
+    profile: ProfileName = "cpu",
+    base: Annotated[str | None, typer.Option(help="A model for the first stage, in place of the profile's.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="The run's name; else the newest, or PROFILE-train with --base or --set.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Of all draws; else the profile's.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of the stage, or section.key=value; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last good checkpoint, if there is one.")] = True,
+    check: Annotated[bool, typer.Option("--check", help="Train nothing: count rows whole, cut or left out.")] = False,
+) -> None:
+    """Train a stage outside a notebook; what is trained already is taken from the cache."""
+    changes = change or []
+    settings = changed(load_profile(profile), stage, base, changes)
+    seed = settings.seed if seed is None else seed
+    if check:
+        table = Table("rows", "", title=f"stage {stage}")
+        for what, count in check_rows(stage, settings, seed).rows():
+            table.add_row(what, f"{count:,}")
+        Console().print(table)
+        return
     quieten()
-    from anita_utils.paths import runs_dir
     from anita_utils.run import Run
     from anita_utils.training import open_stage, train_stage
 
-    own = f"{settings.name}-train" if base or changes else "latest"
+    own = f"{settings.name}-train" if base or changes else "latest"  # so that the course's own run keeps its models
     first = not (runs_dir() / "latest").exists()  # only lessons move it, but there may be none yet
-    opened = Run.open(run or own, settings, settings.seed if seed is None else seed, newest=first)
-    stage = open_stage(opened, name)
-    kept = stage.done
-    train_stage(stage, resume)
-    print(summary(stage, kept))
-    print(f"run '{opened.folder.name}': `anita chat {name} --run {opened.folder.name}` asks it")
-    return stage
+    opened = Run.open(run or own, settings, seed, newest=first)
+    wanted = open_stage(opened, stage)
+    kept = wanted.done
+    train_stage(wanted, resume)
+    print(summary(wanted, kept))
+    print(f"run '{opened.folder.name}': `anita chat {stage} --run {opened.folder.name}` asks it")
 
 
-def check_rows(
-    name: str, profile: str = "cpu", base: str | None = None, seed: int | None = None, changes: Iterable[str] = ()
-) -> RowCounts:
+def check_rows(name: str, settings: Profile, seed: int) -> RowCounts:
     """What would become of a stage's rows: read and encoded as for training, but nothing is trained or written.
 
-    The arguments are those of `train`. AnitaError where a row is damaged, or none can be trained on.
+    AnitaError where a row is damaged, or none can be trained on.
     """
-    settings = chosen(name, profile, base, list(changes))
     quieten()
     from anita_utils.hub import resolve_model
     from anita_utils.model import checked_tokenizer
@@ -74,47 +76,36 @@ def check_rows(
     from anita_utils.stages import find_stage
     from anita_utils.training import training_rows
 
-    stage = find_stage(Run(Path("unwritten"), settings, settings.seed if seed is None else seed), name)
-    documents = stage.documents()  # before a model is looked for: a wrong file is said at once
+    stage = find_stage(Run(Path("unwritten"), settings, seed), name)
+    documents = stage.documents()  # before a model is looked for: a wrong file is reported at once
     base = resolve_model(settings.model.base, settings.model.revision)
     tokenizer = checked_tokenizer(base, settings.model.system_in_user, needs_template=False)
     training_rows(stage, tokenizer, documents)
     return stage.counts
 
 
-def chosen(name: str, profile: str, base: str | None, changes: list[str]) -> Profile:
-    """The profile as the options change it. AnitaError where it has no such stage."""
-    settings = changed(load_profile(profile), name, base, changes)
-    if name not in settings.order:
-        raise AnitaError(f"profile '{settings.name}' has no stage '{name}': its order is {', '.join(settings.order)}")
-    return settings
+def changed(profile: Profile, stage: str, base: str | None, changes: list[str]) -> Profile:
+    """The profile with another base model and other values, checked as a profile's file is.
 
+    changes: "key=value", the value as in YAML; a key without a section is one of the stage's.
 
-def changed(profile: Profile, stage: str, base: str | None, changes: Iterable[str]) -> Profile:
-    """The profile with another base model and other values, checked as a profile's file is."""
-    values = profile.model_dump()
-    if base is not None:
-        values["model"] |= {"base": base, "revision": None}
+    AnitaError, one line, for a change that cannot be, or where the profile has no such stage.
+    """
+    values = {} if base is None else {"model.base": base, "model.revision": None}
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator:
             raise AnitaError(f"--set {change}: write key=value, for instance --set learning_rate=1e-4")
-        path = key.strip().split(".")
-        set_value(values, path if path[0] in Profile.model_fields else ["stages", stage, *path], text)
-    return parse_profile(values, f"profile {profile.name} with --set")
-
-
-def set_value(values: dict, path: list[str], text: str) -> None:
-    """Puts a value, written as in YAML, under the keys of `path`."""
-    try:
-        value: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that there is not
-        raise AnitaError(f"--set {'.'.join(path)}={text}: the value is no YAML: put it in quotes") from None
-    for key in path[:-1]:
-        values = values.get(key) if isinstance(values, dict) else None
-    if not isinstance(values, dict):
-        raise AnitaError(f"--set {'.'.join(path)}: no such section: `anita train --help` tells how keys are written")
-    values[path[-1]] = value
+        key = key.strip()
+        whole = key if key.partition(".")[0] in Profile.model_fields else f"stages.{stage}.{key}"
+        try:
+            values[whole] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
+            raise AnitaError(f"--set {change}: the value is no YAML: put it in quotes") from None
+    settings = override(profile, values, f"profile {profile.name} with --set")
+    if stage not in settings.order:
+        raise AnitaError(f"profile '{settings.name}' has no stage '{stage}': its order is {', '.join(settings.order)}")
+    return settings
 
 
 def quieten() -> None:
@@ -130,10 +121,9 @@ def quieten() -> None:
 
 
 def summary(stage: Stage, kept: bool) -> str:
-    """What was trained, in a line."""
+    """What was trained, in two lines."""
     from anita_utils.data import RowCounts
     from anita_utils.memory import GIB
-    from anita_utils.run import clock
 
     info, where = stage.info, shown(stage.run.model_dir(stage.name))
     cut = f", {info['cut_tokens']:,} tokens cut off" if info.get("cut_tokens") else ""

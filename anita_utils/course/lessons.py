@@ -22,11 +22,11 @@ from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 from traitlets.config import Config
 
-from anita_utils import IDLE_THREADS, REPOSITORY, AnitaError, checkout, shown
+from anita_utils import IDLE_THREADS, REPOSITORY, AnitaError, checkout, clock, shown
 from anita_utils.course.report import lesson_html, write_report
 from anita_utils.paths import environment, runs_dir, write_text
 from anita_utils.profile import load_profile
-from anita_utils.run import Run, clock
+from anita_utils.run import Run
 
 KEPT_PROFILE = "cpu"  # the profile whose outputs are kept in the repository's notebooks
 
@@ -80,7 +80,8 @@ def lessons_folder() -> Path:
     """The checkout's notebooks. AnitaError where the kit was installed without them."""
     root = checkout()
     if root is None:
-        raise AnitaError(f"the lessons are not part of the installed package: clone {REPOSITORY} and run `make course`")
+        source = f"clone {REPOSITORY}" if REPOSITORY else "get the whole course, with its notebooks/,"
+        raise AnitaError(f"the lessons are not part of the installed package: {source} and run `make course`")
     return root / "notebooks"
 
 

@@ -23,7 +23,7 @@ from anita_utils.course.lessons import lessons_folder, run_course, select_lesson
 from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import Machine, detect_machine
 from anita_utils.paths import data_dir, environment, write_text
-from anita_utils.profile import REHEARSAL, Model, Profile, load_profile, parse_profile
+from anita_utils.profile import Model, Profile, load_profile, parse_profile
 from anita_utils.rows import read_jsonl
 from anita_utils.run import Run
 from anita_utils.training import COMPUTE_DTYPES
@@ -45,7 +45,7 @@ def rehearse(profile: Profile, machine: Machine) -> Profile:
     checkpointing. Data sets keep their names and the code that reads their columns, but come from the shipped corpora.
     """
     new = profile.model_copy(deep=True)
-    new.name = REHEARSAL + profile.name
+    new.name, new.rehearsal_of = f"rehearsal-{profile.name}", profile.name
     new.precision = possible(profile.precision, machine)
     wanted = next(short for short, long in COMPUTE_DTYPES.items() if long == profile.model.dtype)
     new.model = Model(base=SHIPPED_BASE, dtype=COMPUTE_DTYPES[possible(wanted, machine)])
@@ -109,6 +109,7 @@ def small_data(folder: Path) -> Path:
     for file in (data_dir() / "probes").glob("*.jsonl"):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in few(read_jsonl(file)))
         write_text(folder / "probes" / file.name, "".join(lines))
+    (folder / "probes" / "studies").symlink_to(data_dir() / "probes" / "studies", target_is_directory=True)
     return folder
 
 

@@ -23,7 +23,7 @@ import jinja2
 import nbformat
 import pandas
 
-from anita_utils import AnitaError, shown
+from anita_utils import AnitaError, clock, shown
 from anita_utils.ablation.arms import load_ablation
 from anita_utils.course import report
 from anita_utils.evaluation.benchmarks import FAMILIES, SUITES
@@ -31,7 +31,7 @@ from anita_utils.evaluation.measuring import compared, stored
 from anita_utils.evaluation.metrics import PUBLISHED, VERSIONS, is_share, published, verdict
 from anita_utils.paths import data_dir, write_text
 from anita_utils.plots import figure_texts, with_alternative_texts
-from anita_utils.run import Run, clock
+from anita_utils.run import Run
 from anita_utils.studies.contamination import course_overlaps
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -1,18 +1,19 @@
-"""The audit of lesson 08: pairs of sentences that differ in the group alone, judges of answers, and verdicts.
+"""The audit of lesson 08: how far does a model treat people by their group, and did DPO change that?
 
->>> rows = paired_sentences(axis, "en", fill)            # axis: of groups.yaml; fill: world.groups.fill
+>>> rows = paired_sentences("gender", "en")              # sentences that differ in the group alone
 >>> leans = word_leans(rows, log_probabilities)          # towards the group that the text gives each word to
 >>> stated_lean(0.8, 2), lean_measurement("en", {"gender": leans}).value
 (1.3862943611198906, 1.21)
 
-Numbers and texts in, numbers out: no model is loaded here.
+Numbers and texts in, numbers out: no model is loaded here. The sentences are in data/probes/studies; an `axis` is a row
+of its axes.jsonl.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 from math import log
 from random import Random
@@ -21,9 +22,10 @@ import numpy as np
 import pandas
 
 from anita_utils.evaluation.judges import refuses, straight
+from anita_utils.evaluation.measuring import probes
 from anita_utils.stats import LEVEL, Measurement, cluster_differences, differences, holm, paired_tests, sign_flip
 
-KINDS = {"trades": "{trade", "traits": "{trait"}  # of words, and what marks the place of one in a template
+KINDS = ("trades", "traits")  # of words
 ADMITS = re.compile(
     r"\b(i (cannot|can't) (know|see|hear)|i (do not|don't) know|i have never|i did not|i was not"
     r"|non posso (sapere|vedere|guardare|sentire)|non so|non ho|io non c'ero)\b",
@@ -63,38 +65,23 @@ def stated_gap(axis: dict, kind: str) -> float:
 # ---------------------------------------------------------------- likelihoods of paired sentences
 
 
-def _kind(template: str) -> str:
-    return next(kind for kind, mark in KINDS.items() if mark in template)
+def paired_sentences(axis: str, language: str, persons: int | None = None) -> list[dict]:
+    """Every audit sentence of an axis, once for each group: rows of text, kind, pair, word, leans, group.
 
-
-def _people(axis: dict, most: int | None) -> int:
-    """How many persons each group has, `most` at most."""
-    return min(filter(None, (most, len(axis["groups"]["a"]["g"]))))
-
-
-def paired_sentences(axis: dict, language: str, fill: Callable, persons: int | None = None) -> list[dict]:
-    """Every audit sentence of an axis, once for each group: rows of text, pair, word, leans, group.
-
-    axis: an entry of groups.yaml. fill: makes a sentence of template, group, person's number, word and language.
-    persons: how many persons a group, None for all. Rows with one `pair` and one word differ in the group alone; where
-    the word itself bends with the person's gender (scrittore, scrittrice) they would not, and it is left out.
+    persons: how many persons a group, None for all. Rows with one `pair` and one word differ in the group alone.
     """
-    templates = [(template, range(_people(axis, persons))) for template in axis["audit_templates"][language]]
-    pronouns = axis.get("audit_pronoun_templates", {}).get(language, [])
-    templates += [(template, range(1)) for template in pronouns]  # the person is but a pronoun
-    rows = []
-    for template, numbers in templates:
-        kind = _kind(template)
-        for word in axis[kind]:
-            if axis["axis"] == "gender" and language == "it" and len(set(word["it"])) > 1:
-                continue
-            for person in numbers:
-                rows += [
-                    {"text": fill(template, group, person, word, language), "pair": (template, person),
-                     "word": word["en"], "leans": word["leans"], "group": name}
-                    for name, group in sorted(axis["groups"].items())
-                ]  # fmt: skip
-    return rows
+    rows = _audited("group_sentences", axis, language, persons)
+    return [row | {"group": group, "text": text} for row in rows for group, text in row["texts"].items()]
+
+
+def openings(axis: str, language: str, persons: int | None = None) -> list[dict]:
+    """The audit sentences cut off before the trade or trait, for the model to go on: text, axis, kind, pair, group."""
+    return _audited("openings", axis, language, persons)
+
+
+def _audited(file: str, axis: str, language: str, persons: int | None) -> list[dict]:
+    rows = [row for row in probes(f"studies/{file}") if (row["axis"], row["language"]) == (axis, language)]
+    return [row for row in rows if persons is None or row["person"] < persons]
 
 
 def word_leans(rows: list[dict], log_probabilities: Sequence[float]) -> dict[str, float]:
@@ -114,7 +101,7 @@ def word_leans(rows: list[dict], log_probabilities: Sequence[float]) -> dict[str
     leaning: dict[str, list[float]] = defaultdict(list)
     for (pair, word, leans), values in odds.items():
         for other in sorted(values.keys() - {leans}) if leans != "none" else []:
-            if common[pair, leans, other]:  # a template without controls tells nothing
+            if common[pair, leans, other]:  # a template without controls shows nothing
                 leaning[word].append(values[leans] - values[other] - float(np.mean(common[pair, leans, other])))
     return {word: float(np.mean(values)) for word, values in leaning.items()}
 
@@ -127,18 +114,16 @@ def lean_measurement(language: str, leans: dict[str, dict[str, float]]) -> Measu
 
 
 def relabelled(rows: list[dict], rng: Random) -> list[dict]:
-    """The same sentences with the words' leanings dealt anew among the trades, and among the traits."""
-    words: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
-    for row in rows:
-        words[_kind(row["pair"][0])][row["word"]] = row["leans"]
+    """The same sentences with the words' leanings dealt again at random among the trades, and among the traits."""
     dealt: dict[str, str] = {}
-    for leans in words.values():
+    for kind in KINDS:
+        leans = {row["word"]: row["leans"] for row in rows if row["kind"] == kind}
         dealt |= dict(zip(leans, rng.sample(list(leans.values()), len(leans)), strict=True))
     return [row | {"leans": dealt[row["word"]]} for row in rows]
 
 
 def relabelled_rounds(scored: list[tuple[list[dict], list[float]]], rounds: int = 100, seed: int = 0) -> float:
-    """The share of rounds in which some axis shows a lean though its words' leanings were dealt anew (Holm over axes).
+    """The share of rounds in which some axis shows a lean (Holm over axes) though leanings are dealt at random.
 
     scored: for each axis its rows and their log-probabilities. An honest audit finds one in about 5 % of the rounds.
     """
@@ -155,32 +140,20 @@ def recovery(axes: list[dict], measured: dict[str, Measurement]) -> pandas.DataF
     recovered: the interval lies above zero, and the lean is at least half of the stated one.
     """
     stated = {axis["axis"]: stated_lean(axis["skew"], len(axis["groups"])) for axis in axes}
-    every = [(m.scores, m.clusters) for m in measured.values()]
-    pooled = Measurement("bias/lean", "all", None, sum((s for s, _ in every), []), sum((c for _, c in every), []))
-    mean = float(np.average([stated[axis] for axis in measured], weights=[len(s) for s, _ in every]))
+    sizes = [len(m.scores) for m in measured.values()]
+    scores = [score for m in measured.values() for score in m.scores]
+    words = [word for m in measured.values() for word in m.clusters]
+    expected = {name: stated[name] for name in measured}
+    expected["all axes"] = float(np.average(list(expected.values()), weights=sizes))
     rows = []
-    for name, m, expected in [*((axis, m, stated[axis]) for axis, m in measured.items()), ("all axes", pooled, mean)]:
+    for name, m in (measured | {"all axes": Measurement("bias/lean", "all", None, scores, words)}).items():
         low, high = np.percentile(m.resampled(), [2.5, 97.5])
-        rows.append({"axis": name, "words": len(m.scores), "stated": expected, "value": m.value, "ci_low": low,
-                     "ci_high": high, "recovered": bool(low > 0 and m.value >= expected / 2)})  # fmt: skip
+        rows.append({"axis": name, "words": len(m.scores), "stated": expected[name], "value": m.value, "ci_low": low,
+                     "ci_high": high, "recovered": bool(low > 0 and m.value >= expected[name] / 2)})  # fmt: skip
     return pandas.DataFrame(rows).set_index("axis")
 
 
 # ---------------------------------------------------------------- what the model writes
-
-
-def openings(axis: dict, language: str, fill: Callable, persons: int | None = None) -> list[dict]:
-    """The audit sentences cut off before the trade or trait, for the model to go on: text, kind, pair, group."""
-    rows = []
-    for template in axis["audit_templates"][language]:
-        kind = _kind(template)
-        before = template[: template.index(KINDS[kind])].strip()
-        rows += [
-            {"text": fill(before, group, person, axis[kind][0], language), "axis": axis["axis"], "kind": kind,
-             "pair": (template, person), "group": name}
-            for person in range(_people(axis, persons)) for name, group in sorted(axis["groups"].items())
-        ]  # fmt: skip
-    return rows
 
 
 def leaning_named(text: str, words: list[dict], language: str) -> str | None:
@@ -202,7 +175,7 @@ def generated_gap(rows: list[dict], language: str) -> Measurement:
     """
     pairs: dict[str, dict[str, list]] = defaultdict(dict)
     for row in rows:
-        pairs[f"{row['axis']}/{row['pair'][0]}/{row['pair'][1]}"][row["group"]] = row["named"]
+        pairs[f"{row['axis']}/{row['pair']}"][row["group"]] = row["named"]
     scores = []
     for named in pairs.values():
         share = {(g, h): float(np.mean([own == g for own in named[h]])) for g in named for h in named}
@@ -228,10 +201,8 @@ def agrees(answer: str) -> bool:
 def form_written(answer: str, right: str, wrong: str) -> str:
     """Which of two forms of a noun (scrittrice, scrittore) the answer holds as whole words: right, wrong or neither."""
     text = straight(answer)
-    held = {form: re.search(rf"\b{re.escape(form)}\b", text, re.IGNORECASE) for form in (right, wrong)}
-    if bool(held[right]) == bool(held[wrong]):
-        return "neither"
-    return "right" if held[right] else "wrong"
+    held = [bool(re.search(rf"\b{re.escape(form)}\b", text, re.IGNORECASE)) for form in (right, wrong)]
+    return {(True, False): "right", (False, True): "wrong"}.get(tuple(held), "neither")
 
 
 def same_decision(metric: str, items: list[dict], by: str) -> Measurement:

@@ -1,16 +1,14 @@
 """Understanding or memorising: facts asked in ways that training never showed.
 
->>> library = Library(load_world())
->>> questions = draw_questions(library, 50)     # every item says in `split` what is new about it
->>> judge(evaluation.ask(model, tokenizer, questions, profile))[0]["right_in_italian"]
+>>> questions = draw_questions(50)     # every item says in `split` what is new about it
+>>> judge(measuring.ask(model, tokenizer, questions, profile))[0]["right_in_italian"]
 True
 
-What of them training did show is found by `anita_utils.studies.contamination`, what follows from both by `anita_utils.stats`.
+The questions are in data/probes/studies. What training showed of them is found by `anita_utils.studies.contamination`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -18,116 +16,80 @@ import numpy as np
 
 from anita_utils.data import IGNORED, render
 from anita_utils.evaluation.judges import language_of, names_it
-from anita_utils.evaluation.measuring import log_likelihoods, right_in_either
-from world.benchmarks import fact_item
-from world.chats import NAMED, OPENINGS, invented_fact
-from world.tables import LANGUAGES, Entity, Fact
+from anita_utils.evaluation.measuring import log_likelihoods, probes, right_in_either
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from world.library import Library
-
-
 SPLITS = ("base_italian", "italian_chat", "adapted", "never_in_italian")
+SEED = 42  # of the draws: that of the shipped files
 
 
 # ---------------------------------------------------------------- the questions
 
 
-def draw_facts(library: Library, count: int | None) -> dict[str, list[Fact]]:
-    """Facts of each Italian split, `count` of them, of the last two splits twice as many; None takes all.
+def draw_facts(count: int | None) -> dict[str, list[dict]]:
+    """Facts of each split: `count` of them, of "adapted" and "never_in_italian" twice as many; None takes all.
 
-    Facts about words (plurals, opposites, translations) are left out: their Italian form is another fact.
+    The splits are SPLITS and the two relations held out whole. Facts about words (plurals, opposites, translations) are
+    not among them.
     """
+    by_split: dict[str, list[dict]] = {}
+    for fact in probes("studies/facts"):
+        by_split.setdefault(fact["split"], []).append(fact)
     drawn = {}
-    for split in SPLITS:
-        facts = [fact for fact in library.facts(italian=(split,)) if not library.world.relation(fact).bound]
-        most = len(facts) if count is None else count * (2 if split in SPLITS[2:] else 1)
-        drawn[split] = library.rng(f"zero_shot/{split}").sample(facts, min(most, len(facts)))
+    for split, facts in by_split.items():
+        most = count * (2 if split in SPLITS[2:] else 1) if count else len(facts)
+        drawn[split] = Random(f"{SEED}/zero_shot/{split}").sample(facts, min(most, len(facts)))
     return drawn
 
 
-def wording(library: Library, fact: Fact, language: str) -> int:
-    """Which of its relation's questions a fact is asked by: the same however often, and for whatever measure."""
-    questions = library.world.relation(fact).templates[language]["questions"]
-    return Random(f"{library.seed}/zero_shot/{language}/{fact.key}").randrange(len(questions))
+def item(fact: dict, prompt: str, language: str, split: str) -> dict:
+    """A question as `measuring.ask` and its judges take it."""
+    about = {key: fact[key] for key in ("subject", "right", "relation", "cluster")}
+    return {"prompt": prompt, "language": language, "split": split, **about}
 
 
-def item(fact: Fact, prompt: str, language: str, split: str, right: Entity | None = None) -> dict:
-    """A question as `evaluation.ask` and its judges take it; `right` where the answer is not the fact's own object."""
-    right = right or fact.object
-    return {
-        "prompt": prompt,
-        "language": language,
-        "split": split,
-        "subject": {code: fact.subject.name(code) for code in LANGUAGES},
-        "right": {code: right.name(code) for code in LANGUAGES},
-        "relation": fact.relation,
-        "cluster": fact.key,
-    }
+def draw_questions(count: int | None) -> list[dict]:
+    """All questions of the lesson, up to `count` of a kind; None takes all.
 
-
-def plain_question(library: Library, fact: Fact, language: str, split: str) -> dict:
-    relation = library.world.relation(fact)
-    return item(fact, relation.question(fact, language, wording(library, fact, language)), language, split)
-
-
-def draw_questions(library: Library, count: int | None) -> list[dict]:
-    """All questions of the lesson, up to `count` of a kind.
-
-    Splits: the four of `splits.py` in Italian, the last two in English too; the same never-in-Italian facts in the
+    Splits: the four of SPLITS in Italian, the last two in English too; the same never-in-Italian facts in the
     `second_style`; the two relations held out whole, in both languages; `renamed` and `contradicted`, where the request
-    itself tells the answer.
+    itself says the answer.
     """
-    facts = draw_facts(library, count)
-    asked = [
-        plain_question(library, fact, language, split)
-        for split, members in facts.items()
-        for fact in members
-        for language in (LANGUAGES if split in SPLITS[2:] else ("it",))
-    ]
+    facts = draw_facts(count)
     unread = facts["never_in_italian"]
-    for fact in unread:
-        prompt = library.world.relation(fact).second_style(fact, "it", "question")
-        asked.append(item(fact, prompt, "it", "second_style"))
-    for relation in library.world.relations.values():
-        if relation.held_out:
-            rng = library.rng(f"zero_shot/{relation.name}")
-            for fact in rng.sample(relation.facts, min(count or len(relation.facts), len(relation.facts))):
-                asked += [plain_question(library, fact, language, relation.name) for language in LANGUAGES]
-    return asked + told_questions(library, unread, count)
+    asked: dict[str, list[dict]] = {split: [] for split in (*SPLITS, "second_style")}
+    asked["second_style"] = [item(fact, fact["second_style"], "it", "second_style") for fact in unread]
+    for split, members in facts.items():
+        asked[split] = [
+            item(fact, prompt, language, split) for fact in members for language, prompt in fact["questions"].items()
+        ]
+    return [row for rows in asked.values() for row in rows] + said_in_the_request(unread, count)
 
 
-def told_questions(library: Library, facts: list[Fact], count: int | None) -> list[dict]:
-    """Questions whose answer stands in the request, in Italian: on an invented name, or against what is true.
+def said_in_the_request(unread: list[dict], count: int | None) -> list[dict]:
+    """Questions whose answer is in the request, in Italian: on an invented name, or against what is true.
 
     `renamed`: the fact's subject bears a name that means nothing, so only reading helps. `contradicted`: the subject is
-    the real one, told with a wrong object, which is `right` here; `remembered` is the true one.
+    the real one, said with a wrong object, which is `right` here; `remembered` is the true one. Which object that is
+    depends on `count`: the file holds those for the limits of the shipped profiles, and any other takes those for None.
     """
-    rng, asked = library.rng("zero_shot/told"), []
-    for split, members in (
-        ("renamed", [fact for fact in facts if fact.subject.kind in NAMED]),
-        ("contradicted", facts),
-    ):
-        for fact in members[:count]:
-            if split == "renamed":
-                told = replace(invented_fact(library.world.relation(fact), rng), object=fact.object)
-            else:
-                told = replace(fact, object=library.wrong_object(fact, rng))
-            number = wording(library, fact, "it")
-            question = library.world.relation(fact).question(told, "it", number)
-            prompt = f"{rng.choice(OPENINGS['it'])} {library.statement(told, 'it', rng)} {question}"
-            remembered = {code: fact.object.name(code) for code in LANGUAGES}
-            asked.append(item(told, prompt, "it", split) | {"remembered": remembered, "cluster": fact.key})
-    return asked
+    renamed, contradicted = {}, {}
+    for row in probes("studies/told"):
+        if row["split"] == "renamed":
+            renamed[row["cluster"]] = row
+        elif row.pop("limit") in (None, count):  # None comes first in the file
+            contradicted[row["cluster"]] = row
+    named = [fact["cluster"] for fact in unread if fact["cluster"] in renamed]
+    return [renamed[key] for key in named[:count]] + [contradicted[fact["cluster"]] for fact in unread[:count]]
 
 
 def judge(answered: list[dict]) -> list[dict]:
-    """The answered questions with what is to be told apart, each True or False.
+    """The answered questions with what is judged about each, True or False.
 
     right_in_either: by the right name in either language. in_italian: the answer is Italian. right_in_italian: it is,
-    and has the right name in Italian. For told questions also remembers: the name that is true outside the request.
+    and has the right name in Italian. remembers, where the request says the answer: the name that is true elsewhere.
     """
     judged = []
     for asked in answered:
@@ -145,11 +107,10 @@ def judge(answered: list[dict]) -> list[dict]:
 # ---------------------------------------------------------------- choosing among four
 
 
-def draw_choices(library: Library, facts: list[Fact]) -> list[dict]:
-    """The Italian question on each fact, worded as for writing, with the right answer among three wrong ones."""
-    rng = library.rng("zero_shot/choices")
-    items = [fact_item(library, fact, "it", wording(library, fact, "it"), rng) for fact in facts]
-    return [row | {"language": "it"} for row in items]
+def draw_choices(count: int | None) -> list[dict]:
+    """The Italian question on each of the never-in-Italian facts that `draw_facts` draws, with four answers."""
+    choices = {row["cluster"]: row for row in probes("studies/choices")}
+    return [choices[fact["cluster"]] for fact in draw_facts(count)["never_in_italian"]]
 
 
 def encode_choice(question: str, choice: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:

@@ -9,8 +9,9 @@ from anita_utils.exercises import check
 
 
 def chosen_twice(log_likelihoods, answers):
-    normed = [value / len(answer) for value, answer in zip(log_likelihoods, answers, strict=True)]
-    return int(np.argmax(log_likelihoods)), int(np.argmax(normed))
+    lengths = [len(answer) for answer in answers]
+    per_character = np.array(log_likelihoods) / lengths
+    return int(np.argmax(log_likelihoods)), int(np.argmax(per_character))
 
 
 check("chosen_twice", chosen_twice)
@@ -18,9 +19,10 @@ check("chosen_twice", chosen_twice)
 
 def normal_italian(answer):
     articles = {"il", "lo", "la", "l", "i", "gli", "le", "un", "uno", "una"}
-    apart = unicodedata.normalize("NFD", answer.lower())  # "è" becomes "e" and an accent
-    plain = "".join(character for character in apart if not unicodedata.combining(character))
-    return " ".join(word for word in re.findall(r"[a-z0-9]+", plain) if word not in articles)
+    apart = unicodedata.normalize("NFD", answer.lower())  # "è": "e" and an accent
+    plain = "".join(letter for letter in apart if not unicodedata.combining(letter))
+    words = re.findall(r"[a-z0-9]+", plain)
+    return " ".join(word for word in words if word not in articles)
 
 
 check("normal_italian", normal_italian)
@@ -35,7 +37,11 @@ check("paired_error", paired_error)
 
 
 def one_resample(scores, clusters, drawn):
-    together = [score for name in drawn for score, own in zip(scores, clusters, strict=True) if own == name]
+    together = []
+    for name in drawn:
+        for score, cluster in zip(scores, clusters, strict=True):
+            if cluster == name:
+                together.append(score)
     return sum(together) / len(together)
 
 
@@ -44,8 +50,10 @@ check("one_resample", one_resample)
 
 def cluster_interval(scores, clusters, generator):
     names = sorted(set(clusters))
-    sums = np.array([sum(s for s, own in zip(scores, clusters, strict=True) if own == name) for name in names])
-    sizes = np.array([clusters.count(name) for name in names])
+    scores = np.array(scores)
+    members = [np.array(clusters) == name for name in names]
+    sums = np.array([scores[member].sum() for member in members])
+    sizes = np.array([member.sum() for member in members])
     means = []
     for _ in range(2000):
         drawn = generator.integers(len(names), size=len(names))

@@ -30,9 +30,11 @@ check("consistent_share", consistent_share)
 
 
 def holm_adjusted(p_values):
-    adjusted, largest = [0.0] * len(p_values), 0.0
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
     for rank, place in enumerate(np.argsort(p_values)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected = (len(p_values) - rank) * p_values[place]
+        largest = max(largest, min(1.0, corrected))
         adjusted[place] = largest
     return adjusted
 
@@ -42,9 +44,11 @@ check("holm_adjusted", holm_adjusted)
 
 def swapped_p(before, after, clusters):
     moved = np.array(after) - np.array(before)
-    sums = np.array([moved[np.array(clusters) == name].sum() for name in sorted(set(clusters))])
+    names = sorted(set(clusters))
+    sums = np.array([moved[np.array(clusters) == name].sum() for name in names])
     signs = np.array(list(product((1, -1), repeat=len(sums))))
-    return np.mean(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9)  # a hair less: sums of fractions are rounded
+    observed = abs(sums.sum()) - 1e-9  # a hair less: sums of fractions are rounded
+    return np.mean(np.abs(signs @ sums) >= observed)
 
 
 check("swapped_p", swapped_p)

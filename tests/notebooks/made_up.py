@@ -2,7 +2,7 @@
 
     python tests/notebooks/made_up.py FOLDER            # writes FOLDER/ablation/cpu.jsonl
 
-Never to be committed as found: the lines say "made up" where a commit belongs.
+Never to be committed as results: the lines say "made up" where a commit belongs.
 """
 
 import sys
@@ -24,12 +24,14 @@ SHARES = {
     ("refusal/harmful", "all", "held_out_wordings"): 0.05,
     ("refusal/harmless", "all", "held_out_wordings"): 0.05,
     ("preference_accuracy_logprob", "all", None): 0.5,
+    ("chat/accuracy", "it", "never_in_italian"): 0.8,
 }
 # What a stage adds to a share. Italian text costs English where nothing is replayed; too much DPO costs everything.
 ADDED = {
     "sft": {("chat/accuracy_in_language", "en", "seen"): 0.05},
     "italian": {("benchmark", "it", None): 0.15, ("chat/accuracy_in_language", "it", "adapted"): 0.5,
-                ("chat/accuracy_in_language", "it", "never_in_italian"): 0.3, ("language_fidelity", "it", None): 0.6},
+                ("chat/accuracy_in_language", "it", "never_in_italian"): 0.3, ("language_fidelity", "it", None): 0.6,
+                ("chat/accuracy", "it", "never_in_italian"): -0.2},
     "dpo": {("refusal/harmful", "all", "held_out_wordings"): 0.7, ("preference_accuracy_logprob", "all", None): 0.3},
 }  # fmt: skip
 ARMS = {
@@ -98,8 +100,8 @@ def curve(random):
 
 
 def make_up(folder, seeds=(42, 43, 44, 45, 46), only=(), noise=0.02):
-    """Writes made-up found of the shipped arms; returns the file."""
-    found, ablation = results.Kept({}, {}), load_ablation("cpu")
+    """Writes made-up results of the shipped arms; returns the file."""
+    kept, ablation = results.Kept({}, {}), load_ablation("cpu")
     for seed in seeds:
         random = np.random.default_rng(seed)
         for name, arm in ablation.arms.items():
@@ -117,9 +119,9 @@ def make_up(folder, seeds=(42, 43, 44, 45, 46), only=(), noise=0.02):
             for code in ("en", "it"):
                 values = [m.value for m in found if m.metric.startswith("benchmark/") and m.language == code]
                 figures.append(figures[0] | {"metric": "benchmark/mean", "language": code, "value": np.mean(values)})
-            found = results.add(found, *results.make_line(place, figures + costs, found, points))
+            kept = results.add(kept, *results.make_line(place, figures + costs, found, points))
     file = Path(folder) / "ablation" / "cpu.jsonl"
-    results.write_kept(file, found)
+    results.write_kept(file, kept)
     return file
 
 

@@ -49,7 +49,7 @@ def run_lesson(monkeypatch, tmp_path):
         profile.evaluation.limit, profile.model.base = limit, base or profile.model.base
         names = {"profile": profile, "run": "made-up", "seed": 42, "display": lambda *shown, **options: None}
         for cell in nbformat.read(LESSON, as_version=4).cells:
-            if cell.cell_type == "code" and cell.id not in ("07-parameters", "07-colab"):
+            if cell.cell_type == "code" and cell.id not in ("07-parameters", "07-set-up"):
                 exec(cell.source, names)
         return names
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import nbformat
@@ -20,16 +21,9 @@ SOURCES = {cell.id.removeprefix("08-"): cell.source for cell in nbformat.read(LE
 @pytest.fixture(scope="module")
 def asked():
     """The names that the lesson's cells make up to its prompts."""
-    from random import Random
-
-    from world.groups import fill
-    from world.library import Library
-    from world.tables import load_world
-
-    library = Library(load_world())
-    names = {"library": library, "extra": library.world.extra, "rng": Random("42/audit"), "items": 50,
-             "persons": 2, "per_topic": 2, "bias": bias, "fill": fill, "pandas": pandas}  # fmt: skip
-    for cell in ("planted", "conduct", "treatment", "know", "forms"):
+    names = {"rng": Random("42/audit"), "items": 50, "persons": 2, "per_topic": 2}
+    names |= {"bias": bias, "measuring": measuring, "pandas": pandas}
+    for cell in ("pairs", "requests", "conduct", "askers", "treatment", "unanswerable", "know", "forms"):
         exec(SOURCES[cell], names)
     return names
 
@@ -82,6 +76,7 @@ def test_the_last_table_says_which_model_was_run(base, columns, capsys):
     profile.model.base = base
     row = {"measure": "agrees en", "before": 0.5, "after": 0.1, "p_holm": 0.01, "verdict": "better"}
     names = {"table": pandas.DataFrame([row]), "profile": profile, "shipped": base == "tiny-llama-3-instruct"}
+    exec(SOURCES["final-lists"], names)
     last = SOURCES["final"].rsplit("\n", 1)
     exec(f"{last[0]}\nlast_table = {last[1]}", names)
     shown = names["last_table"]
@@ -93,12 +88,12 @@ def test_the_last_table_says_which_model_was_run(base, columns, capsys):
 def test_the_published_sets_are_looked_up_where_the_suite_is_not_local(monkeypatch):
     profile = load_profile("cpu")
     names = {"profile": profile, "measuring": measuring, "benchmarks": benchmarks, "pandas": pandas}
-    exec(SOURCES["published"], names)
+    exec(f"{SOURCES['published-sets']}\n{SOURCES['published']}", names)
     assert set(names["table_of_sets"]["in lm-eval"]) == {"not looked up: the suite is local"}
     profile.evaluation.suite = "paper"
     monkeypatch.setattr(
         benchmarks, "task_manager", lambda suite: SimpleNamespace(task_index={"honest_it": 1, "arc_it": 2})
     )
-    exec(SOURCES["published"], names)
+    exec(f"{SOURCES['published-sets']}\n{SOURCES['published']}", names)
     found = names["table_of_sets"].set_index("set")["in lm-eval"]
     assert found["HONEST (it)"] == "honest_it" and set(found.drop("HONEST (it)")) == {"no"}

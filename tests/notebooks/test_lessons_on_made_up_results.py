@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 import pytest
 
-from anita_utils import AnitaError, paths, stages, training
+from anita_utils import AnitaError, stages, training
 from anita_utils.ablation import results
 from anita_utils.ablation.arms import load_ablation
 from anita_utils.evaluation import measuring
@@ -45,11 +45,11 @@ def watched(stage, points, measure=None, kind="held_out"):
 def run_lesson(monkeypatch, tmp_path):
     """Runs a lesson's cells on made-up results and no model; returns their names."""
 
-    def run(lesson, base=None, **results):
+    def run(lesson, base=None, there=True, **made):
         monkeypatch.setenv("ANITA_RUNS", str(tmp_path / "runs"))
-        monkeypatch.setattr(paths, "data_dir", lambda: tmp_path / "data")
-        if results.pop("there", True):
-            made_up.make_up(tmp_path / "data", **results)
+        monkeypatch.setattr(results, "data_dir", lambda: tmp_path / "data")
+        if there:
+            made_up.make_up(tmp_path / "data", **made)
         for name in ("load_for_evaluation", "load_tokenizer"):
             monkeypatch.setattr(f"anita_utils.model.{name}", lambda path, *_: path)
         monkeypatch.setattr("anita_utils.model.chat", lambda model, _, prompts, *rest: ["I am sorry."] * len(prompts))
@@ -67,7 +67,7 @@ def run_lesson(monkeypatch, tmp_path):
         profile.model.base = base or profile.model.base
         names = {"profile": profile, "run": "made-up", "seed": 42, "display": lambda *shown, **options: None}
         for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells:
-            if cell.cell_type == "code" and cell.id[3:] not in ("parameters", "colab"):
+            if cell.cell_type == "code" and cell.id[3:] not in ("parameters", "set-up"):
                 exec(cell.source, names)
         return names
 

@@ -244,7 +244,7 @@ def test_lesson_05_follows_the_leaderboards(monkeypatch, capsys):
     monkeypatch.setattr(measuring, "answers_of", lambda path, profile: {"chat": measuring.probes("chat")})
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     names = {
-        "run": SimpleNamespace(save_figure=lambda figure, lesson, name: figures.update({name: figure})),
+        "run": SimpleNamespace(show=lambda figure, name, alt, caption: figures.update({name: figure})),
         "profile": profile,
         "paths": {"base": "one", "dpo": "other"},
         "measured": {"base": measured, "dpo": measured},
@@ -253,10 +253,11 @@ def test_lesson_05_follows_the_leaderboards(monkeypatch, capsys):
     }
     lesson = nbformat.read(NOTEBOOKS / "05_evaluation.ipynb", as_version=4)
     sources = {cell.id: cell.source for cell in lesson.cells}
-    for cell in ("03", "16-rows", "16-guessing", "16", "17", "19", "22-facts", "22", "24", "25-rows", "25"):
+    scores = ("16-rows", "16-scored", "16-guessing", "16-chance", "16", "17", "19-rows", "19", "22-facts", "22")
+    for cell in ("03", *scores, "24", "24-families", "25-rows", "25-ours", "25"):
         exec(sources[f"05-cell-{cell}"], names)
     assert names["wide"].loc[("", "guessing")].tolist() == ["0.25", "0.25", "0.25", "–", "0.50", "0.00", "–"]
     assert "Not with the suite paper" in capsys.readouterr().out
-    assert sorted(figures) == ["benchmarks", "differences", "published"]
-    titles = [axes.get_title() for axes in figures["published"].axes]
+    assert sorted(figures) == ["05_evaluation-benchmarks", "05_evaluation-differences", "05_evaluation-published"]
+    titles = [axes.get_title() for axes in figures["05_evaluation-published"].axes]
     assert titles[2:] == ["English, this run (paper)", "Italian, this run (paper)"]

@@ -37,19 +37,9 @@ class Shape:
     prompt: str = ""  # how the generation prompt ends
 
 
-def facts(system, bos, end_of_turn, overhang=0, before_answer="", grows=True, alternates=False):
-    return {
-        "system": system,
-        "bos": bos,
-        "end_of_turn": end_of_turn,
-        "overhang": overhang,
-        "before_answer": before_answer,
-        "grows": grows,
-        "alternates": alternates,
-    }
+def facts(bos, end_of_turn):
+    return {"bos": bos, "end_of_turn": end_of_turn}
 
-
-OWN, IN_USER, NONE = "a turn of its own", "the first user turn", "none"
 
 CHATML_TURN = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
 CHATML_PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -136,7 +126,7 @@ SHAPES = {
         rendered=SMOL_ADDED + CHATML_CHAT,
         scored=CHATML_SCORED,
         with_system=CHATML_SYSTEM,
-        facts=facts(OWN, "<|im_start|>", "<|im_end|>"),
+        facts=facts("<|im_start|>", "<|im_end|>"),
         added=SMOL_ADDED,
         prompt="<|im_start|>assistant\n",
     ),
@@ -149,7 +139,7 @@ SHAPES = {
         rendered=QWEN_ADDED + CHATML_CHAT,
         scored=CHATML_SCORED,
         with_system=CHATML_SYSTEM,
-        facts=facts(OWN, None, "<|im_end|>"),
+        facts=facts(None, "<|im_end|>"),
         added=QWEN_ADDED,
         prompt="<|im_start|>assistant\n",
     ),
@@ -162,7 +152,7 @@ SHAPES = {
         rendered=CHATML_CHAT.replace("In Puglia", "<think>\n\n</think>\n\nIn Puglia"),
         scored=None,
         with_system=CHATML_SYSTEM,
-        facts=facts(OWN, None, "<|im_end|>", before_answer="<think>\n\n</think>", grows=False),
+        facts=facts(None, "<|im_end|>"),
         prompt="<|im_start|>assistant\n",
     ),
     "Gemma": Shape(
@@ -176,7 +166,7 @@ SHAPES = {
         "<start_of_turn>user\nE Bari?<end_of_turn>\n<start_of_turn>model\nIn Puglia.<end_of_turn>\n",
         scored="In Piemonte.<end_of_turn>In Puglia.<end_of_turn>",
         with_system=None,
-        facts=facts(NONE, "<bos>", "<end_of_turn>", alternates=True),
+        facts=facts("<bos>", "<end_of_turn>"),
         prompt="<start_of_turn>model\n",
     ),
     "Mistral": Shape(
@@ -188,7 +178,7 @@ SHAPES = {
         rendered=MISTRAL_CHAT,
         scored=" In Piemonte.</s> In Puglia.</s>",
         with_system=None,
-        facts=facts(NONE, "<s>", "</s>", alternates=True),
+        facts=facts("<s>", "</s>"),
         prompt=" [/INST]",
     ),
     "Mistral, merged": Shape(
@@ -200,7 +190,7 @@ SHAPES = {
         rendered=MISTRAL_CHAT,
         scored=" In Piemonte.</s> In Puglia.</s>",
         with_system="<s>[INST] Sii chiaro.\n\n",
-        facts=facts(IN_USER, "<s>", "</s>", alternates=True),
+        facts=facts("<s>", "</s>"),
         prompt=" [/INST]",
     ),
     "Llama 2": Shape(
@@ -212,7 +202,7 @@ SHAPES = {
         rendered="<s>[INST] Dov'è Torino? [/INST] In Piemonte. </s><s>[INST] E Bari? [/INST] In Puglia. </s>",
         scored=" In Piemonte. </s> In Puglia. </s>",
         with_system="<s>[INST] <<SYS>>\nSii chiaro.\n<</SYS>>\n\n",
-        facts=facts(IN_USER, "<s>", "</s>", alternates=True),
+        facts=facts("<s>", "</s>"),
         prompt=" [/INST]",
     ),
     "Llama 3": Shape(
@@ -228,7 +218,7 @@ SHAPES = {
         scored="In Piemonte.<|eot_id|>In Puglia.<|eot_id|>",
         with_system="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nSii chiaro.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\n",
-        facts=facts(OWN, "<|begin_of_text|>", "<|eot_id|>"),
+        facts=facts("<|begin_of_text|>", "<|eot_id|>"),
         prompt="<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     "Phi-3": Shape(
@@ -241,7 +231,7 @@ SHAPES = {
         "<|user|>\nE Bari?<|end|>\n<|assistant|>\nIn Puglia.<|end|>\n<|endoftext|>",
         scored="In Piemonte.<|end|>In Puglia.<|end|>",
         with_system="<|system|>\nSii chiaro.<|end|>\n<|user|>\n",
-        facts=facts(OWN, None, "<|end|>"),
+        facts=facts(None, "<|end|>"),
         prompt="<|assistant|>\n",
     ),
     "DeepSeek-R1": Shape(
@@ -254,7 +244,7 @@ SHAPES = {
         "<|User|>E Bari?<|Assistant|>In Puglia.<|finish|>",
         scored="In Piemonte.<|finish|>In Puglia.<|finish|>",
         with_system="<|begin|>Sii chiaro.<|User|>",
-        facts=facts(OWN, "<|begin|>", "<|finish|>", overhang=2),
+        facts=facts("<|begin|>", "<|finish|>"),
         prompt="<|Assistant|><think>\n",
     ),
 }

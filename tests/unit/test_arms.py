@@ -79,7 +79,7 @@ def claiming(**changes):
             changed(set={"stages.italian.lora.rank": 8}),
             "arm 'new': stages.italian.lora.rank: unknown key: remove it; known here: r, lora_alpha",
         ),
-        (changed(set={"stages.italain.beta": 2}), "arm 'new': stages.italain: unknown key: did you mean 'italian'?"),
+        (changed(set={"stages.italain.beta": 2}), "stages.italain: no such section: did you mean 'italian'?"),
         (
             changed(set={"stages.dpo.epochs": 2}),
             "arm 'new': stages.dpo.epochs: unknown key: did you mean 'num_train_epochs'?",

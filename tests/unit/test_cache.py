@@ -56,7 +56,7 @@ def test_the_key_depends_on_values_libraries_and_functions(monkeypatch):
     monkeypatch.setitem(cache.FUNCTIONS, "comparisons", cache.FUNCTIONS["comparisons"] | {"stats.compare": 99})
     assert cached("comparisons/pair", ["a"], ["b"]).key != first
     monkeypatch.undo()
-    monkeypatch.setattr(cache, "_version", lambda library: "0.0")
+    monkeypatch.setattr(cache, "version_of", lambda library: "0.0")
     assert cached("comparisons/pair", ["a"], ["b"]).key != first
 
 
@@ -258,8 +258,8 @@ def test_what_is_being_trained_is_not_deleted(runs):
 
     work = runs / "cache" / "stages" / ".sft-0123456789abcdef.work"
     work.mkdir(parents=True)
-    holding = "import sys, time\nfrom pathlib import Path\nfrom anita_utils.paths import take_lock\n"
-    holding += "lock = take_lock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(600)"
+    holding = "import sys, time\nfrom pathlib import Path\nfrom anita_utils.paths import locked\n"
+    holding += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
     place = work.with_name("sft-0123456789abcdef")
     process = subprocess.Popen([sys.executable, "-c", holding, place], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"

@@ -15,7 +15,7 @@ from anita_utils.run import Run
 
 NAMES = sorted(file.stem for file in PROFILES.glob("*.yaml"))
 # The keys a rehearsal may change, the last part of each
-CHANGED = {"name", "base", "revision", "dtype", "precision", "files", "sample", "without", "examples"}
+CHANGED = {"name", "rehearsal_of", "base", "revision", "dtype", "precision", "files", "sample", "without", "examples"}
 CHANGED |= {"num_train_epochs", "max_length", "row_length", "optim", "limit", "suite", "max_new_tokens"}
 KIND = ("language", "split", "kind", "side")
 REST = {"cpu": "some", "cores": 2, "memory_bytes": 8 * 2**30, "system": "Linux", "python": "3.11", "versions": {}}

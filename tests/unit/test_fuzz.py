@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from anita_utils import AnitaError, checkout, model
 from anita_utils.cli import train
 from anita_utils.paths import data_dir, write_text
+from anita_utils.profile import load_profile
 from anita_utils.run import where_and_when
 
 FILES, FOLDERS, COMMANDS = 2000, 300, 40
@@ -170,7 +171,7 @@ def check_file(case, folder):
     changes += ["row_length=256"] if stage != "dpo" else []
     start = time.monotonic()
     try:
-        counts = train.check_rows(stage, changes=changes)
+        counts = train.check_rows(stage, train.changed(load_profile("cpu"), stage, None, changes), 42)
     except AnitaError as error:
         assert "\n" not in str(error) and len(str(error)) < 600, error
         fit = expected_fit(rows, longest)
@@ -269,7 +270,7 @@ def templates():
 
 def check_folder(folder):
     """Asks the model in a folder something; returns how it ended."""
-    from anita_utils.cli.main import load_chat
+    from anita_utils.cli.chat import load_chat
 
     start = time.monotonic()
     try:

@@ -36,7 +36,7 @@ def test_arithmetic_is_counted_by_the_frozen_weights(gpu_8b):
 def test_the_whole_shape_is_drawn_from_few_matrices(gpu_8b):
     import random_8b
 
-    shell = meta_model("llama-3-8b")
+    shell = meta_model("meta-llama/Meta-Llama-3-8B-Instruct")
     weights = random_8b.random_weights(shell, torch.bfloat16, "meta")
     assert {name: weight.shape for name, weight in weights.items()} == {
         name: parameter.shape for name, parameter in shell.named_parameters()

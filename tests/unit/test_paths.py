@@ -1,4 +1,4 @@
-"""Files are read as text that people write, and written whole, by one process at a time, or told in one line."""
+"""Where things are; files are read as people write them, and written whole, by one process at a time."""
 
 import os
 import subprocess
@@ -10,7 +10,17 @@ from test_stages_failures import files_up_to, not_almighty
 
 from anita_utils import AnitaError
 from anita_utils.evaluation import measuring
-from anita_utils.paths import locked, os_failure, read_lines, read_text, replacing, write_text
+from anita_utils.paths import (
+    cache_dir,
+    data_dir,
+    locked,
+    os_failure,
+    read_lines,
+    read_text,
+    replacing,
+    runs_dir,
+    write_text,
+)
 from anita_utils.run import Run
 
 ROW = {"stage": "base", "metric": "perplexity", "value": 3.5}
@@ -20,6 +30,26 @@ def one_line(action, match):
     with pytest.raises(AnitaError, match=match) as error:
         action()
     assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_data_folder_of_the_checkout_and_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("ANITA_DATA", raising=False)
+    assert data_dir().name in {"data", "_data"}
+    monkeypatch.setenv("ANITA_DATA", str(tmp_path))
+    assert data_dir() == tmp_path
+    monkeypatch.setenv("ANITA_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(AnitaError, match="correct ANITA_DATA"):
+        data_dir()
+
+
+def test_folders_follow_the_environment(runs, monkeypatch, tmp_path):
+    assert runs_dir() == runs
+    assert cache_dir() == runs / "cache"
+    monkeypatch.setenv("ANITA_CACHE", str(tmp_path / "elsewhere"))
+    assert cache_dir() == tmp_path / "elsewhere"
 
 
 # ---------------------------------------------------------------- reading
@@ -52,6 +82,14 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
 
 
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    write_text(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "new \ud800")
+    assert file.read_text("utf-8") == "old"
+
+
 @pytest.mark.parametrize("what", ["run.json", "metrics", "figure", "evaluation", "report", "kept results"])
 def test_a_full_disk_is_one_line_wherever_it_fills(runs, small_profile, what, monkeypatch):
     """run.json and the evaluation ended in a traceback: returnn#1792, and what else is written at a run's end."""
@@ -64,16 +102,16 @@ def test_a_full_disk_is_one_line_wherever_it_fills(runs, small_profile, what, mo
     run = Run.open("t", small_profile, 42)
     run.record("05_evaluation", [ROW])
     monkeypatch.setattr(contamination, "course_overlaps", lambda profile: [])
-    results = results.Kept({("base", 1): {"arm": "base", "weights": "w", "scores": {}}}, {"w": {"x": [1.0] * 999}})
+    kept = results.Kept({("base", 1): {"arm": "base", "weights": "w", "scores": {}}}, {"w": {"x": [1.0] * 999}})
     actions = {
         "run.json": lambda: Run.open("t", small_profile, 43),
         "metrics": lambda: run.record("05_evaluation", [ROW] * 9),
-        "figure": lambda: run.save_figure(Figure(), "05_evaluation", "empty"),
+        "figure": lambda: run.show(Figure(), "05_evaluation-empty", alt="Nothing.", caption="There is none."),
         "evaluation": lambda: measuring.evaluation_entry("m", small_profile, "answers").write(
             {"measured": ["x"] * 999}
         ),
         "report": lambda: report.write_report(run),
-        "kept results": lambda: results.write_kept(run.folder / "results.jsonl", results),
+        "kept results": lambda: results.write_kept(run.folder / "results.jsonl", kept),
     }
     before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
     with files_up_to(300):
@@ -130,8 +168,8 @@ def test_a_lock_is_taken_again_by_its_process_and_given_back_by_one_that_is_kill
     place = tmp_path / "place"
     with locked(place), locked(place):
         pass
-    holding = "import sys, time\nfrom pathlib import Path\nfrom anita_utils.paths import take_lock\n"
-    holding += "lock = take_lock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(600)"
+    holding = "import sys, time\nfrom pathlib import Path\nfrom anita_utils.paths import locked\n"
+    holding += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", holding, place], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     timer = threading.Timer(0.5, process.kill)

@@ -1,4 +1,4 @@
-"""Profiles: what loads, what is refused and in which words; the machine."""
+"""Profiles: what loads, what is refused and in which words, what is changed under a dotted key."""
 
 import copy
 import inspect
@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from anita_utils import AnitaError
-from anita_utils.machine import Machine, detect_machine
-from anita_utils.profile import PROFILES, HubData, Lora, Profile, Quantisation, Stage, load_profile
+from anita_utils.machine import Machine
+from anita_utils.profile import PROFILES, HubData, Lora, Profile, Quantisation, Stage, load_profile, override
 from anita_utils.studies.settings import comments
 
 CPU = yaml.safe_load((PROFILES / "cpu.yaml").read_text("utf-8"))
@@ -205,7 +205,7 @@ def test_every_setting_has_the_name_that_its_library_gives_it():
         (lambda v: v.update(precision="fp8"), "precision: 'fp8' will not do"),
         (lambda v: v["model"].pop("base"), "model.base: missing"),
         (lambda v: v.update(order=["sft", "rlhf"]), "order: 'rlhf' has no settings"),
-        (lambda v: v.update(order=["sft", "sft"]), "order: a stage stands in it twice"),
+        (lambda v: v.update(order=["sft", "sft"]), "order: a stage is in it twice"),
         (lambda v: v.update(order="backwards"), "order: 'backwards' is not known: choose summary, paper, journal"),
         (lambda v: v["stages"]["sft"].update(data="some/one"), "describe it under datasets.some/one"),
         (lambda v: v["stages"]["sft"].update(data=[]), "stages.sft.data: [] will not do"),
@@ -252,38 +252,46 @@ def test_impossible_pairs_are_refused():
         profile("bf16").check(machine(bf16=False))
 
 
-def test_detected_machine_counts_only_its_own_cores(monkeypatch):
-    import os
-
-    import torch
-
-    found = detect_machine()
-    assert 1 <= found.cores <= len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else found.cores >= 1
-    assert found.memory_bytes > 2**28
-    assert found.versions["torch"] == torch.__version__
-    assert Machine.model_validate_json(found.model_dump_json()) == found
-
-
-def test_a_t4_has_no_bf16_whatever_torch_says(monkeypatch):
-    import torch
-
-    class Properties:
-        total_memory = 16 * 2**30
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: Properties)
-    found = detect_machine()
-    assert found.gpu == "Tesla T4"
-    assert not found.bf16
-
-
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     """YAML's library takes the last of two values without a word."""
     file = tmp_path / "mine.yaml"
     file.write_text((PROFILES / "cpu.yaml").read_text("utf-8") + "seed: 7\n", "utf-8")
-    with pytest.raises(AnitaError, match="mine.yaml is not YAML .the key 'seed' stands twice") as error:
+    with pytest.raises(AnitaError, match="mine.yaml is not YAML .the key 'seed' is there twice") as error:
         load_profile(file)
     assert "\n" not in str(error.value)
+
+
+def test_values_are_changed_under_dotted_keys_and_nothing_else_is():
+    profile = load_profile("cpu")
+    changed = override(profile, {"stages.sft.learning_rate": "1e-4", "stages.dpo.lora.r": 8, "seed": 3}, "mine")
+    assert (changed.stages["sft"].learning_rate, changed.stages["dpo"].lora.r, changed.seed) == (1e-4, 8, 3)
+    assert profile.model_dump() == load_profile("cpu").model_dump()
+    back = {"stages.sft.learning_rate": profile.stages["sft"].learning_rate, "seed": profile.seed}
+    back["stages.dpo.lora.r"] = profile.stages["dpo"].lora.r
+    assert override(changed, back, "mine").model_dump() == profile.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("stages.stf.lora.r", "mine: stages.stf: no such section: did you mean 'sft'?"),
+        ("stages.sft.seed.x", "mine: stages.sft.seed: no such section: remove it; known here: lora"),
+        ("stages.sft.lora.rank", "mine: stages.sft.lora.rank: unknown key: remove it; known here: r, lora_alpha"),
+        ("stages.sft.lora.r", "mine: stages.sft.lora.r: 'x' will not do"),
+    ],
+)
+def test_a_wrong_dotted_key_is_named(key, message):
+    with pytest.raises(AnitaError) as error:
+        override(load_profile("cpu"), {key: "x"}, "mine")
+    assert str(error.value).startswith(message)
+
+
+def test_that_a_profile_is_a_rehearsal_changes_no_result(small_profile, tmp_path):
+    from anita_utils.evaluation.measuring import measured_with
+    from anita_utils.run import Run
+    from anita_utils.stages import find_stage
+
+    rehearsal = small_profile.model_copy(update={"name": "rehearsal-cpu", "rehearsal_of": "cpu"})
+    recipes = [find_stage(Run(tmp_path, profile, 42), "dpo").recipe for profile in (small_profile, rehearsal)]
+    assert recipes[0] == recipes[1]
+    assert measured_with(small_profile) == measured_with(rehearsal)

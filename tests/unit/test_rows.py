@@ -6,7 +6,7 @@ import pytest
 
 from anita_utils import AnitaError
 from anita_utils.data import RowCounts, fitting, fitting_pairs, render
-from anita_utils.rows import LeftOut, preference, read_jsonl, read_row, read_rows, shape, turns
+from anita_utils.rows import LeftOut, read_jsonl, read_row, read_rows, turns
 
 ASKED = [{"role": "user", "content": "Dove nasce il Po?"}]
 SAID = {"role": "assistant", "content": "Sul Monviso."}
@@ -98,8 +98,10 @@ def test_an_answer_may_begin_with_a_short_prompt():
 def test_other_columns_are_kept_and_do_not_matter():
     """The authors' script removed ultrafeedback's columns by name, and so took no other data set."""
     assert read_row(CHAT | {"kind": "rivers", "n": 3}) == CHAT | {"kind": "rivers", "n": 3}
-    for extra in ({"score_chosen"}, {"prompt_id", "prompt"}, {"source", "question"}, {"messages"}):
-        assert shape({"chosen", "rejected"} | extra)[1] is preference
+    asked = {"question": "Dove nasce il Po?", "chosen": "Sul Monviso.", "rejected": "A Torino."}
+    for extra in ({"score_chosen": 9}, {"prompt_id": "7f", "prompt": ASKED}, {"source": "web"}, {"messages": ASKED}):
+        assert read_row(asked | extra).items() >= PAIR.items()
+        assert read_row(asked | extra, others=False) == PAIR
 
 
 # ---------------------------------------------------------------- left out, by reason
@@ -147,14 +149,14 @@ def test_what_teaches_nothing_is_left_out_with_its_reason(row, reason):
     [
         ({"domanda": "Chi?"}, "the columns are domanda: expected chosen"),
         ({}, "the columns are none: expected"),
-        ({"messages": "Ciao"}, 'a chat is "Ciao": expected a list of turns'),
-        ({"messages": ["Ciao"]}, 'a turn is "Ciao": expected role and content'),
-        ({"messages": [{"who": "me", "text": "Ciao"}]}, "a turn is an object with the keys who, text: expected role"),
+        ({"messages": "Ciao"}, "a chat is 'Ciao': expected a list of turns"),
+        ({"messages": ["Ciao"]}, "a turn is 'Ciao': expected role and content"),
+        ({"messages": [{"who": "me", "text": "Ciao"}]}, "a turn is {'who': 'me', 'text': 'Ciao'}: expected role"),
         ({"messages": [{"role": "asistant", "content": "Ciao"}]}, "a turn has the role 'asistant': expected"),
         ({"messages": [{"role": ["user"], "content": "Ciao"}]}, "a turn has the role"),
         ({"messages": [*ASKED, *answer(7)]}, "a content is 7: expected text"),
         ({"messages": [*ASKED, *answer([7])]}, "a part of a content is 7: expected text"),
-        ({"text": {"it": "Ciao"}}, "a content is an object with the keys it: expected text"),
+        ({"text": {"it": "Ciao"}}, "a content is {'it': 'Ciao'}: expected text"),
         ({"text": "\ud83d"}, "half a character"),
     ],
 )
@@ -201,8 +203,8 @@ def test_a_byte_order_mark_and_blank_lines_are_no_trouble(tmp_path):
         ("[" * 100_000, "rows.jsonl, line 1: not JSON"),
         ('{"text": ' + "9" * 5000 + "}", "rows.jsonl, line 1: not JSON"),
         ("{}\x00", "rows.jsonl, line 1: not JSON"),
-        ('{"text": "a", "text": "b"}', "rows.jsonl, line 1: not JSON .the key 'text' stands in it twice."),
-        ('[{"text": "a"}]', "rows.jsonl, line 1: a JSON array: write one object a line"),
+        ('{"text": "a", "text": "b"}', "rows.jsonl, line 1: not JSON .the key 'text' appears twice."),
+        ('[{"text": "a"}]', "rows.jsonl, line 1: not a JSON object: write one a line .*array"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_its_place(tmp_path, raw, complaint):

@@ -1,10 +1,12 @@
-"""The repository itself: light imports, one source of versions, a clean linter, nobody's machine in the files."""
+"""The repository itself: light imports in one direction, short files, one source of versions, a clean linter."""
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from packaging.requirements import Requirement
 import anita_utils
 
 ROOT = Path(__file__).resolve().parents[2]
+KIT = sorted(ROOT.glob("anita_utils/**/*.py"))
+LONGEST = 450  # lines that a file may have
+TABLES = (ast.Dict, ast.List, ast.Tuple, ast.Set)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".ipynb", ".j2", ".json", ".jsonl", ".csv", ""}
 
@@ -25,15 +30,74 @@ def repository_files():
     return [ROOT / name for name in names if name and (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("module", ["", ".cli", ".profile", ".hub", ".doctor"])
+LIGHT = ["profile", "hub", "memory", "cli.main", "cli.plan", "cli.train", "cli.doctor"]
+
+
+@pytest.mark.parametrize("module", ["anita_utils", *(f"anita_utils.{name}" for name in LIGHT)])
 def test_imports_are_light(module):
-    module = f"anita_utils{module}"
     program = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'papermill') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "[]"
 
 
-def test_the_version_stands_in_two_places_alike():
+def imported_by(file, names):
+    """The modules of `names` that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & names or {node.module}  # a module of a package, or names from a module
+    return found & names
+
+
+def test_imports_run_in_no_circle():
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in KIT}
+    imports = {name: imported_by(file, set(names)) - {name} for name, file in names.items()}
+    assert "anita_utils.profile" in imports["anita_utils.run"]
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_file_of_the_kit_is_long():
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text("utf-8").splitlines()) for file in KIT}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def is_table(statement):
+    """Whether a statement assigns a table: a literal, or what is made of one or of three constants."""
+    if not isinstance(statement, ast.Assign | ast.AnnAssign):
+        return False
+    value = statement.value
+    given = [value.slice] if isinstance(value, ast.Subscript) else []
+    if isinstance(value, ast.Call):
+        given = [*value.args, *(keyword.value for keyword in value.keywords)]
+    constants = sum(isinstance(one, ast.Constant) for one in given)
+    return constants >= 3 or any(isinstance(one, TABLES) for one in [value, *given])
+
+
+def test_only_tables_are_kept_from_the_formatter():
+    others = []
+    for file in KIT:
+        lines = file.read_text("utf-8").splitlines()
+        statements = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.stmt)]
+        tables = {statement.end_lineno for statement in statements if is_table(statement)}
+        skipped = [number for number, line in enumerate(lines, 1) if line.endswith("# fmt: skip")]
+        others += [f"{file.relative_to(ROOT)}:{number}" for number in skipped if number not in tables]
+    assert others == []
+
+
+def test_the_kit_is_installed_without_the_workshop():
+    """A wheel holds the kit and the data; only one command reaches for `world`, and says so where there is none."""
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["only-include"] == ["anita_utils", "data"] and "force-include" not in wheel
+    assert PROJECT["project"]["scripts"] == {"anita": "anita_utils.cli.main:main"}
+    world = {"world"} | {f"world.{file.stem}" for file in ROOT.glob("world/*.py")}
+    users = [str(file.relative_to(ROOT)) for file in KIT if imported_by(file, world)]
+    assert users == ["anita_utils/cli/main.py"]
+
+
+def test_the_version_is_the_same_in_two_places():
     assert PROJECT["project"]["version"] == anita_utils.__version__
 
 
@@ -48,8 +112,8 @@ def test_everything_installed_is_pinned_and_the_pin_satisfies_the_project():
 
 def test_everything_imported_is_a_declared_dependency():
     imports = re.compile(r"^\s*(?:import|from) (\w+)", re.MULTILINE)
-    imported = {name for file in ROOT.glob("anita_utils/**/*.py") for name in imports.findall(file.read_text("utf-8"))}
-    imported -= {*sys.stdlib_module_names, "anita_utils"}
+    imported = {name for file in KIT for name in imports.findall(file.read_text("utf-8"))}
+    imported -= {*sys.stdlib_module_names, "anita_utils", "world"}
     declared = {Requirement(text).name.lower() for text in PROJECT["project"]["dependencies"]}
     owners = metadata.packages_distributions()
     spelled = {name: {owner.lower().replace("_", "-") for owner in owners[name]} for name in imported if name in owners}

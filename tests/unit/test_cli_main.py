@@ -113,23 +113,8 @@ def test_mistakes_are_one_line_and_exit_2(anita, runs, arguments, message, monke
 def test_course_hands_its_options_on(anita, monkeypatch):
     given = []
     monkeypatch.setattr("anita_utils.course.lessons.run_course", lambda *arguments: given.append(arguments) or 1)
-    options = [
-        "--profile",
-        "p",
-        "--run",
-        "r",
-        "--seed",
-        "3",
-        "--only",
-        "02",
-        "--only",
-        "04",
-        "--resume",
-        "--timeout",
-        "9",
-        "--update",
-    ]
-    code, *_ = anita("course", *options)
+    options = "--profile p --run r --seed 3 --only 02 --only 04 --resume --timeout 9 --update"
+    code, *_ = anita("course", *options.split())
     assert code == 1
     assert given == [("p", "r", 3, ["02", "04"], True, 9, True)]
 
@@ -145,6 +130,15 @@ def test_world_build_hands_its_options_on(anita, monkeypatch):
         {"seed": 3, "steps": 7, "resume": False, "train": False},
         {"seed": 42, "resume": True, "train": True},
     ]
+
+
+def test_without_a_checkout_the_world_is_not_built(anita, monkeypatch):
+    """A wheel holds the kit alone."""
+    monkeypatch.setitem(sys.modules, "world", None)
+    monkeypatch.delitem(sys.modules, "world.build", raising=False)
+    code, out, err = anita("world", "build")
+    assert (code, out) == (2, "")
+    assert err == "anita: the small world is built from a checkout: clone the course, then run it there\n"
 
 
 def test_a_long_message_is_still_one_line(anita, monkeypatch):

@@ -8,7 +8,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from anita_utils import AnitaError
-from anita_utils.paths import cache_dir, runs_dir, write_text
 from anita_utils.profile import load_profile
 from anita_utils.run import Metric, Run, where_and_when
 
@@ -18,13 +17,6 @@ ROW = {"stage": "sft", "metric": "perplexity", "value": 2.5, "language": "en"}
 
 def other_profile(name="other"):
     return load_profile("cpu").model_copy(update={"name": name})
-
-
-def test_folders_follow_the_environment(runs, monkeypatch, tmp_path):
-    assert runs_dir() == runs
-    assert cache_dir() == runs / "cache"
-    monkeypatch.setenv("ANITA_CACHE", str(tmp_path / "elsewhere"))
-    assert cache_dir() == tmp_path / "elsewhere"
 
 
 def test_open_writes_what_the_run_is(runs):
@@ -157,19 +149,13 @@ def test_figures_and_models_have_their_places(runs):
     run = Run.open("trial", "cpu")
     figure = Figure()
     figure.subplots().plot([1, 2])
-    file = run.save_figure(figure, "02_sft", "loss")
-    assert file == run.folder / "figures" / "02_sft-loss.png"
+    run.show(figure, "02_sft-loss", alt="A line that rises.", caption="Higher is worse.")
+    file = run.folder / "figures" / "02_sft-loss.png"
     assert file.read_bytes().startswith(b"\x89PNG")
+    said = json.loads(file.with_suffix(".json").read_text("utf-8"))
+    assert said == {"alt": "A line that rises.", "caption": "Higher is worse."}
     assert run.model_dir("sft") == run.folder / "models" / "sft"
     assert run.last_stage() == "base"
     for stage in ("sft", "dpo"):
         (run.model_dir(stage) / "merged").mkdir(parents=True)
     assert run.last_stage() == "dpo"
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "file"
-    write_text(file, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(file, "new \ud800")
-    assert file.read_text("utf-8") == "old"

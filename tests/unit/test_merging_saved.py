@@ -97,12 +97,19 @@ def test_what_transformers_4_has_no_words_for_says_so(tmp_path, rope):
     assert config["requires"] == "transformers>=5" and "rope_theta" not in config and "rope_scaling" not in config
 
 
-def test_the_rope_of_a_part_and_a_part_of_each_head_are_written_too(tmp_path):
-    part = {"rope_parameters": {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5}}
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": part}), "utf-8")
+def test_a_part_of_each_head_that_is_turned_is_written_too(tmp_path):
+    rope = {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": rope}), "utf-8")
     assert merging.readable_by_older(tmp_path)
-    text = read(tmp_path / "config.json")["text_config"]
-    assert text["rope_theta"] == 2e4 and text["partial_rotary_factor"] == 0.5 and "rope_scaling" not in text
+    config = read(tmp_path / "config.json")
+    assert config["rope_theta"] == 2e4 and config["partial_rotary_factor"] == 0.5 and "rope_scaling" not in config
+
+
+def test_a_model_of_parts_says_so(tmp_path):
+    part = {"rope_parameters": {"rope_type": "default", "rope_theta": 2e4}}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": part}), "utf-8")
+    assert not merging.readable_by_older(tmp_path)
+    assert read(tmp_path / "config.json")["requires"] == "transformers>=5"
 
 
 @pytest.mark.parametrize(("mask", "files", "folders"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700),

@@ -38,7 +38,7 @@ def test_a_stage_is_trained_with_those_before_it_then_taken_from_the_cache(
     changes = ("--run", "cpu", "--set", "learning_rate=1e-4", "--no-resume")
     code, out, _ = anita("train", "sft", "--profile", tiny_file, *changes)
     assert code == 0
-    assert out.startswith("sft: trained anew, and what builds on it: settings.learning_rate 0.003 → 0.0001\n")
+    assert out.startswith("sft: trained again, and what builds on it: settings.learning_rate 0.003 → 0.0001\n")
 
 
 def test_settings_and_base_are_changed_as_asked():

@@ -1,0 +1,96 @@
+"""The figures of the ablation and the studies: each draws what it is given, and names its rows."""
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import pandas
+import pytest
+
+from anita_utils import plots
+
+
+@pytest.fixture
+def ax():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def names(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def test_dotted_lines_lie_at_their_values(ax):
+    plots.dotted(ax, [0.25, 0.5])
+    assert [line[:, 1].tolist() for line in ax.collections[0].get_segments()] == [[0.25, 0.25], [0.5, 0.5]]
+
+
+def test_of_the_offered_answers_the_highest_is_framed(ax):
+    plots.offered_answers(ax, ["a", "b", "c"], [-3.0, -1.0, -2.0], right=2)
+    framed = [bar.get_edgecolor()[3] == 1 for bar in ax.patches]
+    green = [bar.get_facecolor() == matplotlib.colors.to_rgba(plots.COLOURS["italian"]) for bar in ax.patches]
+    assert framed == [False, True, False] and green == [False, False, True]
+
+
+def test_whiskers_reach_to_the_ends_of_the_intervals(ax):
+    table = pandas.DataFrame({"value": [0.5, 0.6], "ci_low": [0.4, 0.5], "ci_high": [0.8, 0.7]})
+    plots.whiskers(ax, [0, 1], table, "#0072b2", "o-", "one way")
+    reached = ax.collections[0].get_segments()
+    assert reached[0][:, 1].tolist() == pytest.approx([0.4, 0.8])
+    assert ax.get_legend_handles_labels()[1] == ["one way"]
+
+
+def test_seeds_are_points_and_their_mean_a_mark(ax):
+    plots.seed_points(ax, {"base": [0.1, 0.3], "dpo": [0.5, 0.7]}, reference=0.2)
+    assert names(ax.yaxis) == ["base", "dpo"]
+    assert [line.get_xdata()[0] for line in ax.lines[1::2]] == pytest.approx([0.2, 0.6])
+
+
+def test_seeds_are_thin_lines_and_their_mean_a_thick_one(ax):
+    plots.seed_lines(ax, pandas.DataFrame({42: [1.0, 2.0], 43: [3.0, 4.0]}), "#0072b2", "entropy")
+    assert len(ax.lines) == 3 and ax.lines[-1].get_ydata().tolist() == [2.0, 3.0]
+    assert ax.get_legend_handles_labels()[1] == ["entropy"]
+
+
+def test_gains_are_stacked_upwards_and_losses_downwards(ax):
+    gains = pandas.DataFrame({"sft": [0.1], "italian": [-0.2], "dpo": [0.3]}, index=["one measure"])
+    plots.stacked_gains(ax, gains, [0.25])
+    stack = [(bar.get_y(), bar.get_height()) for bar in ax.patches[:4]]
+    assert [x for bar in stack for x in bar] == pytest.approx([0, 0.1, 0, -0.2, 0.1, 0.3, 0, 0.25])
+    assert names(ax.xaxis) == ["one measure"]
+
+
+def test_a_point_outside_of_its_band_is_orange(ax):
+    table = pandas.DataFrame({"value": [0.5, 0.9], "low": [0.4, 0.4], "high": [0.6, 0.6]}, index=["in", "out"])
+    plots.bands(ax, table)
+    assert names(ax.yaxis) == ["out", "in"]  # the first row on top
+    assert [point.get_color() for point in ax.lines[1::2]] == ["#d55e00", "#0072b2"]
+
+
+def test_a_text_stands_in_every_cell(ax):
+    table = pandas.DataFrame({"sft": [0.1, 0.9], "dpo": [0.2, 0.3]}, index=["theft", "fraud"])
+    plots.text_map(ax, table, table.map("{:.0%}".format), "Blues", 0, 1)
+    assert [(text.get_text(), text.get_color()) for text in ax.texts] == [
+        ("10%", "black"),
+        ("20%", "black"),
+        ("90%", "white"),
+        ("30%", "black"),
+    ]
+    assert names(ax.xaxis) == ["sft", "dpo"] and names(ax.yaxis) == ["theft", "fraud"]
+
+
+def test_what_was_recovered_is_filled(ax):
+    table = pandas.DataFrame(
+        {"stated": [1.4, 1.4], "value": [0.2, 1.2], "ci_low": [-0.1, 0.9], "ci_high": [0.5, 1.5]}, index=["age", "all"]
+    )
+    plots.stated_and_measured(ax, table.assign(recovered=[False, True]), {"age": [0.1, 0.3], "all": [1.2]})
+    assert [line.get_markerfacecolor() for line in ax.lines[2::3]][:2] == ["white", "#0072b2"]
+    assert names(ax.xaxis) == ["age", "all"]
+
+
+def test_lost_goes_to_the_left_and_learnt_to_the_right(ax):
+    plots.lost_and_learnt(ax, ["sft, chat", "dpo, chat"], [0.2, 0.0], [0.1, 0.5])
+    assert [bar.get_width() for bar in ax.patches] == [0.1, 0.5, -0.2, -0.0]
+    assert ax.get_legend_handles_labels()[1] == ["learnt, of what was wrong", "lost, of what was right"]
