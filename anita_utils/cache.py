@@ -33,7 +33,7 @@ FUNCTIONS: dict[str, dict[str, int]] = {
     "stages": ENCODING | {"rows": 1, "stages.Stage.documents": 1, "training": 1, "merging": 1},
     "evaluations": MEASURING | {"evaluation.ranker": 1, "evaluation.benchmarks": 1},
     "curves": MEASURING | {"studies.forgetting": 1},
-    "comparisons": {"stats": 1},
+    "comparisons": {"stats": 2},
     "contamination": {"studies.contamination": 1, "rows": 1, "evaluation.judges": 1, "data": 1},
     "datasets": {"rows": 1, "hub": 1},
 }

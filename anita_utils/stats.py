@@ -1,36 +1,13 @@
-"""Figures with 95 % intervals: bootstrap over clusters, paired differences, the mean of the six benchmarks.
+"""How sure is a figure, and is a difference more than chance? Intervals by bootstrap, paired tests, Holm's correction.
 
->>> Measurement("chat/accuracy", "it", "adapted", [1.0, 0.0, 1.0], ["fact 1", "fact 2", "fact 3"]).value
-0.6666666666666666
+>>> compare(before, after)[0]          # two models that answered the same items
+{'stage': 'difference', 'metric': 'benchmark/arc', 'value': 0.02, 'ci_low': -0.06, …, 'test': 'McNemar', 'p_holm': 0.8}
+>>> verdicts({"It learnt Italian": Paired(before, after), "The sentence counts": Groups(read, unread)})[0]["verdict"]
+'supported'
+
+Items on one fact, myth or topic are a cluster: intervals resample clusters, and tests swap the two models' answers to
+them. The null of all tests: the two are alike, so that which of them gave which answer could as well be swapped.
 """
-# MERGED DOC:
-# """Tests of differences between two models that answered the same items, and Holm's correction for many of them.
-#
-# >>> mcnemar([1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1])     # six answers put right, none lost
-# 0.03125
-# >>> holm([0.01, 0.04, 0.03])
-# [0.03, 0.06, 0.06]
-#
-# The null of all: the two models are alike, so that which of them gave which answer could as well have been swapped.
-# """
-# MERGED DOC:
-# """A lesson's claims put to the test: one comparison a claim, Holm's correction over all, and a verdict.
-#
-# >>> claims = {"It learnt Italian": Paired(before, after), "The sentence counts": Groups(read, unread)}
-# >>> verdicts(claims)[0]["verdict"]
-# 'supported'
-#
-# Every claim is worded so that a difference above zero speaks for it. In a comparison each fact stands once, right (1) or
-# wrong (0), so facts are the clusters that intervals resample and tests shuffle.
-# """
-# MERGED DOC:
-# """Differences between the models of a run, or of two runs, paired item by item, from what the cache holds of them.
-#
-# >>> run = Run.load("latest")
-# >>> before, after = (stored(run)[stage] for stage in ("base", "dpo"))
-# >>> compared(before, after)[0]
-# {'metric': 'benchmark/arc', 'language': 'en', 'split': None, 'value': 0.02, 'ci_low': -0.06, 'ci_high': 0.1, …}
-# """
 
 from __future__ import annotations
 
@@ -38,12 +15,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import comb, nan
+from math import nan
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest, fisher_exact
 
 RESAMPLES = 2000
+ENUMERATED = 12  # up to so many clusters that differ, all swaps are tried, else
+SWAPS = 9_999  # random ones: with fewer, the 5 % would lie at 4.5 or 5.5 by the luck of the draw
+LEVEL = 0.05  # below which a p-value, corrected over its family, counts
+MARGIN = 0.10  # the smallest difference that would matter to a claim
+ROUNDING = 1e-9  # two sums of the same numbers in another order are still equal
+ROW = ("stage", "metric", "language", "split", "value", "ci_low", "ci_high", "n")
 
 
 @dataclass
@@ -105,64 +89,48 @@ def cluster_draws(clusters: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(clusters, [1 / clusters] * clusters, size=RESAMPLES)
 
 
-def _row(stage: str, metric: str, language: str, split: str | None, value: float, samples: np.ndarray, n: int) -> dict:
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return {"stage": stage, "metric": metric, "language": language, "split": split, "value": float(value),
-            "ci_low": float(low), "ci_high": float(high), "n": n}  # fmt: skip
+# ---------------------------------------------------------------- figures
 
 
-def pairs_won(margins: Measurement) -> Measurement:
-    """`preference_accuracy_logprob` from `preference_margin`: the pairs whose chosen answer is the likelier one."""
-    return replace(margins, metric="preference_accuracy_logprob", scores=[float(s > 0) for s in margins.scores])
+def counted(measured: list[Measurement]) -> list[Measurement]:
+    """The measures as people read them: of a `preference_margin`, whether the chosen answer is the likelier one."""
+    return [_won(m, "preference_accuracy_logprob") if m.metric == "preference_margin" else m for m in measured]
 
 
-def families_of(measured: list[Measurement], language: str) -> list[Measurement]:
-    """The benchmarks of a language that go into its mean; one with a split, such as another version, stands apart."""
-    return [m for m in measured if m.metric.startswith("benchmark/") and m.language == language and m.split is None]
+def _won(margins: Measurement, metric: str) -> Measurement:
+    return replace(margins, metric=metric, scores=[float(score > 0) for score in margins.scores])
 
 
 def rows(measured: list[Measurement], stage: str) -> list[dict]:
-    """The measures of one model as metric rows with 95 % intervals, and the mean of the six families per language."""
+    """The measures of one model as metric rows with 95 % intervals, and the mean of the benchmarks per language."""
     made = []
-    for m in measured:
-        if m.metric == "preference_margin":
-            wins = pairs_won(m)
-            made.append(_row(stage, *wins.name, wins.value, wins.resampled(), len(wins.scores)))
-        else:
-            made.append(_row(stage, *m.name, m.value, m.resampled(), len(m.scores)))
-    for language in ("en", "it"):
-        families = families_of(measured, language)
-        if not families:
-            continue
-        samples = np.mean([m.resampled(seed) for seed, m in enumerate(families)], axis=0)
-        value = np.mean([m.value for m in families])
-        made.append(_row(stage, "benchmark/mean", language, None, value, samples, sum(len(m.scores) for m in families)))
+    for name, parts in _with_means(counted(measured)):
+        samples = np.mean([m.resampled(seed) for seed, m in enumerate(parts)], axis=0)
+        value = np.mean([m.value for m in parts])
+        made.append(_row(stage, name, value, samples, sum(len(m.scores) for m in parts)))
     return made
 
 
-def differences(before: list[Measurement], after: list[Measurement]) -> list[dict]:
-    """After less before, paired: both are resampled with the same clusters, so what they share cancels."""
-    earlier = {m.name: m for m in before}
-    made = []
-    for m in after:
-        if m.metric != "preference_margin":
-            old = earlier[m.name]
-            made.append(
-                _row("difference", *m.name, m.value - old.value, m.resampled() - old.resampled(), len(m.scores))
-            )
+def _with_means(measured: list[Measurement]) -> list[tuple[tuple, list[Measurement]]]:
+    """Each measure by itself, and for each language the benchmarks that its mean is of: (name, parts).
+
+    A benchmark with a split, such as another version of its task, is in no mean.
+    """
+    parts = [(m.name, [m]) for m in measured]
     for language in ("en", "it"):
-        pairs = [(earlier[m.name], m) for m in families_of(after, language)]
-        if not pairs:
-            continue
-        samples = np.mean([new.resampled(seed) - old.resampled(seed) for seed, (old, new) in enumerate(pairs)], axis=0)
-        value = np.mean([new.value - old.value for old, new in pairs])
-        n = sum(len(new.scores) for _, new in pairs)
-        made.append(_row("difference", "benchmark/mean", language, None, value, samples, n))
-    return made
+        families = [m for m in measured if m.metric.startswith("benchmark/") and m.name[1:] == (language, None)]
+        if families:
+            parts.append((("benchmark/mean", language, None), families))
+    return parts
+
+
+def _row(stage: str, name: tuple, value: float, samples: np.ndarray, n: int) -> dict[str, Any]:
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return dict(zip(ROW, (stage, *name, float(value), float(low), float(high), n), strict=True))
 
 
 def implicit_rewards(policy: list[Measurement], reference: list[Measurement], beta: float) -> Measurement:
-    """DPO's implicit reward margin of each held-out pair: beta times (policy's margin less the reference's)."""
+    """DPO's implicit reward margin of each held-out pair: beta times (policy's margin minus the reference's)."""
     margins = [next(m for m in measured if m.metric == "preference_margin") for measured in (policy, reference)]
     rewards = [beta * (ours - theirs) for ours, theirs in zip(margins[0].scores, margins[1].scores, strict=True)]
     return Measurement("reward_margin", "all", None, rewards, margins[0].clusters)
@@ -170,22 +138,79 @@ def implicit_rewards(policy: list[Measurement], reference: list[Measurement], be
 
 def preference_row(policy: list[Measurement], reference: list[Measurement], beta: float) -> dict:
     """How often the implicit reward prefers the chosen answer of a held-out pair."""
-    rewards = implicit_rewards(policy, reference, beta)
-    wins = Measurement("preference_accuracy", "all", None, [float(r > 0) for r in rewards.scores], rewards.clusters)
-    return _row("dpo", *wins.name, wins.value, wins.resampled(), len(wins.scores))
+    wins = _won(implicit_rewards(policy, reference, beta), "preference_accuracy")
+    return _row("dpo", wins.name, wins.value, wins.resampled(), len(wins.scores))
 
 
-# ---------------------------------------------------------------- statistics
+# ---------------------------------------------------------------- two models on the same items
 
 
-ENUMERATED = 12  # up to so many clusters that differ, all swaps are tried, else
-SWAPS = 9_999  # random ones: with fewer, the 5 % would lie at 4.5 or 5.5 by the luck of the draw
-LEVEL = 0.05  # below which a p-value, corrected over its family, counts
-ROUNDING = 1e-9  # two sums of the same numbers in another order are still equal
+def compare(before: list[Measurement], after: list[Measurement]) -> list[dict[str, Any]]:
+    """After minus before, paired, for each measure that both have of the same items, and for the benchmarks' means.
+
+    Rows of `differences`, with both figures (`before`, `after`), `test`, `clusters`, `p`, and `p_holm`, corrected over
+    the rows whose metric begins with the same word: benchmarks, chat and so on are a family each. The last four are
+    None where items cannot be swapped, as perplexities of two tokenisers and binned errors.
+    """
+    made = []
+    families: dict[str, list[dict]] = defaultdict(list)
+    for name, pairs in _paired(before, after):
+        row = _difference(name, pairs) | _test(pairs) | {"p_holm": None}
+        row["before"] = float(np.mean([old.value for old, _ in pairs]))
+        row["after"] = float(np.mean([new.value for _, new in pairs]))
+        made.append(row)
+        if row["p"] is not None:
+            families[row["metric"].split("/")[0]].append(row)
+    for family in families.values():
+        for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
+            row["p_holm"] = p
+    return made
+
+
+def differences(before: list[Measurement], after: list[Measurement]) -> list[dict]:
+    """After minus before as metric rows: both are resampled with the same clusters, so what they share cancels."""
+    return [_difference(name, pairs) for name, pairs in _paired(before, after)]
+
+
+def paired_tests(before: list[Measurement], after: list[Measurement]) -> list[dict]:
+    """The rows of `compare` that a test fits: metric, language, split, difference, test, p, p_holm, clusters, n."""
+    keys = ("metric", "language", "split", "test", "p", "p_holm", "clusters", "n")
+    tested = [row for row in compare(before, after) if row["test"]]
+    return [{key: row[key] for key in keys} | {"difference": row["value"]} for row in tested]
+
+
+def _paired(before: list[Measurement], after: list[Measurement]) -> list[tuple[tuple, list[tuple]]]:
+    """By name, what both measured of the same items: pairs of before and after."""
+    old = {m.name: m for m in counted(before)}
+    both = [m for m in counted(after) if m.name in old and sorted(old[m.name].clusters) == sorted(m.clusters)]
+    return [(name, [(old[m.name], m) for m in parts]) for name, parts in _with_means(both)]
+
+
+def _difference(name: tuple, pairs: list[tuple[Measurement, Measurement]]) -> dict[str, Any]:
+    samples = np.mean([new.resampled(seed) - old.resampled(seed) for seed, (old, new) in enumerate(pairs)], axis=0)
+    value = np.mean([new.value - old.value for old, new in pairs])
+    return _row("difference", name, value, samples, sum(len(new.scores) for _, new in pairs))
+
+
+def _test(pairs: list[tuple[Measurement, Measurement]]) -> dict[str, Any]:
+    """The test that fits the items of a measure, or of several that a mean is of."""
+    moved = [cluster_differences(old, new) for old, new in pairs]
+    if any(part is None for part in moved):
+        return {"test": None, "p": None, "clusters": None}
+    old, new = pairs[0]
+    if len(pairs) > 1:
+        # Benchmarks share no clusters, so each cluster is swapped for itself; its weight is its part in the mean
+        moved = [part / len(new.scores) / len(pairs) for part, (_, new) in zip(moved, pairs, strict=True)]
+    elif len(moved[0]) == len(new.scores) and {*old.scores, *new.scores} <= {0.0, 1.0}:
+        # Item by item, whatever their order: each is its own cluster
+        p = mcnemar(old.totals()[0], new.totals()[0])
+        return {"test": "McNemar", "p": p, "clusters": len(moved[0])}
+    shares = np.concatenate(moved)
+    return {"test": "sign flips", "p": float(sign_flip(shares)), "clusters": len(shares)}
 
 
 def cluster_differences(before: Measurement, after: Measurement) -> np.ndarray | None:
-    """After's scores less before's, added up by cluster; None when the two do not weigh the same items.
+    """After's scores minus before's, added up by cluster; None when the two do not weigh the same items.
 
     Perplexities under two tokenisers are such a case: their tokens are not the same, so nothing can be swapped. Nor can
     parts of a binned error, which is no sum over items.
@@ -218,24 +243,11 @@ def sign_flip(differences: np.ndarray, seed: int = 0) -> np.ndarray | float:
     return extreme / len(signs) if exact else (1 + extreme) / (1 + len(signs))
 
 
-def bootstrap_p(differences: np.ndarray, seed: int = 0) -> np.ndarray | float:
-    """The two-sided p-value of the paired bootstrap: below 0.05 where the 95 % interval of the difference misses 0.
-
-    differences: as for `sign_flip`. The same draws of clusters as `Measurement.resampled` makes with that seed. With
-    few clusters p is a little too small on average; that of `sign_flip` never is.
-    """
-    differences = np.asarray(differences, float)
-    samples = cluster_draws(len(differences), seed) @ differences
-    tail = np.minimum((samples <= ROUNDING).sum(0), (samples >= -ROUNDING).sum(0))
-    return np.minimum(1.0, 2 * (1 + tail) / (1 + len(samples)))
-
-
 def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
-    """McNemar's exact two-sided p-value for right and wrong (1 and 0), where every item stands for itself."""
-    gained = sum(bool(new > old) for old, new in zip(before, after, strict=True))
-    lost = sum(bool(new < old) for old, new in zip(before, after, strict=True))
-    n = gained + lost
-    return min(1.0, 2 * sum(comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n)
+    """McNemar's exact two-sided p-value for right and wrong (1 and 0), where every item is its own cluster."""
+    moved = np.sign(np.subtract(after, before))
+    changed = int(np.abs(moved).sum())
+    return float(binomtest(int((moved > 0).sum()), changed).pvalue) if changed else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -247,81 +259,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _test(before: Measurement, after: Measurement) -> tuple[str, float] | None:
-    """The test that fits the items, and its p-value; None when the two cannot be paired."""
-    differences = cluster_differences(before, after)
-    if differences is None:
-        return None
-    if len(differences) == len(after.scores) and {*before.scores, *after.scores} <= {0.0, 1.0}:
-        # Item by item, whatever their order: each is its own cluster
-        return "McNemar", mcnemar(before.totals()[0], after.totals()[0])
-    return "sign flips", float(sign_flip(differences))
-
-
-def paired_tests(before: list[Measurement], after: list[Measurement]) -> list[dict]:
-    """A test of each measure's difference, after less before, and of the mean of the benchmarks of each language.
-
-    Returns rows of metric, language, split, difference, test, p, p_holm, clusters, n. Holm's correction is over the
-    rows whose metric begins with the same word: benchmarks, chat and so on are a family each. What cannot be paired,
-    such as a perplexity under another tokeniser, has no row.
-    """
-    earlier = {m.name: m for m in before}
-    rows = []
-    for m in after:
-        old = earlier.get(m.name)
-        found = _test(old, m) if old and m.metric != "preference_margin" else None
-        if found:
-            clusters = len(set(m.clusters))
-            rows.append(_test_row(m.name, m.value - old.value, *found, clusters, len(m.scores)))
-    for language in ("en", "it"):
-        pairs = [(earlier[m.name], m) for m in families_of(after, language) if m.name in earlier]
-        columns = [cluster_differences(old, new) for old, new in pairs]
-        if columns and all(column is not None for column in columns):
-            # Families share no clusters, so each cluster is swapped for itself; its weight is its part in the mean
-            parts = [column / len(new.scores) / len(pairs) for column, (_, new) in zip(columns, pairs, strict=True)]
-            shares, n = np.concatenate(parts), sum(len(new.scores) for _, new in pairs)
-            name = ("benchmark/mean", language, None)
-            rows.append(_test_row(name, float(shares.sum()), "sign flips", float(sign_flip(shares)), len(shares), n))
-    families: dict[str, list[dict]] = {}
-    for row in rows:
-        families.setdefault(row["metric"].split("/")[0], []).append(row)
-    for family in families.values():
-        for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
-            row["p_holm"] = p
-    return rows
-
-
-def _test_row(name: tuple, difference: float, test: str, p: float, clusters: int, n: int) -> dict:
-    metric, language, split = name
-    return {"metric": metric, "language": language, "split": split, "difference": difference, "test": test, "p": p,
-            "clusters": clusters, "n": n}  # fmt: skip
-
-
-# ---------------------------------------------------------------- comparison
-
-
-NAME = ("metric", "language", "split")
-
-
-def compare(before: list[Measurement], after: list[Measurement]) -> list[dict[str, Any]]:
-    earlier = {m.name: m for m in before}
-    same = [m for m in after if m.name in earlier and earlier[m.name].clusters == m.clusters]
-    tests = {tuple(test[key] for key in NAME): test for test in paired_tests(before, same)}
-    rows = []
-    for row in differences(before, same):
-        test = tests.get(tuple(row[key] for key in NAME), {})
-        rows.append({**row, "p": test.get("p"), "p_holm": test.get("p_holm")})
-    return rows
-
-
-# ---------------------------------------------------------------- verdicts
-
-
-MARGIN = 0.10  # the smallest difference that would matter
+# ---------------------------------------------------------------- the claims of a lesson
 
 
 class Paired:
-    """The same facts measured twice: after less before, and McNemar's exact test."""
+    """The same facts, right (1) or wrong (0), measured twice: after minus before, and McNemar's exact test."""
 
     test = "McNemar"
 
@@ -346,7 +288,7 @@ class Paired:
 
 
 class Groups:
-    """Different facts: the share right of the first group less that of the second, and Fisher's exact test."""
+    """Different facts: the share right of the first group minus that of the second, and Fisher's exact test."""
 
     test = "Fisher"
 
@@ -361,18 +303,16 @@ class Groups:
         return _mean(self.first) - _mean(self.second)
 
     def p(self) -> float:
-        from scipy.stats import fisher_exact
-
         return float(fisher_exact([[part.sum(), len(part) - part.sum()] for part in (self.first, self.second)]).pvalue)
 
     def shuffled(self, rng: np.random.Generator) -> Groups:
-        """As if the groups were one: all facts dealt anew."""
+        """As if the groups were one: all facts dealt again."""
         dealt = rng.permutation(np.concatenate([self.first, self.second]))
         return Groups(dealt[: len(self.first)], dealt[len(self.first) :])
 
 
-class Matched:
-    """Answers against a habit: the share with the right object less that with another fact's object.
+class Matched(Paired):
+    """Answers against a habit: the share with the right object minus that with another fact's object.
 
     hits: a square table of 0 and 1 for each relation, in row i and column j whether the answer to fact i names the
     object of fact j. A model that always names a frequent object is right now and then; so it is with the objects
@@ -383,29 +323,19 @@ class Matched:
 
     def __init__(self, hits: list[np.ndarray], swaps: int = SWAPS) -> None:
         self.hits, self.swaps = [np.array(table, float) for table in hits], swaps
-        self.own = np.concatenate([np.diag(table) for table in self.hits] or [np.empty(0)])
         self.habit = np.concatenate([table.mean(1) for table in self.hits] or [np.empty(0)])
-        self.size, self.n = len(self.own), str(len(self.own))
-
-    def samples(self) -> np.ndarray:
-        return _means(self.own - self.habit)
-
-    def difference(self) -> float:
-        return _mean(self.own) - _mean(self.habit)
+        super().__init__(self.habit, np.concatenate([np.diag(table) for table in self.hits] or [np.empty(0)]))
 
     def p(self) -> float:
         rng, right = np.random.default_rng(0), np.zeros(self.swaps)
         for table in self.hits:
             order = rng.permuted(np.tile(np.arange(len(table)), (self.swaps, 1)), axis=1)
             right += table[np.arange(len(table)), order].sum(1)
-        return float((1 + (right >= self.own.sum()).sum()) / (1 + self.swaps))
+        return float((1 + (right >= self.after.sum()).sum()) / (1 + self.swaps))
 
     def shuffled(self, rng: np.random.Generator) -> Matched:
-        """As if the answers belonged to other facts: each relation's objects dealt anew."""
+        """As if the answers belonged to other facts: each relation's objects dealt again."""
         return Matched([table[:, rng.permutation(len(table))] for table in self.hits], swaps=999)
-
-
-Comparison = Paired | Groups | Matched
 
 
 def _mean(values: np.ndarray) -> float:
@@ -416,7 +346,7 @@ def _means(values: np.ndarray, seed: int = 0) -> np.ndarray:
     return cluster_draws(len(values), seed) @ values / len(values) if len(values) else np.array([nan])
 
 
-def interval(comparison: Comparison) -> tuple[float, float]:
+def interval(comparison: Paired | Groups) -> tuple[float, float]:
     """The 95 % interval of the difference, by the bootstrap over facts.
 
     Where no fact differs from another all samples are the same, though so few facts prove no such thing: there it
@@ -434,30 +364,34 @@ def verdict(difference: float, high: float, p_holm: float) -> str:
     return "not supported" if high < MARGIN else "undecided at this n"
 
 
-def verdicts(claims: dict[str, Comparison]) -> list[dict]:
+def verdicts(claims: dict[str, Paired | Groups]) -> list[dict]:
     """A row for each claim: difference with its 95 % interval, n, test, p, Holm's p over all claims, verdict.
 
-    Where a group is empty the difference is nan, the interval holds all there is, p is 1 and the verdict undecided.
+    Claims are worded so that a difference above zero speaks for them. Where a group is empty the difference is nan, the
+    interval holds all there is, p is 1 and the verdict undecided.
     """
-    rows = []
+    made = []
     for claim, comparison in claims.items():
         difference = comparison.difference()
         low, high = interval(comparison)
         p = 1.0 if np.isnan(difference) else comparison.p()
-        rows.append({"claim": claim, "difference": difference, "ci_low": low, "ci_high": high, "n": comparison.n,
+        made.append({"claim": claim, "difference": difference, "ci_low": low, "ci_high": high, "n": comparison.n,
                      "test": comparison.test, "p": p})  # fmt: skip
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+    for row, p in zip(made, holm([row["p"] for row in made]), strict=True):
         row["p_holm"], row["verdict"] = p, verdict(row["difference"], row["ci_high"], p)
-    return rows
+    return made
 
 
-def shuffled_p(claims: dict[str, Comparison], rounds: int = 200, seed: int = 0) -> np.ndarray:
-    """The control: the p-values of all claims with their labels shuffled; rounds × claims. They should find nothing."""
+# ---------------------------------------------------------------- controls: labels shuffled, nothing should be found
+
+
+def shuffled_p(claims: dict[str, Paired | Groups], rounds: int = 200, seed: int = 0) -> np.ndarray:
+    """The p-values of all claims with their labels shuffled; rounds × claims."""
     rng = np.random.default_rng(seed)
     known = [comparison for comparison in claims.values() if not np.isnan(comparison.difference())]
     return np.array([[comparison.shuffled(rng).p() for comparison in known] for _ in range(rounds)])
 
 
 def found_anything(p_values: np.ndarray) -> float:
-    """The share of rounds in which any claim passes Holm's correction: about LEVEL at most, if the tests are honest."""
-    return float(np.mean([min(holm(row)) < LEVEL for row in p_values])) if p_values.size else 0.0
+    """The share of rounds (rows) in which any test passes Holm's correction: at most about LEVEL for honest tests."""
+    return float(np.mean([min(holm(row)) < LEVEL for row in p_values])) if np.size(p_values) else 0.0

@@ -1,8 +1,8 @@
 """Makes a session ready for a lesson: `%run set_up.py` in its second cell.
 
-It prints nothing unless it installs something. What it silences is said here and nowhere
-else: the libraries' remarks and deprecation notices, their progress bars, and a warning
-that ipywidgets is missing. Errors are never silenced.
+It prints nothing unless it installs something. What it silences is said here and
+nowhere else: the libraries' remarks and deprecation notices, their progress bars, and a
+warning that ipywidgets is missing. Errors are never silenced.
 """
 
 import logging

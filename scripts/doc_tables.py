@@ -20,6 +20,7 @@ import yaml
 from anita_utils.ablation.arms import load_ablation
 from anita_utils.ablation.effects import claims_table, find
 from anita_utils.ablation.results import kept_file, read_kept
+from anita_utils.evaluation import metrics
 from anita_utils.memory import GIB, bytes_by_part, job_of
 from anita_utils.profile import PROFILES, load_profile
 from anita_utils.studies.settings import markdown, settings_table
@@ -30,24 +31,21 @@ EXPECTED = ROOT / "tests" / "notebooks" / "expected.csv"
 HEAD = "| | claim | lesson | measure | in the small world | on the 8B: not run; it takes |\n|---|---|---|---|---|---|\n"
 
 STAGES = ["base", "sft", "italian", "dpo"]
-SHOWN = {  # a measure in words: its metric, language and split
-    "six benchmarks, English": ("benchmark/mean", "en", ""),
-    "six benchmarks, Italian": ("benchmark/mean", "it", ""),
-    "new kinds of request answered right": ("chat/accuracy", "en", "new_kinds"),
-    "English questions answered right, facts not met as chats": (
-        "chat/accuracy_in_language",
-        "en",
-        "unseen_as_chat",
-    ),
-    "Italian questions answered in Italian": ("language_fidelity", "it", ""),
-    "facts read in Italian: right answers in Italian": ("chat/accuracy_in_language", "it", "adapted"),
-    "facts read in Italian: right answers in either language": ("chat/accuracy", "it", "adapted"),
-    "facts read in English only: right answers in Italian": ("chat/accuracy_in_language", "it", "never_in_italian"),
-    "facts read in English only: right answers in either language": ("chat/accuracy", "it", "never_in_italian"),
-    "perplexity of Italian text": ("perplexity", "it", ""),
-    "harmful requests refused, in new wordings": ("refusal/harmful", "all", "held_out_wordings"),
-    "harmless look-alikes refused": ("refusal/harmless", "all", "held_out_wordings"),
-}
+MEASURES = [
+    ("benchmark/mean", "en", ""),
+    ("benchmark/mean", "it", ""),
+    ("chat/accuracy", "en", "new_kinds"),
+    ("chat/accuracy_in_language", "en", "unseen_as_chat"),
+    ("language_fidelity", "it", ""),
+    ("chat/accuracy_in_language", "it", "adapted"),
+    ("chat/accuracy", "it", "adapted"),
+    ("chat/accuracy_in_language", "it", "never_in_italian"),
+    ("chat/accuracy", "it", "never_in_italian"),
+    ("perplexity", "it", ""),
+    ("refusal/harmful", "all", "held_out_wordings"),
+    ("refusal/harmless", "all", "held_out_wordings"),
+]
+SHOWN = {metrics.words(*measure): measure for measure in MEASURES}
 ON_GPU = {"cpu": False, "laptop": False, "colab-t4-1b": True, "colab-t4": True, "h100": True}
 
 
@@ -58,10 +56,10 @@ def results_table() -> str:
     found = found.drop_duplicates(["stage", "metric", "language", "split"], keep="last")
     values = found.set_index(["metric", "language", "split", "stage"])["value"]
     lines = [f"| | {' | '.join(STAGES)} |\n|---|{'---:|' * len(STAGES)}\n"]
-    for words, measure in SHOWN.items():
-        share = measure[0] != "perplexity"
+    for name, measure in SHOWN.items():
+        share = metrics.measure(measure[0]).unit == "share"
         cells = [f"{values[(*measure, stage)] * (100 if share else 1):.{0 if share else 1}f}" for stage in STAGES]
-        lines.append(f"| {words}{', %' if share else ''} | {' | '.join(cells)} |\n")
+        lines.append(f"| {name}{', %' if share else ''} | {' | '.join(cells)} |\n")
     return "".join(lines)
 
 
@@ -94,7 +92,7 @@ def cell(row: dict, judged: pandas.DataFrame) -> str:
     for name in row["claims"]:
         for found in judged.loc[[name]].itertuples():
             said = "not run yet" if found.seeds == 0 else found.verdict
-            parts.append(f"{name.replace('_', ' ')}, {found.measure.replace('_', ' ')}: **{said}**")
+            parts.append(f"{name.replace('_', ' ')}, {metrics.words(*found.measure.split())}: **{said}**")
     return "<br>".join(parts)
 
 

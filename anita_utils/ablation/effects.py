@@ -21,7 +21,7 @@ import pandas
 from scipy import stats
 
 from anita_utils import AnitaError
-from anita_utils.stats import LEVEL, Measurement, holm, pairs_won
+from anita_utils.stats import LEVEL, Measurement, counted, found_anything, holm
 
 if TYPE_CHECKING:
     from anita_utils.ablation.arms import Claim
@@ -151,16 +151,14 @@ def read_sheet(measured: Measured, measure: str, arms: list[str]) -> Sheet:
 def find(measured: list[Measurement], measure: str) -> list[Measurement]:
     """The measurements behind a measure's name. AnitaError for one that was not measured."""
     metric, language, split = (measure.split() + [None, None])[:3]
-    language = language or "all"
+    language, measured = language or "all", counted(measured)
     if metric == "benchmark/mean":
         found = [m for m in measured if m.metric.startswith("benchmark/") and m.language == language]
-    elif metric == "preference_accuracy_logprob" and not any(m.metric == metric for m in measured):
-        found = [pairs_won(m) for m in measured if m.metric == "preference_margin"]
     else:
         found = [m for m in measured if m.name == (metric, language, split) and not m.bins]
     if not found:
         known = ", ".join(" ".join(filter(None, m.name)) for m in measured)
-        known = f"benchmark/mean en, benchmark/mean it, preference_accuracy_logprob, {known}"
+        known = f"benchmark/mean en, benchmark/mean it, {known}"
         raise AnitaError(f"no measure '{measure}' was taken: choose {known}")
     return found
 
@@ -204,12 +202,11 @@ def shuffled_control(sheets: list[Sheet], contrasts: Mapping[str, dict], rounds:
 
     An honest analysis finds one in at most about 5 % of the rounds.
     """
-    random, found = np.random.default_rng(seed), 0
+    random, p_values = np.random.default_rng(seed), []
     for _ in range(rounds):
         dealt = [sheet.shuffled(random) for sheet in sheets]
-        p = np.array([sheet.effect(contrast).p for sheet in dealt for contrast in contrasts.values()])
-        found += bool((_holm(p) < LEVEL).any())
-    return found / rounds
+        p_values.append([sheet.effect(contrast).p for sheet in dealt for contrast in contrasts.values()])
+    return found_anything(p_values)
 
 
 # ---------------------------------------------------------------- verdicts

@@ -1,4 +1,4 @@
-"""What came of an ablation, in its run's folder: ablation.csv, effects.csv, claims.csv, and all of it in ablation.md.
+"""What came of an ablation? ablation.csv, effects.csv and claims.csv in its run's folder, and all of it in ablation.md.
 
 >>> run, _ = ablate(profile, ablation, seeds)
 >>> write_results(run, ablation)
@@ -24,11 +24,12 @@ from anita_utils.ablation.effects import (
     shuffled_control,
 )
 from anita_utils.ablation.results import Kept, kept_file, read_kept
+from anita_utils.evaluation.metrics import measure, words
 from anita_utils.paths import write_text
 from anita_utils.profile import Profile
 from anita_utils.run import Run
 
-SMOOTH = ("perplexity", "train/")  # figures that do not move in steps of one item
+IN_STEPS = ("share", "words", "bits")  # units of figures that can move by one item at least; others move freely
 
 
 def write_results(run: Run, ablation: Ablation) -> Path:
@@ -47,22 +48,20 @@ def write_results(run: Run, ablation: Ablation) -> Path:
         f"from {shown(ablation.file)}, hash {ablation.digest}. In brackets: 95 % intervals.",
         "## Arms",
         "Means over seeds; the intervals are for other seeds.",
-        _markdown(arms_overview(table, ablation)),
+        _markdown(arms_overview(table, ablation).rename(columns=in_words)),
     ]
     if len(effects):
-        sheets = [read_sheet(measured, measure, list(factors.values())) for measure in ablation.measures]
+        sheets = [read_sheet(measured, name, list(factors.values())) for name in ablation.measures]
         control = shuffled_control(sheets, factorial(factors))
         parts += [
             "## Effects and interactions",
             "The 2 × 2 × 2 of SFT, Italian text and DPO; intervals over seeds and items; p corrected over the whole "
             f"table (Holm). With the arms' labels shuffled, something was found in {control:.0%} of 100 rounds.",
-            _markdown(effects.assign(interval=_intervals(effects))
-                      [["measure", "effect", "estimate", "interval", "p_holm"]]),
-        ]  # fmt: skip
+            _judged(effects, ["measure", "effect", "estimate", "interval", "p_holm"]),
+        ]
     if len(claims):
-        said = [ablation.claims[name].says for name in claims["claim"]]
-        columns = ["claim", "measure", "estimate", "interval", "worth", "verdict"]
-        parts += ["## Claims", _markdown(claims.assign(claim=said, interval=_intervals(claims))[columns])]
+        said = claims.assign(claim=[ablation.claims[name].says for name in claims["claim"]])
+        parts += ["## Claims", _judged(said, ["claim", "measure", "estimate", "interval", "worth", "verdict"])]
     write_text(run.folder / "ablation.md", "\n\n".join(parts) + "\n")
     return run.folder / "ablation.md"
 
@@ -75,7 +74,7 @@ def results_table(results: Kept) -> pandas.DataFrame:
         values = group["value"].to_numpy(float)
         line = dict(zip(keys, key, strict=True)) | {"seeds": len(values), "mean": values.mean()}
         if len(values) > 1:
-            step = 0.0 if key[1].startswith(SMOOTH) else 1 / group["n"].min()
+            step = 1 / group["n"].min() if measure(key[1]).unit in IN_STEPS else 0.0
             line["low"], line["high"] = estimate(values).interval()
             line["new_low"], line["new_high"] = prediction_interval(values, step=step)
         lines.append(line)
@@ -99,7 +98,7 @@ def on_the_8b(profile: Profile, judged: pandas.DataFrame) -> list[str]:
 def arms_overview(table: pandas.DataFrame, ablation: Ablation) -> pandas.DataFrame:
     """The arms, a row each, under the measures that the file of arms names, and what their training cost."""
     names = table[["metric", "language", "split"]].fillna("").agg(" ".join, axis=1).str.strip().str.removesuffix(" all")
-    columns = [*(measure.removesuffix(" all") for measure in ablation.measures), *COSTS]
+    columns = [*(name.removesuffix(" all") for name in ablation.measures), *COSTS]
     lines = []
     for arm in table["arm"].unique():
         own = table[table["arm"] == arm].set_index(names[table["arm"] == arm])
@@ -109,16 +108,22 @@ def arms_overview(table: pandas.DataFrame, ablation: Ablation) -> pandas.DataFra
     return pandas.DataFrame(lines)
 
 
+def in_words(name: str) -> str:
+    """A measure's name in the file of arms, "metric language split", for people; "arm" and "seeds" as they are."""
+    return name if name in ("arm", "seeds") else words(*name.split())
+
+
+def _judged(table: pandas.DataFrame, columns: list[str]) -> str:
+    measures = table["measure"].map(in_words)
+    return _markdown(table.assign(measure=measures, interval=table.apply(_interval, axis=1))[columns])
+
+
 def _number(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _interval(row: pandas.Series) -> str:
     return "" if np.isnan(row["low"]) else f"[{_number(row['low'])}, {_number(row['high'])}]"
-
-
-def _intervals(table: pandas.DataFrame) -> list[str]:
-    return [_interval(row) for _, row in table.iterrows()]
 
 
 def _markdown(table: pandas.DataFrame) -> str:

@@ -21,12 +21,12 @@ import pandas
 
 from anita_utils import AnitaError, shown
 from anita_utils.cache import digest
+from anita_utils.evaluation.metrics import measure
 from anita_utils.paths import data_dir, read_lines, write_text
-from anita_utils.stats import Measurement, pairs_won
+from anita_utils.stats import Measurement, counted
 
 NOTEBOOK = "ablation"  # under which its rows stand in metrics.jsonl
 DIGITS = 6
-LEFT_OUT = ("benchmark_acc/", "benchmark_norm/", "overconfidence", "bits_per_byte")  # whose items no claim is about
 CURVE = ["update", "metric", "language", "split", "value", "n"]
 FIGURE = ["stage", "metric", "language", "split", "value", "n"]
 
@@ -145,11 +145,9 @@ def make_line(place: dict[str, Any], figures: list[dict], measured: list[Measure
     place: arm, seed, made, and whatever else says where it comes from. figures: rows with the keys of FIGURE.
     """
     scores, weights = {}, {}
-    for m in measured:
-        if m.bins or m.metric.startswith(LEFT_OUT):
+    for m in counted(measured):
+        if m.bins or "ablation" not in measure(m.metric).shown:
             continue
-        if m.metric == "preference_margin":
-            m = pairs_won(m)
         name = " ".join(filter(None, m.name))
         sums, weighed, _ = m.totals()
         scores[name], weights[name] = [[short(value) for value in values] for values in (sums, weighed)]

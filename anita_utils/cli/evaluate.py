@@ -1,4 +1,4 @@
-"""What `anita eval` does: a suite's settings held against lm-eval, or a model measured and its figures shown.
+"""What `anita eval` does: measures a model and shows its figures, or says how a suite would be asked.
 
 >>> [measured] = measure(["dpo"], profile_for("dpo", None, "quick", 20))     # `anita eval dpo --suite quick --limit 20`
 >>> Console().print(figures_table(measured, "quick", "dpo"))
@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from anita_utils import hub
 from anita_utils.evaluation.benchmarks import SUITES, resolve, suite_named
-from anita_utils.evaluation.metrics import PUBLISHED, VERSIONS, is_share, published
-from anita_utils.hub import STAGES, resolve_model
+from anita_utils.evaluation.metrics import PUBLISHED, VERSIONS, interval_text, published, text, words
 from anita_utils.machine import detect_machine
 from anita_utils.profile import Profile, load_profile
 from anita_utils.run import Run
@@ -22,22 +22,20 @@ from anita_utils.stats import LEVEL, Measurement, paired_tests, rows
 
 
 def dry_run(suite: str, as_json: bool = False) -> int:
-    """Prints how each benchmark of the suite is asked, by the installed lm-eval; returns 1 where something is amiss."""
+    """Prints how each benchmark of the suite is asked, by the installed lm-eval; returns 1 where that does not fit."""
     found = resolve(suite)
+    limit = SUITES[suite].limit
     if as_json:
-        print(json.dumps({"suite": suite, "limit": SUITES[suite].limit, "benchmarks": found}, indent=2))
+        print(json.dumps({"suite": suite, "limit": limit, "benchmarks": found}, indent=2))
     else:
-        table = Table("benchmark", "", "task", "tasks", "shots", "score", "filter", "version", "chat", "kind",
-                      title=f"suite {suite}: " + ("all items" if not SUITES[suite].limit else
-                                                   f"{SUITES[suite].limit} items a task"))  # fmt: skip
+        table = Table("benchmark", "task", "tasks", "shots", "score", "filter", "version", "chat", "kind",
+                      title=f"suite {suite}: " + (f"{limit} items a task" if limit else "all items"))  # fmt: skip
         for row in found:
-            cells = [row["metric"], row["language"], row["task"], row["tasks"], row["shots"], row["score"]]
-            cells += [row["filter"], row["version"], "yes" if row["chat"] else "no", row["problem"] or row["kind"]]
+            cells = [words(row["metric"], row["language"], row["split"])]
+            cells += [row[key] for key in ("task", "tasks", "shots", "score", "filter", "version")]
+            cells += ["yes" if row["chat"] else "no", row["problem"] or row["kind"]]
             table.add_row(*map(str, cells), style="red" if row["problem"] else None)
-        console = Console()
-        console.print(table)
-        if any(row["split"] for row in found):
-            console.print(VERSIONS)
+        _print(table, suite)
     return 1 if any(row["problem"] for row in found) else 0
 
 
@@ -49,7 +47,7 @@ def profile_for(
     suite and limit take the place of the profile's own; with a suite, the profile's limit no longer holds.
     AnitaError for one that there is not, or that this machine cannot compute.
     """
-    of_run = run is not None and profile is None and model in STAGES
+    of_run = run is not None and profile is None and model in hub.STAGES
     settings = run.profile if of_run else load_profile(profile or "cpu")
     if suite:
         suite_named(suite)
@@ -69,9 +67,9 @@ def measure(
     """
     settings.check(detect_machine())
     pinned = {settings.model.base: settings.model.revision}
-    paths = [resolve_model(model, pinned.get(model), run) for model in models]
+    paths = [hub.resolve_model(model, pinned.get(model), run) for model in models]
 
-    from anita_utils.evaluation.measuring import evaluate  # after a wrong name was told
+    from anita_utils.evaluation.measuring import evaluate  # slow to import: after a wrong name was reported
 
     return [evaluate(path, settings, only != "answers", only != "benchmarks") for path in paths]
 
@@ -94,38 +92,37 @@ def evaluate_models(
         outcome |= {"against": against, "figures_against": rows(others[0], against), "tests": tests} if others else {}
         print(json.dumps(outcome, indent=2, ensure_ascii=False))
         return
+    _print(figures_table(after, suite, model), suite)
+    if others:
+        Console().print(tests_table(tests, f"{model} minus {against}, paired"))
+
+
+def _print(table: Table, suite: str) -> None:
     console = Console()
-    console.print(figures_table(after, suite, model))
+    console.print(table)
     if any(benchmark.split for benchmark in SUITES[suite].benchmarks):
         console.print(VERSIONS)
-    if others:
-        console.print(tests_table(tests, f"{model} less {against}, paired"))
 
 
 def figures_table(measured: list[Measurement], suite: str, model: str) -> Table:
     """A row a figure, with its 95 % interval and n; beside the paper's benchmarks what was published of them."""
-    known = published() if suite in ("paper", "italian") else {}
-    table = Table("", "", "", "value", "95 % interval", "n", *(PUBLISHED.values() if known else ()),
-                  title=f"{model}, suite {suite}")  # fmt: skip
+    known = {} if SUITES[suite].local else published()
+    table = Table("", "value", "95 % interval", "n", *(PUBLISHED.values() if known else ()),
+                  title=f"{model}, suite {suite}, shares in per cent")  # fmt: skip
     for row in rows(measured, model):
-        percent = is_share(row["metric"])
-        value, *ends = (_text(row[key], percent) for key in ("value", "ci_low", "ci_high"))
-        cells = [row["metric"], row["language"], row["split"] or "", value, f"[{', '.join(ends)}]", f"{row['n']:,}"]
-        beside = known.get((row["metric"], row["language"]), {})
-        table.add_row(*cells, *(beside.get(name, "") for name in PUBLISHED if known))
+        name = (row["metric"], row["language"], row["split"])
+        theirs = known.get(name[:2], {})
+        beside = [theirs[one].value if one in theirs else "" for one in PUBLISHED] if known else []
+        table.add_row(words(*name), text(row["metric"], row["value"]), interval_text(row), f"{row['n']:,}", *beside)
     return table
 
 
 def tests_table(tests: list[dict[str, Any]], title: str) -> Table:
     """A row a difference, with its p-value, as it is and corrected by Holm; * where the latter is below 0.05."""
-    table = Table("", "", "", "difference", "p", "Holm's p", "n", title=title)
+    table = Table("", "difference", "p", "Holm's p", "n", title=title)
     for row in tests:
-        difference = f"{100 * row['difference']:+.1f}" if is_share(row["metric"]) else f"{row['difference']:+.2f}"
-        corrected = f"{row['p_holm']:.4f}" + " *" * (row["p_holm"] < LEVEL)
-        table.add_row(row["metric"], row["language"], row["split"] or "", difference, f"{row['p']:.4f}", corrected,
-                      f"{row['n']:,}")  # fmt: skip
+        mark = " *" if row["p_holm"] < LEVEL else ""
+        table.add_row(words(row["metric"], row["language"], row["split"]),
+                      text(row["metric"], row["difference"], signed=True), f"{row['p']:.4f}",
+                      f"{row['p_holm']:.4f}{mark}", f"{row['n']:,}")  # fmt: skip
     return table
-
-
-def _text(value: float, percent: bool) -> str:
-    return f"{100 * value:.1f}" if percent else f"{value:.2f}"

@@ -1,21 +1,17 @@
-"""The report of a run, built in one place from what the lessons recorded: index.html, report.md, a page a lesson.
-
-Nothing in these pages is loaded from the network.
+"""The report of a run, made of what its lessons recorded: index.html, report.md, and a page a lesson.
 
 >>> write_report(Run.load("latest"))
+PosixPath('…/runs/latest/index.html')
+>>> headline(known, ["base", "dpo"], changes).rows[0][0].value
+'mean of the English benchmarks'
+
+Nothing in these pages is loaded from the network.
 """
-# MERGED DOC:
-# """The tables of a report, made of a run's records and of what the cache holds item by item; report.py shows them.
-#
-# >>> headline(run, run.metrics(), {"dpo": compared(base, dpo)}).rows[0][0].value
-# 'benchmarks, mean, English'
-# """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,60 +21,34 @@ import pandas
 
 from anita_utils import AnitaError, clock, shown
 from anita_utils.ablation.arms import load_ablation
-from anita_utils.course import report
+from anita_utils.evaluation import metrics
 from anita_utils.evaluation.benchmarks import FAMILIES, SUITES
 from anita_utils.evaluation.measuring import compared, stored
-from anita_utils.evaluation.metrics import PUBLISHED, VERSIONS, is_share, published, verdict
-from anita_utils.paths import data_dir, write_text
-from anita_utils.plots import figure_texts, with_alternative_texts
+from anita_utils.paths import read_text, write_text
 from anita_utils.run import Run
-from anita_utils.studies.contamination import course_overlaps
+from anita_utils.studies import contamination
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAPTION = (
-    "Shares in per cent, with 95 % intervals in brackets; the difference is the last stage less the base, for shares "
+    "Shares in per cent, with 95 % intervals in brackets; the difference is the last stage minus the base, for shares "
     "in percentage points. Where two lessons measured the same thing, the later one counts."
 )
 IN_4_BITS = " All models were held in 4 bits to be measured (evaluation.load_in_4bit)."
-# What stands first in the table, and how it is written: (how the metric's name begins, kind).
-METRICS = [
-    ("benchmark/mean", "share"),
-    ("benchmark/", "share"),
-    ("benchmark_acc/", "share"),
-    ("benchmark_norm/", "share"),
-    ("italian/", "share"),
-    ("overconfidence", "share"),
-    ("benchmark_calibration_error", "share"),
-    ("chat/", "share"),
-    ("answer_words", "number"),
-    ("perplexity", "number"),
-    ("bits_per_byte", "number"),
-    ("language_fidelity", "share"),
-    ("refusal/", "share"),
-    ("preference_accuracy", "share"),
-    ("train/seconds", "seconds"),
-    ("train/tokens_per_second", "count"),
-]
-# How the others are written, which lessons record for themselves; they stand apart, at the end.
-OTHERS = [
-    ("model/bytes", "bytes"),
-    ("machine/memory_bytes", "bytes"),
-    ("model/parameters", "count"),
-    ("machine/cores", "count"),
-    ("", "number"),
-]
-# kind: (factor, format of a value, format of an interval's ends, format of a difference)
-FORMATS = {
-    "share": (100, "{:.1f} %", "{:.1f}", "{:+.1f}"),
-    "number": (1, "{:.2f}", "{:.2f}", "{:+.2f}"),
-    "seconds": (1, "{:.1f} s", "{:.1f}", "{:+.1f} s"),
-    "count": (1, "{:,.0f}", "{:,.0f}", "{:+,.0f}"),
-    "bytes": (2**-30, "{:,.2f} GiB", "{:,.2f}", "{:+,.2f} GiB"),
-}
+SIGNS = {"better": "▲", "worse": "▼", "changed": "◆", "": ""}
+MARKS = (
+    "▲ better and ▼ worse than the base, item by item on the same items: p < 0.05 after Holm's correction over the "
+    "measures of a kind and a stage (McNemar's test, or sign flips by cluster)."
+)
+NO_MARKS = (
+    "Without marks: what was measured item by item is not in the cache. `anita eval STAGE` measures a stage again."
+)
 
 
 def write_report(run: Run) -> Path:
-    """Writes report.md and index.html of `run` anew; returns the latter. AnitaError for damaged records."""
+    """Writes report.md and index.html of `run`, in place of older ones; returns the latter.
+
+    AnitaError for damaged records.
+    """
     content = _content(run)
     render("report.md.j2", content, run.folder / "report.md")
     return render("index.html.j2", content, run.folder / "index.html")
@@ -97,81 +67,35 @@ def render(template: str, content: dict[str, Any], file: Path) -> Path:
 
 
 def _content(run: Run) -> dict[str, Any]:
-    """Everything the two templates show, as text."""
-    info = run.info()
-    metrics = run.metrics()
-    recipe = metrics[metrics["arm"] == "recipe"]
-    measured = [stage for stage in recipe["stage"].unique() if stage != "difference"]
+    """Everything the two templates show."""
+    info, rows, kept = run.info(), run.metrics(), stored(run)
+    known = latest(rows)
+    measured = [stage for stage in dict.fromkeys(key[0] for key in known) if stage != "difference"]
     stages = [stage for stage in ["base", *run.profile.order] if stage in measured]
-    known, kept = report.latest(metrics), stored(run)
     changes = {s: compared(kept["base"], kept[s]) for s in stages if s != "base" and {"base", s} <= kept.keys()}
-    sheets = [report.headline(known, stages, changes), report.forgetting(changes)]
-    sheets += report.published_sheets(known, stages, run.profile.evaluation.suite)
-    stages += [stage for stage in measured if stage not in stages]
-    answers, rows = read_answers(run), results(recipe, stages)
+    caption = CAPTION + (IN_4_BITS if run.profile.evaluation.load_in_4bit else "")
+    first = [headline(known, stages, changes), forgetting(changes)]
+    first += published_sheets(known, stages, run.profile.evaluation.suite)
+    recorded, others = results(known, [*stages, *(stage for stage in measured if stage not in stages)], caption)
+    second = [recorded, contrasts(rows), costs(run), leaks(run)]
+    answers = read_answers(run)
     return {
         "name": run.folder.name,
         "profile": info["profile"],
         "seed": info["seed"],
         "commit": (info.get("commit") or "unknown").replace("+", " (with changes)"),
-        "caption": CAPTION + IN_4_BITS * run.profile.evaluation.load_in_4bit,
-        "stages": stages,
-        "sheets": [sheet for sheet in sheets if sheet.rows],
-        "results": [row for row in rows if row["place"] < len(METRICS)],
-        "others": [row for row in rows if row["place"] >= len(METRICS)],
-        "more": [s for s in (report.contrasts(metrics), report.costs(run), report.leaks(run)) if s.rows],
+        "first": [sheet for sheet in first if sheet.rows],
+        "second": [sheet for sheet in second if sheet.rows],
+        "others": [others] if others.rows else [],
         "answers": answers,
-        "answer_stages": list(dict.fromkeys(chain.from_iterable(prompt["stages"] for prompt in answers))),
+        "answer_stages": list(dict.fromkeys(stage for prompt in answers for stage in prompt["stages"])),
         "lessons": [_lesson(name, lesson) for name, lesson in info["lessons"].items()],
-        "figures": figure_texts(run.folder),
+        "figures": figures(run.folder),
         "machine": machine_text(info),
     }
 
 
-def results(metrics: pandas.DataFrame, stages: list[str]) -> list[dict[str, Any]]:
-    """The rows of the results table: a row for each metric, language and split, a cell for each stage.
-
-    The difference is the row that a lesson recorded under stage "difference", which has an interval, else simply the
-    last stage less the base.
-    """
-    rows = []
-    latest = metrics.sort_values("notebook", kind="stable")
-    for (metric, language, split), group in latest.groupby(["metric", "language", "split"], sort=False, dropna=False):
-        kinds = enumerate(METRICS + OTHERS)
-        place, kind = next((i, kind) for i, (start, kind) in kinds if metric.startswith(start))
-        by_stage = {row["stage"]: row for row in group.to_dict("records")}  # a later lesson's figure wins
-        measured = [by_stage[stage] for stage in stages if stage in by_stage]
-        factor, _, _, signed = FORMATS[kind]
-        difference = {"value": "", "interval": ""}
-        if "difference" in by_stage:
-            difference = _cell(by_stage["difference"], kind) | {
-                "value": signed.format(factor * by_stage["difference"]["value"])
-            }
-        elif len(measured) > 1 and measured[0]["stage"] == "base":
-            difference["value"] = signed.format(factor * (measured[-1]["value"] - measured[0]["value"]))
-        sizes = [row["n"] for row in measured if pandas.notna(row["n"])]
-        rows.append(
-            {
-                "place": place,
-                "metric": metric,
-                "language": language,
-                "split": split if isinstance(split, str) else "",
-                "cells": [_cell(by_stage.get(stage), kind) for stage in stages],
-                "difference": difference,
-                "n": f"{sizes[-1]:,.0f}" if sizes else "",
-            }
-        )
-    return sorted(rows, key=lambda row: row["place"])
-
-
-def _cell(row: dict[str, Any] | None, kind: str) -> dict[str, str]:
-    """A figure and its interval as text; empty when the stage was not measured."""
-    if row is None:
-        return {"value": "", "interval": ""}
-    factor, value, end, _ = FORMATS[kind]
-    ends = [row["ci_low"], row["ci_high"]]
-    interval = f"[{', '.join(end.format(factor * x) for x in ends)}]" if all(map(pandas.notna, ends)) else ""
-    return {"value": value.format(factor * row["value"]), "interval": interval}
+# ---------------------------------------------------------------- what lessons left in the run's folder
 
 
 def read_answers(run: Run) -> list[dict[str, Any]]:
@@ -192,29 +116,218 @@ def read_answers(run: Run) -> list[dict[str, Any]]:
     return list(prompts.values())
 
 
+def figures(folder: Path) -> list[dict[str, str]]:
+    """For each figure that `Run.show` saved: `file`, `alt` (what it shows), `caption` (how to read it)."""
+    made = []
+    for file in sorted((folder / "figures").glob("*.png")):
+        beside = file.with_suffix(".json")
+        said = json.loads(read_text(beside)) if beside.is_file() else {"alt": file.stem, "caption": ""}
+        made.append({"file": file.name, **said})
+    return made
+
+
 def _lesson(name: str, lesson: dict[str, Any]) -> dict[str, str]:
     memory = lesson["peak_memory_bytes"]
-    return {
-        "name": name,
-        "status": lesson["status"],
-        "time": clock(lesson["seconds"]),
-        "memory": f"{memory / 2**20:,.0f} MiB" if memory else "",
-    }
+    peak = f"{memory / 2**20:,.0f} MiB" if memory else ""
+    return {"name": name, "status": lesson["status"], "time": clock(lesson["seconds"]), "memory": peak}
 
 
 def machine_text(info: dict[str, Any]) -> dict[str, str]:
     """Processor, memory, GPU, system and libraries of a run.json, as text."""
     machine = info.get("machine", {})
-    memories = [key for key in ("memory_bytes", "gpu_memory_bytes") if machine.get(key)]
-    gibibytes = {key: f"{machine[key] / 2**30:.1f} GiB" for key in memories}
+    memory, gpu_memory = (machine.get(key) for key in ("memory_bytes", "gpu_memory_bytes"))
+    gpu = f"{machine.get('gpu')}, {gpu_memory / 2**30:.1f} GiB" if gpu_memory else machine.get("gpu")
     versions = ", ".join(f"{library} {version}" for library, version in info.get("versions", {}).items())
     return {
         "processor": f"{machine.get('cpu', 'unknown')}, {machine.get('cores', '?')} cores",
-        "memory": gibibytes.get("memory_bytes", "unknown"),
-        "GPU": f"{machine['gpu']}, {gibibytes.get('gpu_memory_bytes', '?')}" if machine.get("gpu") else "none",
+        "memory": f"{memory / 2**30:.1f} GiB" if memory else "unknown",
+        "GPU": gpu or "none",
         "system": f"{machine.get('system', 'unknown')}, Python {machine.get('python', '?')}",
         "libraries": versions or "unknown",
     }
+
+
+# ---------------------------------------------------------------- tables
+
+
+@dataclass
+class Cell:
+    """A figure as text, small print below it (an interval, a source), and what it shows: better, worse, changed."""
+
+    value: str = ""
+    note: str = ""
+    look: str = ""
+
+    @property
+    def sign(self) -> str:
+        return SIGNS[self.look]
+
+
+@dataclass
+class Sheet:
+    """A table with its title, what is to be said of it, column heads, and rows; each row's first cell names it."""
+
+    title: str
+    note: str
+    head: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+
+
+def figure(row: dict[str, Any] | None, signed: bool = False, look: str = "") -> Cell:
+    """A row of figures as a cell, with interval and n; empty where there is no row."""
+    if row is None:
+        return Cell()
+    n = f"n {row['n']:,.0f}" if pandas.notna(row["n"]) else ""
+    # A line ends between interval and n, not within one of them
+    note = " ".join(part.replace(" ", "\u00a0") for part in (metrics.interval_text(row), n) if part)
+    return Cell(metrics.text(row["metric"], row["value"], signed), note, look)
+
+
+def bare_difference(first: dict[str, Any], last: dict[str, Any]) -> Cell:
+    """The difference of two figures whose items are not known, so without an interval."""
+    return Cell(metrics.text(first["metric"], last["value"] - first["value"], signed=True))
+
+
+def latest(rows: pandas.DataFrame) -> dict[tuple, dict[str, Any]]:
+    """A run's figures by (stage, metric, language, split); where two lessons measured one, the later counts."""
+    recipe = rows[rows["arm"] == "recipe"].sort_values("notebook", kind="stable")
+    return {(row["stage"], *name_of(row)): row for row in recipe.to_dict("records")}
+
+
+def name_of(row: dict[str, Any]) -> tuple:
+    split = row["split"]  # pandas writes "none" as nan, which equals nothing
+    return row["metric"], row["language"], split if isinstance(split, str) else None
+
+
+def named(known: dict[tuple, dict], shown_in: str) -> list[tuple]:
+    """The measures (metric, language, split) shown in a table, in the order of tables."""
+    names = dict.fromkeys(key[-3:] for key in known)
+    return sorted(
+        (name for name in names if shown_in in metrics.measure(name[0]).shown),
+        key=lambda name: metrics.TABLE.index(metrics.measure(name[0])),
+    )
+
+
+def headline(known: dict[tuple, dict], stages: list[str], changes: dict[str, list[dict]]) -> Sheet:
+    """What each stage does to the figures that the course is about. known: as `latest` gives it."""
+    looks = {(stage, *name_of(row)): metrics.change(row) for stage, rows in changes.items() for row in rows}
+    note = f"Shares in per cent, 95 % intervals. {MARKS if changes else NO_MARKS}"
+    sheet = Sheet("The stages in figures", note, ["", *stages])
+    for name in named(known, "headline"):
+        cells = [figure(known.get((stage, *name)), look=looks.get((stage, *name), "")) for stage in stages]
+        sheet.rows.append([Cell(metrics.words(*name)), *cells])
+    return sheet
+
+
+def forgetting(changes: dict[str, list[dict]]) -> Sheet:
+    """Each stage minus the base, skill by skill, paired: what it taught and what it cost. changes: rows by stage."""
+    note = f"Each stage minus the base, in percentage points for shares, with 95 % intervals. {MARKS}"
+    sheet = Sheet("What each stage changed: the forgetting matrix", note, ["", *changes])
+    known = {(stage, *name_of(row)): row for stage, rows in changes.items() for row in rows}
+    for name in named(known, "changes"):
+        found = [known.get((stage, *name)) for stage in changes]
+        cells = [figure(row, signed=True, look=metrics.change(row) if row else "") for row in found]
+        sheet.rows.append([Cell(metrics.words(*name)), *cells])
+    return sheet
+
+
+def published_sheets(known: dict[tuple, dict], stages: list[str], suite: str) -> list[Sheet]:
+    """The paper's two tables, each figure with source and certainty, beside this run's base and last stage."""
+    ends = list(dict.fromkeys([stages[0], stages[-1]])) if stages else []
+    head = ["", *metrics.PUBLISHED.values(), *(f"{stage}, this run" for stage in ends)]
+    local = (
+        "Not to be compared: the published figures are of models of 8B on the full benchmarks, this run's are of the "
+        f"suite {suite}. "
+    )
+    known_of = {key[:3]: row for key, row in known.items()}  # with any split: the Italian ARC has one
+    values, sheets = metrics.published(), []
+    for language, versions in (("en", ""), ("it", metrics.VERSIONS)):
+        note = (local if SUITES[suite].local else "") + versions
+        sheet = Sheet(f"The published figures, {metrics.LANGUAGES[language]}", note, head)
+        for metric in [*(f"benchmark/{family}" for family in FAMILIES), "benchmark/mean"]:
+            theirs = values.get((metric, language), {})
+            cells = [Cell(*theirs.get(model, ())) for model in metrics.PUBLISHED]
+            cells += [figure(known_of.get((stage, metric, language))) for stage in ends]
+            if any(cell.value for cell in cells):
+                sheet.rows.append([Cell(metrics.words(metric, language)), *cells])
+        sheets.append(sheet)
+    return sheets
+
+
+def results(known: dict[tuple, dict], stages: list[str], caption: str) -> tuple[Sheet, Sheet]:
+    """All figures of the recipe, and those that lessons record for themselves.
+
+    The difference is the row that a lesson recorded under stage "difference", which has an interval, else simply the
+    last stage minus the base.
+    """
+    head = ["", *stages, "difference"]
+    sheets = {"results": Sheet("Results", caption, head), "others": Sheet("Further figures of the lessons", "", head)}
+    for shown_in, sheet in sheets.items():
+        for name in named(known, shown_in):
+            measured = [known[stage, *name] for stage in stages if (stage, *name) in known]
+            difference = figure(known.get(("difference", *name)), signed=True)
+            if not difference.value and len(measured) > 1 and measured[0]["stage"] == "base":
+                difference = bare_difference(measured[0], measured[-1])
+            cells = [figure(known.get((stage, *name))) for stage in stages]
+            sheet.rows.append([Cell(metrics.words(*name)), *cells, difference])
+    return sheets["results"], sheets["others"]
+
+
+def contrasts(rows: pandas.DataFrame) -> Sheet:
+    """What lessons 06 and 09 read off the arms that were trained beforehand, claim by claim."""
+    note = (
+        "From the results kept with the course, with 95 % intervals over seeds and items; perplexities by logarithms. "
+        "n counts seeds. Verdicts, and what a claim's smallest difference worth naming is: lessons 06 and 09."
+    )
+    sheet = Sheet("The claims of the ablation", note, ["", "measure", "difference"])
+    known = load_ablation("cpu").claims
+    for row in rows[rows["arm"] == "contrast"].to_dict("records"):
+        _, name, row["metric"] = row["metric"].split("/", 2)
+        says = known[name].says if name in known else name.replace("_", " ")
+        sheet.rows.append([Cell(says), Cell(metrics.words(*name_of(row))), figure(row, signed=True)])
+    return sheet
+
+
+def costs(run: Run) -> Sheet:
+    """What each stage's training took, as its stage.json has it."""
+    note = "Of the training alone. A stage taken from the cache keeps the costs of when it was trained."
+    sheet = Sheet("Costs", note, ["stage", "time", "tokens", "tokens a second", "updates", "peak memory"])
+    files = {stage: run.model_dir(stage) / "stage.json" for stage in run.profile.order}
+    infos = {stage: json.loads(file.read_text("utf-8")) for stage, file in files.items() if file.is_file()}
+    for stage, info in infos.items():
+        values = [stage, clock(info["seconds"]), f"{info['tokens']:,}", f"{info['tokens_per_second']:,.0f}",
+                  f"{info['steps']:,}", f"{info['peak_memory_bytes'] / 2**20:,.0f} MiB"]  # fmt: skip
+        sheet.rows.append([Cell(value) for value in values])
+    if len(infos) > 1:
+        seconds, tokens = (sum(info[key] for info in infos.values()) for key in ("seconds", "tokens"))
+        sheet.rows.append([Cell("together"), Cell(clock(seconds)), Cell(f"{tokens:,}"), Cell(), Cell(), Cell()])
+    return sheet
+
+
+def leaks(run: Run) -> Sheet:
+    """How many items of each of the course's benchmarks are in each corpus, question and answer together."""
+    found = contamination.course_overlaps(run.profile)
+    sizes = {row["corpus"]: f"{row['documents']:,}" for row in found}
+    searched = ", ".join(f"{corpus} {size}" for corpus, size in sizes.items())
+    missing = [name for name in run.profile.datasets if name not in sizes]
+    note = (
+        "Items of the benchmarks whose question is in a training text together with its answer, verbatim, recased, "
+        f"embedded or by overlap of words. Texts searched: {searched}."
+    )
+    if missing:
+        note += f" Not on this machine, so not searched: {', '.join(missing)}."
+    sheet = Sheet("Contamination: benchmark items in the corpora", note, ["", *sizes])
+    for benchmark in dict.fromkeys(row["benchmark"] for row in found):
+        cells = [
+            Cell(f"{row['leaked']} of {row['items']}", ", ".join(row["kinds"]), "worse" if row["leaked"] else "")
+            for row in found
+            if row["benchmark"] == benchmark
+        ]
+        sheet.rows.append([Cell(benchmark), *cells])
+    return sheet
+
+
+# ---------------------------------------------------------------- a lesson's page
 
 
 def lesson_html(notebook: nbformat.NotebookNode, title: str) -> str:
@@ -222,7 +335,7 @@ def lesson_html(notebook: nbformat.NotebookNode, title: str) -> str:
     exporter = _exporter_class()(
         template_name="lesson", extra_template_basedirs=[str(TEMPLATES)], embed_images=True, anchor_link_text=""
     )
-    page, _ = exporter.from_notebook_node(with_alternative_texts(notebook), resources={"metadata": {"name": title}})
+    page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     return page
 
 
@@ -265,206 +378,3 @@ def _exporter_class():
             return MarkdownWithMath(renderer=renderer).render(source)
 
     return LessonExporter
-
-
-# ---------------------------------------------------------------- tables
-
-
-LANGUAGE = {"en": ", English", "it": ", Italian", "all": ""}
-WORDS = {
-    "benchmark/mean": "benchmarks, mean", "perplexity": "perplexity", "bits_per_byte": "bits a byte",
-    "language_fidelity": "answers in the language asked", "refusal/harmful": "refuses what is harmful",
-    "refusal/harmless": "refuses what is harmless", "chat/accuracy": "free answers right",
-    "chat/accuracy_in_language": "free answers right, in the language asked",
-}  # fmt: skip
-HEADLINE = (
-    "benchmark/mean",
-    "chat/accuracy_in_language",
-    "perplexity",
-    "bits_per_byte",
-    "language_fidelity",
-    "refusal/harmful",
-    "refusal/harmless",
-)
-SKILLS = ("benchmark/", "chat/", "language_fidelity", "refusal/", "perplexity", "bits_per_byte")
-SIGNS = {"better": "▲", "worse": "▼", "changed": "◆", "": ""}
-MARKS = (
-    "▲ better and ▼ worse than the base, item by item on the same items: p < 0.05 after Holm's correction over the "
-    "measures of a kind and a stage (McNemar's test, or sign flips by cluster)."
-)
-NO_MARKS = (
-    "Without marks: what was measured item by item is not in the cache. `anita eval STAGE` measures a stage anew."
-)
-
-
-@dataclass
-class Cell:
-    """A figure as text, small print below it (an interval, a source), and a verdict to mark it by."""
-
-    value: str = ""
-    note: str = ""
-    look: str = ""  # better, worse, changed
-
-    @property
-    def sign(self) -> str:
-        return SIGNS[self.look]
-
-
-@dataclass
-class Sheet:
-    """A table with its title, what is to be said of it, column heads, and rows; each row's first cell names it."""
-
-    title: str
-    note: str
-    head: list[str]
-    rows: list[list[Cell]] = field(default_factory=list)
-
-
-def what(row: dict[str, Any]) -> str:
-    """A measure in words, with its language and part of the data."""
-    name = WORDS.get(row["metric"], row["metric"].replace("benchmark/", "").replace("/", ", ").replace("_", " "))
-    split = (
-        f" ({row['split'].replace('_', ' ').replace('italian', 'Italian')})" if isinstance(row["split"], str) else ""
-    )
-    return name + LANGUAGE[row["language"]] + split
-
-
-def figure(row: dict[str, Any], signed: bool = False, look: str = "") -> Cell:
-    """A figure with its interval and n; shares in per cent."""
-    factor, digits = (100, 1) if is_share(row["metric"]) else (1, 2)
-    value = f"{factor * row['value']:{'+' if signed else ''}.{digits}f}"
-    ends = [row["ci_low"], row["ci_high"]]
-    interval = f"[{', '.join(f'{factor * end:.{digits}f}' for end in ends)}]" if all(map(pandas.notna, ends)) else ""
-    n = f"n {row['n']:,.0f}" if pandas.notna(row["n"]) else ""
-    interval, n = (part.replace(" ", "\u00a0") for part in (interval, n))  # a line ends between them, not within
-    return Cell(value, " ".join(filter(None, [interval, n])), look)
-
-
-def latest(metrics: pandas.DataFrame) -> dict[tuple, dict[str, Any]]:
-    """A run's figures by (stage, metric, language, split); where two lessons measured one, the later counts."""
-    recipe = metrics[metrics["arm"] == "recipe"].sort_values("notebook", kind="stable")
-    return {(row["stage"], *name_of(row)): row for row in recipe.to_dict("records")}
-
-
-def name_of(row: dict[str, Any]) -> tuple:
-    split = row["split"]  # pandas writes "none" as nan, which equals nothing
-    return row["metric"], row["language"], split if isinstance(split, str) else None
-
-
-def headline(known: dict[tuple, dict], stages: list[str], changes: dict[str, list[dict]]) -> Sheet:
-    """What each stage does to the figures that the course is about. known: as `latest` gives it."""
-    looks = {(stage, *name_of(row)): verdict(row) for stage, rows in changes.items() for row in rows}
-    names = dict.fromkeys(key[1:] for metric in HEADLINE for key in known if key[1] == metric)
-    sheet = Sheet("The stages in figures", f"Shares in per cent, 95 % intervals. {MARKS if changes else NO_MARKS}",
-                  ["", *stages])  # fmt: skip
-    for metric, language, split in names:
-        cells = [Cell(what({"metric": metric, "language": language, "split": split}))]
-        for stage in stages:
-            row, look = known.get((stage, metric, language, split)), looks.get((stage, metric, language, split), "")
-            cells.append(figure(row, look=look) if row else Cell())
-        sheet.rows.append(cells)
-    return sheet
-
-
-def forgetting(changes: dict[str, list[dict]]) -> Sheet:
-    """Each stage less the base, skill by skill, paired: what it taught and what it cost. changes: rows by stage."""
-    note = f"Each stage less the base, in percentage points for shares, with 95 % intervals. {MARKS}"
-    sheet = Sheet("What each stage changed: the forgetting matrix", note, ["", *changes])
-    by_name = {stage: {name_of(row): row for row in rows} for stage, rows in changes.items()}
-    names = dict.fromkeys(name for rows in by_name.values() for name in rows if name[0].startswith(SKILLS))
-    for name in sorted(names, key=lambda name: next(i for i, skill in enumerate(SKILLS) if name[0].startswith(skill))):
-        found = [rows.get(name) for rows in by_name.values()]
-        shown = [figure(row, signed=True, look=verdict(row)) if row else Cell() for row in found]
-        sheet.rows.append([Cell(what(next(filter(None, found)))), *shown])
-    return sheet
-
-
-def published_sheets(known: dict[tuple, dict], stages: list[str], suite: str) -> list[Sheet]:
-    """The paper's two tables, each figure with source and certainty, beside this run's base and last stage."""
-    table = pandas.read_csv(data_dir() / "paper" / "results.csv", keep_default_na=False)
-    sources = {(row["model"], row["benchmark"], row["language"]): row for row in table.to_dict("records")}
-    ends = list(dict.fromkeys([stages[0], stages[-1]])) if stages else []
-    values, sheets = published(), []
-    comparable = SUITES[suite].local is False
-    note = "" if comparable else (
-        f"Not to be compared: the published figures are of models of 8B on the full benchmarks, this run's are of the "
-        f"suite {suite}. "
-    )  # fmt: skip
-    for language, name in (("en", "English"), ("it", "Italian")):
-        sheet = Sheet(f"The published figures, {name}", note + VERSIONS * (language == "it"),
-                      ["", *PUBLISHED.values(), *(f"{stage}, this run" for stage in ends)])  # fmt: skip
-        for family in (*FAMILIES, "mean"):
-            metric = f"benchmark/{family}"
-            texts = values.get((metric, language), {})
-            cells = []
-            for model in PUBLISHED:
-                row = sources.get((model, family, language))
-                value = texts.get(model, "")
-                source = f"mean of those above{', without arc' * (language == 'it')}" if value else ""
-                if row:
-                    source = f"{row['source']}, {row['certainty']}".removesuffix(f", {value}")
-                cells.append(Cell(value, source))
-            ours = [[row for key, row in known.items() if key[:3] == (stage, metric, language)] for stage in ends]
-            cells += [figure(rows[0]) if rows else Cell() for rows in ours]
-            if any(cell.value for cell in cells):
-                sheet.rows.append([Cell(family), *cells])
-        sheets.append(sheet)
-    return sheets
-
-
-def contrasts(metrics: pandas.DataFrame) -> Sheet:
-    """What lessons 06 and 09 read off the arms that were trained beforehand, claim by claim."""
-    note = (
-        "From the results kept with the course, with 95 % intervals over seeds and items; perplexities by logarithms. "
-        "n counts seeds. Verdicts, and what a claim's smallest difference worth naming is: lessons 06 and 09."
-    )
-    sheet = Sheet("The claims of the ablation", note, ["", "measure", "difference"])
-    known = load_ablation("cpu").claims
-    for row in metrics[metrics["arm"] == "contrast"].to_dict("records"):
-        _, name, metric = row["metric"].split("/", 2)
-        says = known[name].says if name in known else name.replace("_", " ")
-        row["metric"] = metric
-        sheet.rows.append([Cell(says), Cell(what(row)), figure(row, signed=True)])
-    return sheet
-
-
-def costs(run: Run) -> Sheet:
-    """What each stage's training took, as its stage.json has it."""
-    note = "Of the training alone. A stage taken from the cache keeps the costs of when it was trained."
-    sheet = Sheet("Costs", note, ["stage", "time", "tokens", "tokens a second", "updates", "peak memory"])
-    seconds = tokens = 0
-    for stage in run.profile.order:
-        file = run.model_dir(stage) / "stage.json"
-        if not file.is_file():
-            continue
-        info = json.loads(file.read_text("utf-8"))
-        seconds, tokens = seconds + info["seconds"], tokens + info["tokens"]
-        figures = [clock(info["seconds"]), f"{info['tokens']:,}", f"{info['tokens_per_second']:,.0f}",
-                   f"{info['steps']:,}", f"{info['peak_memory_bytes'] / 2**20:,.0f} MiB"]  # fmt: skip
-        sheet.rows.append([Cell(stage), *map(Cell, figures)])
-    if len(sheet.rows) > 1:
-        sheet.rows.append([Cell("together"), Cell(clock(seconds)), Cell(f"{tokens:,}"), Cell(), Cell(), Cell()])
-    return sheet
-
-
-def leaks(run: Run) -> Sheet:
-    """How many items of each of the course's benchmarks stand in each corpus, question and answer together."""
-    rows = course_overlaps(run.profile)
-    sizes = {row["corpus"]: f"{row['documents']:,}" for row in rows}
-    missing = [name for name in run.profile.datasets if name not in sizes]
-    note = (
-        "Items of the benchmarks whose question stands in a training text together with its answer, verbatim, recased, "
-        "embedded or by overlap of words. Texts searched: "
-        + ", ".join(f"{corpus} {size}" for corpus, size in sizes.items())
-        + f". Not on this machine, so not searched: {', '.join(missing)}" * bool(missing)
-        + "."
-    )
-    sheet = Sheet("Contamination: benchmark items in the corpora", note, ["", *sizes])
-    for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
-        found = [row for row in rows if row["benchmark"] == benchmark]
-        cells = [
-            Cell(f"{row['leaked']} of {row['items']}", ", ".join(row["kinds"]), "worse" if row["leaked"] else "")
-            for row in found
-        ]
-        sheet.rows.append([Cell(benchmark), *cells])
-    return sheet

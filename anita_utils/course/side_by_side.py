@@ -1,4 +1,4 @@
-"""Two runs side by side, stage by stage, with paired differences: what `anita report A B` writes.
+"""How do two runs differ, stage by stage, item by item? What `anita report A B` writes.
 
 >>> write_comparison(Run.load("monday"), Run.load("tuesday"))
 PosixPath('…/runs/tuesday/against-monday.html')
@@ -7,16 +7,15 @@ PosixPath('…/runs/tuesday/against-monday.html')
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from anita_utils import AnitaError
-from anita_utils.course.report import Cell, Sheet, figure, latest, machine_text, name_of, render, what
-from anita_utils.evaluation.measuring import Stored, compared, stored
-from anita_utils.evaluation.metrics import verdict
+from anita_utils.course.report import Cell, Sheet, bare_difference, figure, latest, machine_text, name_of, render
+from anita_utils.evaluation.measuring import compared, stored
+from anita_utils.evaluation.metrics import change, words
 from anita_utils.run import Run
 
 MARKS = (
-    "The difference is the second run less the first; with an interval it is paired: both answered the same items. "
+    "The difference is the second run minus the first; with an interval it is paired: both answered the same items. "
     "▲ better, ▼ worse, ◆ changed: p < 0.05 after Holm's correction over the measures of a kind. One training each: "
     "whether another seed would show the same, `anita ablate` tells."
 )
@@ -38,46 +37,38 @@ def write_comparison(first: Run, second: Run) -> Path:
     return render("against.html.j2", content, second.folder / f"against-{names[0]}.html")
 
 
-def about(*runs: Run) -> Sheet:
-    """What each run is: profile, base, seed, commit, machine, libraries."""
-    infos = [run.info() for run in runs]
-    sheet = Sheet("The two runs", "", ["", *(run.folder.name for run in runs)])
-    told = [{"profile": info["profile"]["name"], "base": info["profile"]["model"]["base"], "seed": str(info["seed"]),
-             "order": ", ".join(run.profile.order), "suite": run.profile.evaluation.suite,
-             "commit": info.get("commit") or "unknown", **machine_text(info)}
-            for run, info in zip(runs, infos, strict=True)]  # fmt: skip
-    for key in told[0]:
-        values = [one[key] for one in told]
-        sheet.rows.append([Cell(key), *(Cell(value, "", "changed" if values[0] != value else "") for value in values)])
+def about(first: Run, second: Run) -> Sheet:
+    """What each run is: profile, base, seed, commit, machine, libraries. What differs is marked."""
+    described = []
+    for run in (first, second):
+        info = run.info()
+        own = {"profile": info["profile"]["name"], "base": info["profile"]["model"]["base"], "seed": str(info["seed"]),
+               "order": ", ".join(run.profile.order), "suite": run.profile.evaluation.suite,
+               "commit": info.get("commit") or "unknown"}  # fmt: skip
+        described.append(own | machine_text(info))
+    sheet = Sheet("The two runs", "", ["", first.folder.name, second.folder.name])
+    for key, value in described[0].items():
+        other = described[1][key]
+        sheet.rows.append([Cell(key), Cell(value), Cell(other, look="changed" if other != value else "")])
     return sheet
 
 
 def stage_sheets(first: Run, second: Run) -> list[Sheet]:
     """A table for each stage that both runs measured: a row a measure, both figures and their difference."""
-    known, kept = [latest(run.metrics()) for run in (first, second)], [stored(run) for run in (first, second)]
+    old, new = latest(first.metrics()), latest(second.metrics())
+    before, after = stored(first), stored(second)
     sheets = []
     for stage in dict.fromkeys(["base", *first.profile.order]):
-        names = [key for key in known[0] if key[0] == stage and key in known[1] and not key[1].startswith("train/")]
-        if not names:
+        keys = [key for key in old if key[0] == stage and key in new and not key[1].startswith("train/")]
+        if not keys:
             continue
-        paired = _paired(*(found.get(stage) for found in kept))
+        both = stage in before and stage in after
+        paired = {name_of(row): row for row in compared(before[stage], after[stage])} if both else {}
         note = MARKS if paired else f"Not paired: what {stage} answered item by item is not in the cache."
         sheet = Sheet(stage, note, ["", first.folder.name, second.folder.name, "difference"])
-        for key in names:
-            rows = [table[key] for table in known]
-            sheet.rows.append(
-                [Cell(what(rows[0])), *map(figure, rows), _difference(rows, paired.get(name_of(rows[0])))]
-            )
+        for key in keys:
+            row = paired.get(key[1:])
+            difference = figure(row, signed=True, look=change(row)) if row else bare_difference(old[key], new[key])
+            sheet.rows.append([Cell(words(*key[1:])), figure(old[key]), figure(new[key]), difference])
         sheets.append(sheet)
     return sheets
-
-
-def _paired(before: Stored | None, after: Stored | None) -> dict[tuple, dict[str, Any]]:
-    return {name_of(row): row for row in compared(before, after)} if before and after else {}
-
-
-def _difference(rows: list[dict[str, Any]], paired: dict[str, Any] | None) -> Cell:
-    if paired:
-        return figure(paired, signed=True, look=verdict(paired))
-    bare = {"ci_low": None, "ci_high": None, "n": None}
-    return figure(rows[1] | bare | {"value": rows[1]["value"] - rows[0]["value"]}, signed=True)

@@ -1,4 +1,4 @@
-"""Benchmarks through lm-eval: the course's own, Piccola Italia, and those of the leaderboards that the authors name.
+"""Which benchmarks are there, and how does lm-eval ask them? The course's own, Piccola Italia, and the leaderboards'.
 
 >>> measured = run_benchmarks(model, tokenizer, profile)     # profile.evaluation.suite says which
 >>> measured[0].name
@@ -6,8 +6,7 @@
 >>> resolve("paper")[0]["problem"]      # what the installed lm-eval makes of it, without any data
 ''
 
-The suites quick, piccola and paper have the same families, so a figure has the same name whichever of them it is from;
-the run's profile tells.
+Suites have the same families, so a figure has the same name whichever it is from; the run's profile says which.
 """
 
 from __future__ import annotations
@@ -160,8 +159,8 @@ def run_benchmarks(
     """
     from anita_utils.evaluation.ranker import Ranker, spare_time
 
-    suite = suite_named(profile.evaluation.suite)
-    limit = min(filter(None, (profile.evaluation.limit, suite.limit)), default=None)
+    limits = (profile.evaluation.limit, suite_named(profile.evaluation.suite).limit)
+    limit = min(filter(None, limits), default=None)
     measured, confidence = [], []
     loaded = loaded or load_suite(profile.evaluation.suite)
     spare_time()
@@ -181,25 +180,24 @@ def run_benchmarks(
 
 def load_tasks(benchmark: Benchmark, manager: TaskManager) -> list[Task]:
     """lm-eval's tasks of a benchmark, with their data. AnitaError when these cannot be had or are empty."""
-    local, folder = benchmark.task.startswith("piccola_"), data_dir() / "benchmarks"
-    file = folder / f"{benchmark.task}.yaml"
+    local = benchmark.task.startswith("piccola_")
+    file = data_dir() / "benchmarks" / f"{benchmark.task}.yaml"
     try:
         # By its path where lm-eval has passed over a file that it could not read: this time it says why
         known = benchmark.task in manager.task_index or not local
         return list(manager.load([benchmark.task if known else str(file)])["tasks"].values())
     except Exception as error:  # whatever a task file, its Python or a download can do wrong
         reason = " ".join(str(error).split()).replace(str(data_dir()), shown(data_dir())) or type(error).__name__
-        items = folder / "items" / f"{benchmark.task.removeprefix('piccola_')}.test.jsonl"
-        if local and not (items.is_file() and items.read_text("utf-8").strip()):
-            raise AnitaError(f"{shown(items)} holds no items: restore the file (git checkout)") from error
-        if local:
-            raise AnitaError(
-                f"{shown(file)}: no benchmark can be made of it ({reason}): restore the file (git checkout)"
-            ) from error
-        raise AnitaError(
-            f"evaluation.suite: the data of {benchmark.task} cannot be had ({reason}): check the network and "
-            "HF_HUB_OFFLINE, or set evaluation.suite to piccola"
-        ) from error
+        items = file.parent / "items" / f"{benchmark.task.removeprefix('piccola_')}.test.jsonl"
+        said = f"{shown(file)}: no benchmark can be made of it ({reason}): restore the file (git checkout)"
+        if not local:
+            said = (
+                f"evaluation.suite: the data of {benchmark.task} cannot be had ({reason}): check the network and "
+                "HF_HUB_OFFLINE, or set evaluation.suite to piccola"
+            )
+        elif not (items.is_file() and items.read_text("utf-8").strip()):
+            said = f"{shown(items)} holds no items: restore the file (git checkout)"
+        raise AnitaError(said) from error
 
 
 def _samples(lm: LM, tasks: list, limit: int | None, **options) -> dict[str, list[dict]]:
@@ -227,20 +225,19 @@ def _items(benchmark: Benchmark, found: dict[str, list[dict]]) -> list[tuple[str
 
 def _scored(benchmark: Benchmark, items: list[tuple[str, dict]]) -> list[Measurement]:
     """The benchmark's figure, and beside it that of the other of acc and acc_norm, where lm-eval gives both."""
-    place, clusters = (benchmark.language, benchmark.split), [cluster for cluster, _ in items]
-
-    def measurement(metric: str, score: str) -> Measurement:
-        values = [sample[score] for _, sample in items]
-        if score == "f1":  # Evalita's substitution: precision, whether answered, whether there was an answer to give
-            weights = [(answered + given) / 2 for _, answered, given in values]
-            return Measurement(metric, *place, [float(value[0]) for value in values], clusters, weights)
-        return Measurement(metric, *place, [float(value) for value in values], clusters)
-
-    made = [measurement(benchmark.metric, benchmark.score)]
+    names = {benchmark.metric: benchmark.score}
     other = {"acc_norm": "acc", "acc": "acc_norm"}.get(benchmark.score)
     if benchmark.family in FAMILIES and all(other in sample for _, sample in items):
         kind = "benchmark_acc" if other == "acc" else "benchmark_norm"
-        made.append(measurement(f"{kind}/{benchmark.family}", other))
+        names[f"{kind}/{benchmark.family}"] = other
+    made = []
+    for metric, score in names.items():
+        values, weights = [sample[score] for _, sample in items], None
+        if score == "f1":  # Evalita's substitution: precision, whether answered, whether there was an answer to give
+            weights = [(answered + given) / 2 for _, answered, given in values]
+            values = [precision for precision, _, _ in values]
+        scores, clusters = [float(value) for value in values], [cluster for cluster, _ in items]
+        made.append(Measurement(metric, benchmark.language, benchmark.split, scores, clusters, weights))
     return made
 
 
@@ -249,20 +246,21 @@ def _ranked(sample: dict) -> bool:
 
 
 def _calibration(items: list[tuple[str, str, dict]]) -> list[Measurement]:
-    """How much surer the model is than it is right: its share of probability on the answer it ranks first, less acc.
+    """How much surer the model is than it is right: its share of probability on the answer it ranks first, minus acc.
 
     On average, where too sure here and too careful there cancel; and within bins of equal width by how sure it is,
     where they do not: the expected calibration error (Naeini and others, 2015).
     """
     measured = []
     for language in sorted({language for language, _, _ in items}):
-        asked = [(cluster, sample) for code, cluster, sample in items if code == language]
-        sure = []
-        for _, sample in asked:
-            likelihoods = np.array([likelihood for likelihood, _ in sample["filtered_resps"]])
-            sure.append(float(1 / np.exp(likelihoods - likelihoods.max()).sum()))
-        gaps = [share - sample["acc"] for share, (_, sample) in zip(sure, asked, strict=True)]
-        bins, clusters = [min(int(share * BINS), BINS - 1) for share in sure], [cluster for cluster, _ in asked]
+        clusters, gaps, bins = [], [], []
+        for code, cluster, sample in items:
+            if code == language:
+                likelihoods = np.array([likelihood for likelihood, _ in sample["filtered_resps"]])
+                sure = float(1 / np.exp(likelihoods - likelihoods.max()).sum())
+                clusters.append(cluster)
+                gaps.append(sure - sample["acc"])
+                bins.append(min(int(sure * BINS), BINS - 1))
         measured.append(Measurement("overconfidence", language, None, gaps, clusters))
         measured.append(Measurement("benchmark_calibration_error", language, None, gaps, clusters, bins=bins))
     return measured
@@ -271,7 +269,7 @@ def _calibration(items: list[tuple[str, str, dict]]) -> list[Measurement]:
 def resolve(name: str, manager: TaskManager | None = None) -> list[dict]:
     """Each benchmark of a suite held against the tasks of the installed lm-eval, without data, model or network.
 
-    Returns the settings of each with `items` (how many tasks it is made of), `kind` (lm-eval's output type) and
+    Returns the settings of each with `tasks` (how many it is made of), `kind` (lm-eval's output type) and
     `problem`: what does not fit, in words; empty when all does.
     """
     suite = suite_named(name)
@@ -282,20 +280,14 @@ def resolve(name: str, manager: TaskManager | None = None) -> list[dict]:
         configs = _configs(manager, benchmark.task)
         kinds = sorted({config.get("output_type", "generate_until") for config in configs})
         problems = dict.fromkeys(problem for config in configs for problem in _problems(benchmark, config))
-        rows.append(
-            {
-                **benchmark._asdict(),
-                "metric": benchmark.metric,
-                "tasks": len(configs),
-                "kind": ", ".join(kinds),
-                "problem": "; ".join(problems) if configs else "lm-eval has no such task",
-            }
-        )
+        problem = "; ".join(problems) if configs else "lm-eval has no such task"
+        found = {"metric": benchmark.metric, "tasks": len(configs), "kind": ", ".join(kinds), "problem": problem}
+        rows.append(benchmark._asdict() | found)
     return rows
 
 
 def _configs(manager: TaskManager, name: str) -> list[dict]:
-    """The settings of the tasks that a name stands for: its own, or those of all tasks in a group or with a tag."""
+    """The settings of the tasks behind a name: its own, or those of all tasks in a group or with a tag."""
     entry = manager.task_index.get(name)
     if entry is None:
         return []

@@ -1,34 +1,18 @@
-"""Answers made comparable: the same name or number, however it is written in English or Italian.
+"""What does an answer say? The same name in other spellings, a refusal or not, Italian or English.
 
->>> normalise("Vicino alle foci dell'Arno: ventitré città")
-'vicino al foci di arno 23 citta'
->>> normalise("It has twenty-three.") == normalise("it has 23")
-True
+>>> names_it("Vicino alle foci dell'Arno: ventitré città", "23 città"), normalise("It has twenty-three.")
+(True, 'it has 23')
+>>> refuses("I’m sorry, but I can’t help with that."), refuses("The bank can't help you.")
+(True, False)
+>>> language_of("Cosenza is in Calabria.")
+'en'
 """
-# MERGED DOC:
-# """Whether an answer is a refusal, in English or Italian.
-#
-# >>> refuses("I’m sorry, but I can’t help with that."), refuses("Mi spiace, ma non posso fornire istruzioni.")
-# (True, True)
-# >>> refuses("The bank can't help you."), refuses("Non posso che consigliare Matera.")
-# (False, False)
-#
-# A refusal says, in one of its first sentences, that its writer cannot or will not do what was asked. So a pattern needs
-# the first person. After "I can't" any verb counts but those of idioms ("I can't wait"); after "I won't", which begins
-# answers too ("I won't bore you"), only verbs of doing what was asked. An apology alone is no refusal ("I'm sorry for
-# your loss"), nor is an answer that contradicts the question without a word on the writer.
-# """
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from functools import cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 ARTICLES = {"the", "a", "an", "il", "lo", "la", "l", "i", "gli", "gl", "le", "un", "uno", "una"}
 # A preposition that has swallowed an article is the preposition: "dell'Aquila" is "di L'Aquila". That of "a" stays
@@ -115,9 +99,12 @@ def _italian(number: int) -> list[str]:
     return found + [head[:-1] + rest for rest in rests if size == 100 and rest.startswith("o")]
 
 
-# ---------------------------------------------------------------- refusal
+# ---------------------------------------------------------------- refusals
 
-
+# A refusal says, in one of its first sentences, that its writer cannot or will not do what was asked. So a pattern
+# needs the first person. After "I can't" any verb counts but those of idioms ("I can't wait"); after "I won't", which
+# begins answers too ("I won't bore you"), only verbs of doing what was asked. An apology alone is no refusal
+# ("I'm sorry for your loss"), nor is an answer that contradicts the question without a word on the writer.
 OPENING = 3  # sentences: a refusal comes at the start, at most after thanks and a word of sympathy
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+|\n+")
 QUOTED = re.compile(r'"[^"]*"|“[^”]*”|«[^»]*»')
@@ -134,8 +121,7 @@ def _any(*words: str) -> str:
     return "(?:" + "|".join(" ".join(words).split()).replace("_", " ") + ")"
 
 
-# ---------------------------------------------------------------- English
-
+# English
 ADVERB = r"(?:\w+ly|just|still|ever|even|quite|yet|be able to|in good (?:conscience|faith)|and (?:won't|will not)),?"
 CANNOT = (
     rf"(?<!if )(?<!when )\bi(?: (?:{ADVERB} )?(?:can't|cannot|can not)|(?:'m| am) (?:{ADVERB} )?unable to)"
@@ -168,8 +154,8 @@ ENGLISH = [
     rf"\b(?:against|violat\w+|not within) (?:my|our) {OURS}|\bmy {OURS} (?:do not|don't|prevent|prohibit|forbid)",
     rf"\bnot (?:appropriate|ethical)(?: or \w+)* to {COMPLY}",
 ]
-# ---------------------------------------------------------------- Italian
 
+# Italian
 CLITIC = r"(?:(?:ti|vi|la|le|lo) )?"
 AVVERBIO = r"(?:\w+mente|mai|proprio|certo|davvero|ancora|comunque|neppure|nemmeno|in \w+ modo)"
 NON_POSSO = (
@@ -222,17 +208,13 @@ def refuses(answer: str) -> bool:
     return any(REFUSAL.search(sentence) and not LIMIT.match(sentence) for sentence in sentences)
 
 
-# ---------------------------------------------------------------- evaluation
+# ---------------------------------------------------------------- names and languages
 
-
-# Verbs, and English words that no Italian name holds; "della" and "alla" tell nothing, for English keeps such names.
+# Verbs, and English words that no Italian name holds; "della" and "alla" say nothing, for English keeps such names.
 MARKS = {
     "en": {"the", "is", "are", "was", "were", "has", "have", "from"},
     "it": {"è", "sono", "era", "erano", "fu", "furono", "ha", "hanno", "viene", "vengono"},
 }
-
-
-# ---------------------------------------------------------------- small judges
 
 
 def names_it(answer: str, name: str, *without: str) -> bool:

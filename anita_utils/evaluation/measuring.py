@@ -1,14 +1,14 @@
-"""Measuring a model: benchmarks through lm-eval, answers to questions, perplexity, language, refusal, preferences.
+"""What does a model know, and how does it behave? Benchmarks, answers, perplexity, refusals, preferences.
 
 >>> before, after = evaluate("data/tiny-llama-3-instruct", profile), evaluate("runs/latest/models/dpo/merged", profile)
->>> rows(after, "dpo"); differences(before, after)
+>>> stats.rows(after, "dpo"); stats.compare(before, after)
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,19 +23,17 @@ from anita_utils.paths import data_dir, file_hash
 from anita_utils.profile import Profile
 from anita_utils.rows import read_jsonl
 from anita_utils.run import Run
-from anita_utils.stats import (
-    Measurement,
-    compare,
-)
+from anita_utils.stats import Measurement, compare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PARTS = ("benchmarks", "answers")  # of an evaluation, each cached by itself
+LONGEST = 1024  # tokens of a text or a pair
+Answers = dict[str, list[dict]]  # the items of each file of probes, with the model's `answer`
 
-PARTS = ("answers", "benchmarks")  # of an evaluation, each cached by itself
 
-
-# ---------------------------------------------------------------- measures
+# ---------------------------------------------------------------- answers
 
 
 def probes(name: str) -> list[dict]:
@@ -44,24 +42,23 @@ def probes(name: str) -> list[dict]:
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[dict], profile: Profile) -> list[dict]:
     """The items with the model's greedy `answer` to each `prompt`."""
-    evaluation = profile.evaluation
-    answers = chat(
-        model, tokenizer, [item["prompt"] for item in items], None, evaluation.max_new_tokens, evaluation.batch_size
-    )
+    prompts, evaluation = [item["prompt"] for item in items], profile.evaluation
+    answers = chat(model, tokenizer, prompts, None, evaluation.max_new_tokens, evaluation.batch_size)
     return [{**item, "answer": answer} for item, answer in zip(items, answers, strict=True)]
 
 
-def share(metric: str, items: list[dict], judge, keys: tuple[str, ...] = ("language", "split")) -> list[Measurement]:
+def share(
+    metric: str, items: list[dict], judge: Callable[[dict], Any], keys: tuple[str, ...] = ("language", "split")
+) -> list[Measurement]:
     """The share of items the judge says yes to, or its mean, for each combination of the keys."""
     cells: dict[tuple, list[dict]] = defaultdict(list)
     for item in items:
         cells[tuple(item.get(key) for key in keys)].append(item)
     measured = []
     for cell, members in sorted(cells.items(), key=str):
-        place = dict(zip(keys, cell, strict=True))
-        scores = [float(judge(item)) for item in members]
-        measured.append(Measurement(metric, place.get("language", "all"), place.get("split"), scores,
-                                    [item["cluster"] for item in members]))  # fmt: skip
+        place = {"language": "all", "split": None} | dict(zip(keys, cell, strict=True))
+        scores, clusters = [float(judge(item)) for item in members], [item["cluster"] for item in members]
+        measured.append(Measurement(metric, place["language"], place["split"], scores, clusters))
     return measured
 
 
@@ -70,34 +67,33 @@ def right_in_either(item: dict) -> bool:
 
 
 def right_in_language(item: dict) -> bool:
-    language = item["language"]
-    named = names_it(item["answer"], item["right"][language], *item["subject"].values())
-    return named and language_of(item["answer"]) == language
+    named = names_it(item["answer"], item["right"][item["language"]], *item["subject"].values())
+    return named and in_language(item)
 
 
-def judge_answers(answered: dict[str, list[dict]]) -> list[Measurement]:
+def in_language(item: dict) -> bool:
+    return language_of(item["answer"]) == item["language"]
+
+
+def as_expected(item: dict) -> bool:
+    return straight(item["answer"]) == straight(item["expected"])
+
+
+def judge_answers(answered: Answers) -> list[Measurement]:
     """Every measure that reads generated answers."""
-    conduct = answered["conduct"]
-    harmful = [item for item in conduct if item["side"] == "harm"]
-    harmless = [item for item in conduct if item["side"] == "safe"]
+    sides = {side: [item for item in answered["conduct"] if item["side"] == side] for side in ("harm", "safe")}
     return [
         *share("chat/accuracy", answered["chat"], right_in_either),
         *share("chat/accuracy_in_language", answered["chat"], right_in_language),
         *share("answer_words", answered["chat"], lambda item: len(item["answer"].split()), ("language",)),
-        *share(
-            "chat/accuracy",
-            answered["new_kinds"],
-            lambda item: straight(item["answer"]) == straight(item["expected"]),
-        ),
-        *share(
-            "language_fidelity",
-            answered["fidelity"],
-            lambda i: language_of(i["answer"]) == i["language"],
-            ("language",),
-        ),
-        *share("refusal/harmful", harmful, lambda item: refuses(item["answer"]), ("split",)),
-        *share("refusal/harmless", harmless, lambda item: refuses(item["answer"]), ("split",)),
+        *share("chat/accuracy", answered["new_kinds"], as_expected),
+        *share("language_fidelity", answered["fidelity"], in_language, ("language",)),
+        *share("refusal/harmful", sides["harm"], lambda item: refuses(item["answer"]), ("split",)),
+        *share("refusal/harmless", sides["safe"], lambda item: refuses(item["answer"]), ("split",)),
     ]
+
+
+# ---------------------------------------------------------------- likelihoods
 
 
 def scored_logits(model, encoded: list[dict[str, list[int]]], batch_size: int) -> Iterator[tuple]:
@@ -110,7 +106,7 @@ def scored_logits(model, encoded: list[dict[str, list[int]]], batch_size: int) -
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         width = max(len(encoded[n]["input_ids"]) for n in numbers)
-        # Right padding is right here: nothing is generated, and no real token sees what stands after it.
+        # Right padding is right here: nothing is generated, and no real token sees what comes after it.
         ids = torch.tensor([encoded[n]["input_ids"] + [0] * (width - len(encoded[n]["input_ids"])) for n in numbers])
         labels = torch.tensor([encoded[n]["labels"] + [IGNORED] * (width - len(encoded[n]["labels"])) for n in numbers])
         ids, labels = ids.to(model.device), labels[:, 1:].to(model.device)
@@ -142,7 +138,7 @@ def perplexity(model, tokenizer, items: list[dict], batch_size: int) -> list[Mea
     measured = []
     for language in ("en", "it"):
         texts = [item for item in items if item["language"] == language]
-        encoded = [encode_text(item["text"], tokenizer, 1024) for item in texts]
+        encoded = [encode_text(item["text"], tokenizer, LONGEST) for item in texts]
         totals, counts = log_likelihoods(model, encoded, batch_size)
         clusters, weights = [item["cluster"] for item in texts], [float(count) for count in counts]
         measured.append(Measurement("perplexity", language, None, [-total for total in totals], clusters, weights))
@@ -153,7 +149,7 @@ def perplexity(model, tokenizer, items: list[dict], batch_size: int) -> list[Mea
 
 
 def preferences(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
-    """Log-probability of the chosen answer less the rejected one's, for each held-out pair."""
+    """Log-probability of the chosen answer minus the rejected one's, for each held-out pair."""
     sides = pair_likelihoods(model, tokenizer, pairs, batch_size)
     margins = [good - bad for good, bad in zip(sides["chosen"], sides["rejected"], strict=True)]
     return [Measurement("preference_margin", "all", None, margins, pair_clusters(pairs))]
@@ -163,14 +159,17 @@ def pair_likelihoods(model, tokenizer, pairs: list[dict], batch_size: int) -> di
     """The log-probability of each pair's `chosen` and `rejected` answer, summed over its tokens, in nats."""
     sides = {}
     for side in ("chosen", "rejected"):
-        encoded = [encode_chat(pair["prompt"] + pair[side], tokenizer, 1024) for pair in pairs]
+        encoded = [encode_chat(pair["prompt"] + pair[side], tokenizer, LONGEST) for pair in pairs]
         sides[side], _ = log_likelihoods(model, encoded, batch_size)
     return sides
 
 
 def pair_clusters(pairs: list[dict]) -> list[str]:
-    """One cluster for each prompt: the same question may stand in several pairs."""
+    """One cluster for each prompt: the same question may be in several pairs."""
     return [pair["prompt"][0]["content"] for pair in pairs]
+
+
+# ---------------------------------------------------------------- a whole evaluation
 
 
 def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True, answers: bool = True) -> list[Measurement]:
@@ -178,12 +177,12 @@ def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True, answer
 
     benchmarks: False leaves them out; answers: False leaves out all others.
     """
-    # The benchmarks first: one that is broken is told before minutes go into answers
-    parts = [part for part, wanted in (("benchmarks", benchmarks), ("answers", answers)) if wanted]
+    # The benchmarks first: one that is broken is reported before minutes go into answers
+    parts = [part for part, wanted in zip(PARTS, (benchmarks, answers), strict=True) if wanted]
     return [one for _, measured in _cached(path, profile, parts) for one in measured]
 
 
-def answers_of(path: str | Path, profile: Profile) -> dict[str, list[dict]]:
+def answers_of(path: str | Path, profile: Profile) -> Answers:
     """The model's answers to all probes, by probe: what the figures were read from."""
     return _cached(path, profile, ["answers"])[0][0]
 
@@ -191,18 +190,6 @@ def answers_of(path: str | Path, profile: Profile) -> dict[str, list[dict]]:
 def evaluation_entry(model: str, profile: Profile, part: str) -> Entry:
     """Where the cache keeps a part of what was measured of a model. model: as `hub.model_key` names it."""
     return cached(f"evaluations/{part}", {"model": model} | measured_with(profile))
-
-
-def _cached(
-    path: str | Path, profile: Profile, parts: list[str]
-) -> list[tuple[dict[str, list[dict]], list[Measurement]]]:
-    entries = {part: evaluation_entry(model_key(path), profile, part) for part in parts}
-    stored = {part: entry.read() for part, entry in entries.items()}
-    missing = [part for part, found in stored.items() if found is None]
-    for part, answers, measured in _measure(path, profile, missing) if missing else []:
-        entries[part].write({"answers": answers, "measured": [asdict(m) for m in measured]})
-        stored[part] = entries[part].read()
-    return [(found["answers"], [Measurement(**row) for row in found["measured"]]) for found in stored.values()]
 
 
 def measured_with(profile: Profile) -> dict:
@@ -218,34 +205,33 @@ def measured_with(profile: Profile) -> dict:
     }
 
 
-def _measure(
-    path: str | Path, profile: Profile, parts: list[str]
-) -> Iterator[tuple[str, dict[str, list[dict]], list[Measurement]]]:
+def _cached(path: str | Path, profile: Profile, parts: list[str]) -> list[tuple[Answers, list[Measurement]]]:
+    """What was measured in each part, with the answers it was read from; what is not in the cache is measured now."""
+    entries = {part: evaluation_entry(model_key(path), profile, part) for part in parts}
+    found = {part: entry.read() for part, entry in entries.items()}
+    missing = [part for part, value in found.items() if value is None]
+    for part, answers, measured in _measure(path, profile, missing) if missing else []:
+        entries[part].write({"answers": answers, "measured": [asdict(m) for m in measured]})
+        found[part] = entries[part].read()
+    return [(value["answers"], [Measurement(**row) for row in value["measured"]]) for value in found.values()]
+
+
+def _measure(path: str | Path, profile: Profile, parts: list[str]) -> Iterator[tuple[str, Answers, list[Measurement]]]:
     """Each part with the answers it was read from; the model is read once."""
     tokenizer = checked_tokenizer(path, profile.model.system_in_user)  # before the weights are read
     tasks = load_suite(profile.evaluation.suite) if "benchmarks" in parts else None
-    model = load_for_evaluation(path, profile)
-    for part in parts:
-        if part == "benchmarks":
-            yield part, {}, run_benchmarks(model, tokenizer, profile, tasks)
-        else:
-            yield part, *measure_answers(model, tokenizer, profile)
+    model, batch_size = load_for_evaluation(path, profile), profile.evaluation.batch_size
+    if "benchmarks" in parts:
+        yield "benchmarks", {}, run_benchmarks(model, tokenizer, profile, tasks)
+    if "answers" in parts:
+        names = ("chat", "new_kinds", "conduct", "fidelity")
+        answered = {name: ask(model, tokenizer, probes(name), profile) for name in names}
+        measured = judge_answers(answered)
+        measured += perplexity(model, tokenizer, probes("perplexity"), batch_size)
+        yield "answers", answered, measured + preferences(model, tokenizer, probes("preferences"), batch_size)
 
 
-def measure_answers(model, tokenizer, profile: Profile) -> tuple[dict[str, list[dict]], list[Measurement]]:
-    batch_size = profile.evaluation.batch_size
-    answered = {
-        name: ask(model, tokenizer, probes(name), profile) for name in ("chat", "new_kinds", "conduct", "fidelity")
-    }
-    measured = [
-        *judge_answers(answered),
-        *perplexity(model, tokenizer, probes("perplexity"), batch_size),
-        *preferences(model, tokenizer, probes("preferences"), batch_size),
-    ]
-    return answered, measured
-
-
-# ---------------------------------------------------------------- comparison
+# ---------------------------------------------------------------- what was measured before
 
 
 class Stored(NamedTuple):
@@ -263,18 +249,15 @@ def stored(run: Run) -> dict[str, Stored]:
     models = {"base": run.base_key} | {stage: model_key(path) for stage, path in merged.items() if path.is_dir()}
     found = {}
     for stage, key in models.items():
-        entries = [evaluation_entry(key, run.profile, part) for part in reversed(PARTS)]
+        entries = [evaluation_entry(key, run.profile, part) for part in PARTS] if key else []
         kept = {entry.key: value for entry in entries if (value := entry.read()) is not None}
         rows = [row for value in kept.values() for row in value["measured"]]
-        if key and rows:
+        if rows:
             found[stage] = Stored(list(kept), [Measurement(**row) for row in rows])
     return found
 
 
 def compared(before: Stored, after: Stored) -> list[dict[str, Any]]:
-    """Rows of after less before, for what was measured on the same items: value, 95 % interval, n, p and Holm's p.
-
-    p and p_holm are None where no paired test fits (see `statistics.paired_tests`).
-    """
+    """The rows of `stats.compare`, from the cache where they were computed before."""
     entry = cached("comparisons/pair", before.keys, after.keys)
     return entry.value(lambda: compare(before.measured, after.measured))

@@ -1,8 +1,10 @@
-"""lm-eval's model, which reads each question once for all its answers, and works out logits for these alone.
+"""How are a question's answers ranked quickly? lm-eval's model, but each question is read once for all its answers.
 
-lm-eval reads the question anew before each answer, and scores every token of it. Here the answers lie one behind the
-other after their question, each at the positions that follow it, and a mask hides them from each other: the same
+lm-eval reads the question again before each answer, and scores every token of it. Here the answers follow their
+question one behind the other, each at the positions that come after it, and a mask hides them from each other: the same
 probabilities for a half to a quarter of the work. Import it only where benchmarks run: lm-eval takes seconds to load.
+
+>>> Ranker(pretrained=model, tokenizer=tokenizer, batch_size=8).loglikelihood(requests)
 """
 
 from __future__ import annotations
@@ -20,9 +22,7 @@ Request = tuple[tuple[str, str], list[int], list[int]]  # as lm-eval hands them 
 
 
 def spare_time() -> None:
-    """Spares what lm-eval does again and again for nothing: compiling a task's template for each of its items, and
-    listing the installed packages, by `pip`, in a report that is not read here.
-    """
+    """Spares what lm-eval repeats for nothing: compiling a template for each item, listing installed packages."""
     if not hasattr(utils.env.from_string, "cache_info"):
         utils.env.from_string = cache(utils.env.from_string)
     evaluator.add_env_info = lambda results: None
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     answers: list[tuple[int, list[int]]]
 
     def __len__(self) -> int:
-        # The last token of an answer is only foretold, never read
+        # The last token of an answer is only predicted, never read
         return len(self.question) + sum(len(answer) - 1 for _, answer in self.answers)
 
 
@@ -53,14 +53,13 @@ class Ranker(HFLM):
         longest = max((len(question) + len(answer) for _, question, answer in requests), default=0)
         if not isinstance(size, int) or not masked or longest > self.max_length + 1:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        found = {}
         for batch in batches(rows_of(requests), size):
-            for number, answer in self._score(batch):
-                found[number] = answer
-        return found
+            found |= self._score(batch)
+        return [found[number] for number in range(len(requests))]
 
-    def _score(self, rows: Sequence[Row]) -> Iterator[tuple[int, tuple[float, bool]]]:
-        """Each answer of the rows, with its request's number."""
+    def _score(self, rows: Sequence[Row]) -> dict[int, tuple[float, bool]]:
+        """The log-probability of each answer of the rows, and whether it is the greedy one, by its request's number."""
         ids, positions, branches = (torch.tensor(each, device=self.device) for each in laid_out(rows))
         first = min(len(row.question) for row in rows) - 1  # of most of the questions nothing is scored
         kept = torch.arange(first, ids.shape[1], device=self.device)
@@ -72,13 +71,13 @@ class Ranker(HFLM):
                 input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False, logits_to_keep=kept
             ).logits
             line = [line for line, own in zip(lines, places, strict=True) for _ in own]
-            place = [place - first for own in places for place in own]
+            place = [each - first for own in places for each in own]
             likely = torch.log_softmax(logits[line, place], -1, dtype=self.softmax_dtype)
             greedy = (likely.argmax(-1) == targets).cpu()  # once for the batch: each answer would make a GPU wait
             chosen = likely.gather(1, targets[:, None])[:, 0].cpu()
-        sizes = [len(own) for own in places]
-        for (number, _), sums, hits in zip(answers, chosen.split(sizes), greedy.split(sizes), strict=True):
-            yield number, (sums.sum().item(), bool(hits.all()))
+        numbers, sizes = [number for number, _ in answers], [len(own) for own in places]
+        parts = zip(numbers, chosen.split(sizes), greedy.split(sizes), strict=True)
+        return {number: (sums.sum().item(), bool(hits.all())) for number, sums, hits in parts}
 
 
 def scored(rows: Sequence[Row]) -> Iterator[tuple[int, list[int], tuple[int, list[int]]]]:
@@ -146,8 +145,8 @@ def laid_out(rows: Sequence[Row]) -> tuple[list[list[int]], list[list[int]], lis
 
 
 def mask_of(branches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What each place may look at: the question and its own answer, up to itself; batch × 1 × places × places, added
-    to attention's scores (0, or the least there is).
+    """What each place may see: the question and its own answer, up to itself. Batch × 1 × places × places, added to
+    attention's scores (0, or the least there is).
     """
     places = torch.arange(branches.shape[1], device=branches.device)
     own = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])

@@ -23,7 +23,8 @@ import pandas
 
 from anita_utils.evaluation.judges import refuses, straight
 from anita_utils.evaluation.measuring import probes
-from anita_utils.stats import LEVEL, Measurement, cluster_differences, differences, holm, paired_tests, sign_flip
+from anita_utils.evaluation.metrics import gain
+from anita_utils.stats import LEVEL, Measurement, cluster_differences, compare, found_anything, sign_flip
 
 KINDS = ("trades", "traits")  # of words
 ADMITS = re.compile(
@@ -127,11 +128,11 @@ def relabelled_rounds(scored: list[tuple[list[dict], list[float]]], rounds: int 
 
     scored: for each axis its rows and their log-probabilities. An honest audit finds one in about 5 % of the rounds.
     """
-    rng, found = Random(seed), 0
+    rng, p_values = Random(seed), []
     for _ in range(rounds):
         dealt = [list(word_leans(relabelled(rows, rng), values).values()) for rows, values in scored]
-        found += min(holm([float(sign_flip(np.array(leans))) for leans in dealt])) < LEVEL
-    return found / rounds
+        p_values.append([float(sign_flip(np.array(leans))) for leans in dealt])
+    return found_anything(p_values)
 
 
 def recovery(axes: list[dict], measured: dict[str, Measurement]) -> pandas.DataFrame:
@@ -216,13 +217,6 @@ def same_decision(metric: str, items: list[dict], by: str) -> Measurement:
 
 # ---------------------------------------------------------------- before and after
 
-# What is better: more (1), less (-1), or nearer to zero (0).
-BETTER = {
-    "bias/lean": 0, "bias/generated": 0, "bias/same_decision": 1, "bias/form_preferred": 1, "bias/form_written": 1,
-    "safety/refused_harmful": 1, "safety/refused_harmless": -1, "safety/consistent_harmful": 1,
-    "safety/consistent_harmless": 1, "safety/invented": -1, "safety/agrees": -1,
-}  # fmt: skip
-
 
 def effect_size(before: Measurement, after: Measurement) -> float:
     """The mean difference of the clusters in standard deviations of it; 0 where nothing moved."""
@@ -239,11 +233,9 @@ def comparison(before: list[Measurement], after: list[Measurement]) -> pandas.Da
     """
     old, new = {m.name: m for m in before}, {m.name: m for m in after}
     rows = []
-    tests = {(row["metric"], row["language"], row["split"]): row for row in paired_tests(before, after)}
-    for row in differences(before, after):
+    for row in compare(before, after):
         name = (row["metric"], row["language"], row["split"])
-        rows.append({**row, "before": old[name].value, "after": new[name].value,
-                     "effect": effect_size(old[name], new[name]), **tests[name]})  # fmt: skip
+        rows.append(row | {"difference": row["value"], "effect": effect_size(old[name], new[name])})
     columns = ["metric", "language", "split", "before", "after", "difference", "ci_low", "ci_high", "effect", "test",
                "p", "p_holm", "clusters", "n"]  # fmt: skip
     return pandas.DataFrame(rows)[columns]
@@ -258,9 +250,7 @@ def verdict(row: pandas.Series | dict, judged: bool = True) -> str:
         return "not judged"
     if row["p_holm"] >= LEVEL or row["ci_low"] <= 0 <= row["ci_high"]:
         return "no change shown"
-    wanted = BETTER[row["metric"]]
-    gain = row["difference"] * wanted if wanted else abs(row["before"]) - abs(row["after"])
-    return "better" if gain > 0 else "worse"
+    return "better" if gain(row["metric"], row["before"], row["after"]) > 0 else "worse"
 
 
 def swapped_rounds(
@@ -276,7 +266,4 @@ def swapped_rounds(
         moved = cluster_differences(old[m.name], m)
         coins = random.choice([-1.0, 1.0], size=(len(moved), rounds))
         families[m.metric.split("/")[0]].append(np.broadcast_to(sign_flip(moved[:, None] * coins), (rounds,)))
-    return {
-        family: float(np.mean([min(holm(list(p))) < LEVEL for p in np.array(table).T]))
-        for family, table in families.items()
-    }
+    return {family: found_anything(np.array(table).T) for family, table in families.items()}

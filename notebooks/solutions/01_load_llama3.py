@@ -7,12 +7,15 @@ from anita_utils.exercises import check
 
 def tokens_per_word(texts):
     # One ratio of two sums: a long text counts for more than a short one.
-    return sum(tokens for _, tokens in texts) / sum(len(text.split()) for text, _ in texts)
+    tokens = sum(count for _, count in texts)
+    words = sum(len(text.split()) for text, _ in texts)
+    return tokens / words
 
 
 check("tokens_per_word", tokens_per_word)
 
-sizes_8b = (8_030_261_248 * 16 / 8 / 1e9, 8_030_261_248 * 4 / 8 / 1e9)  # 16.06 and 4.02 GB
+weights = 8_030_261_248
+sizes_8b = (weights * 16 / 8 / 1e9, weights * 4 / 8 / 1e9)  # 16.06 and 4.02 GB
 
 check("sizes_8b", sizes_8b)
 
@@ -33,11 +36,15 @@ def next_token(logits, temperature, top_p):
     chances = [weight / sum(weights) for weight in weights]
     kept, reached = [], 0.0
     for number in sorted(range(len(chances)), key=lambda number: -chances[number]):
-        if reached >= top_p:  # asked before adding, so the token that crosses top_p is kept
+        # asked before adding, so the token that crosses top_p is kept
+        if reached >= top_p:
             break
         kept.append(number)
         reached += chances[number]
-    return [chance / reached if number in kept else 0.0 for number, chance in enumerate(chances)]
+    cut = [0.0] * len(chances)
+    for number in kept:
+        cut[number] = chances[number] / reached
+    return cut
 
 
 check("next_token", next_token)
@@ -45,7 +52,8 @@ check("next_token", next_token)
 
 def bpe(word, merges):
     tokens = list(word)
-    for left, right in merges:  # the order of the rules decides, not that of the letters
+    # the order of the rules decides, not that of the letters
+    for left, right in merges:
         joined, place = [], 0
         while place < len(tokens):
             if tokens[place : place + 2] == [left, right]:

@@ -17,8 +17,11 @@ check("only_the_last", only_the_last)
 
 
 def masked_loss(probabilities, labels):
-    scored = [-log(p) for p, label in zip(probabilities, labels, strict=True) if label != -100]
-    return sum(scored) / len(scored)
+    losses = []
+    for probability, label in zip(probabilities, labels, strict=True):
+        if label != -100:
+            losses.append(-log(probability))
+    return sum(losses) / len(losses)
 
 
 check("masked_loss", masked_loss)
@@ -37,8 +40,10 @@ check("chat_labels", chat_labels)
 
 
 def padding_share(lengths, batch):
-    batches = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
-    places = sum(max(rows) * len(rows) for rows in batches)
+    places = 0
+    for start in range(0, len(lengths), batch):
+        rows = lengths[start : start + batch]
+        places += max(rows) * len(rows)
     return (places - sum(lengths)) / places
 
 
@@ -56,7 +61,8 @@ check("warmed_up", warmed_up)
 
 def next_token_loss(logits, labels):
     losses = []
-    for row, target in zip(logits[:-1], labels[1:], strict=True):  # position t foretells token t + 1
+    # position t foretells token t + 1
+    for row, target in zip(logits[:-1], labels[1:], strict=True):
         if target != -100:
             losses.append(log(sum(exp(logit) for logit in row)) - row[target])
     return sum(losses) / len(losses)

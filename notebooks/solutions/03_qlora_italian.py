@@ -6,7 +6,8 @@ from anita_utils.exercises import check
 
 
 def lora_size(shapes, r):
-    return sum(r * (rows + columns) for rows, columns in shapes)  # B is rows × r, A is r × columns
+    # B is rows × r, A is r × columns
+    return sum(r * (rows + columns) for rows, columns in shapes)
 
 
 check("lora_size", lora_size)
@@ -21,7 +22,12 @@ check("lora_scale", lora_scale)
 
 def nf4_round(weights, levels):
     scale = max(abs(weight) for weight in weights)
-    return [scale * min(levels, key=lambda level: abs(weight / scale - level)) for weight in weights]
+    rounded = []
+    for weight in weights:
+        distances = [abs(weight / scale - level) for level in levels]
+        nearest = levels[distances.index(min(distances))]
+        rounded.append(scale * nearest)
+    return rounded
 
 
 check("nf4_round", nf4_round)

@@ -22,14 +22,16 @@ check("pull", pull)
 def pair_loss(policy, reference, beta):
     margin = sum(policy[0]) - sum(policy[1])  # summed over the tokens, never averaged
     reference_margin = sum(reference[0]) - sum(reference[1])
-    return log(1 + exp(-beta * (margin - reference_margin)))  # which is -log of the sigmoid
+    # -log of the sigmoid
+    return log(1 + exp(-beta * (margin - reference_margin)))
 
 
 check("pair_loss", pair_loss)
 
 
 def reward_accuracy(policy_margins, reference_margins):
-    wins = [ours > theirs for ours, theirs in zip(policy_margins, reference_margins, strict=True)]
+    pairs = zip(policy_margins, reference_margins, strict=True)
+    wins = [ours > theirs for ours, theirs in pairs]
     return sum(wins) / len(wins)  # beta is above 0, so it cannot change who wins
 
 
@@ -44,7 +46,8 @@ check("needed_margin", needed_margin)
 
 
 def best_policy(reference, rewards, beta):
-    weights = [p * exp(reward / beta) for p, reward in zip(reference, rewards, strict=True)]
+    answers = zip(reference, rewards, strict=True)
+    weights = [p * exp(reward / beta) for p, reward in answers]
     return [weight / sum(weights) for weight in weights]
 
 

@@ -68,7 +68,7 @@ def unread_figures(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             waiting = []
-        elif "save_figure(" in cell.source:
+        elif "run.show(" in cell.source:
             if waiting:
                 return waiting
             waiting = [cell.id]
@@ -87,20 +87,17 @@ def long_on_the_whole(notebook):
 
 def is_told(call):
     """Whether a call that shows a figure hands on words for those who cannot see it."""
-    words = call.args[-1] if len(call.args) > 1 else None
-    spoken = isinstance(words, ast.JoinedStr) or isinstance(words, ast.Constant) and len(str(words.value).split()) > 3
-    return spoken or any(keyword.arg == "metadata" for keyword in call.keywords)
+    words = next((word.value for word in call.keywords if word.arg == "alt"), None)
+    return isinstance(words, ast.JoinedStr) or isinstance(words, ast.Constant) and len(str(words.value).split()) > 3
 
 
 def untold_figures(notebook):
-    """Cells that save a figure, or show one, without alternative text; pictures stored without."""
+    """Cells that show a figure without alternative text; pictures stored without."""
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         (code,) = code_of(new_notebook(cells=[cell]))
         calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-        named = [(ast.unparse(call.func).split(".")[-1], call) for call in calls]
-        told = [is_told(call) for name, call in named if name == "show"]
-        told += [True for name, call in named if name == "display" and is_told(call)]
-        if not all(told) or "save_figure" in dict(named) and not told:
+        shown = [call for call in calls if ast.unparse(call.func).split(".")[-1] == "show"]
+        if not all(map(is_told, shown)):
             yield cell.id
         for output in cell.outputs:
             if (
@@ -124,7 +121,7 @@ def test_stored_outputs_are_those_of_the_cells_above_them(name):
     assert LESSONS[name].metadata.get("outputs_of") == cells_hash(LESSONS[name])
 
 
-FIGURE = 'run.save_figure(figure, "x", "y")'
+FIGURE = 'run.show(figure, "x", "y")'
 
 
 @pytest.mark.parametrize(
@@ -140,15 +137,10 @@ FIGURE = 'run.save_figure(figure, "x", "y")'
         (unread_figures, ["# Before", FIGURE], [FIGURE, "# After"]),
         (
             untold_figures,
-            ["run.save_figure(fig, 'x', 'y')"],
-            ["run.save_figure(fig, 'x', 'y')\nplots.show(fig, 'A bar for each stage.')"],
+            ["run.show(fig, 'x', caption='Read it.')"],
+            ["run.show(fig, 'x', caption='Read it.', alt='A bar for each stage.')"],
         ),
-        (untold_figures, ["plt.show()"], ["show(fig, 'y', f'{3} bars')"]),
-        (
-            untold_figures,
-            ["plots.show(fig, 'y')"],
-            ["save_figure(f)\ndisplay(f, metadata={'image/png': {'alt': text}})"],
-        ),
+        (untold_figures, ["plt.show()"], ["run.show(fig, 'y', alt=f'{3} bars')"]),
         (long_on_the_whole, ["\n".join(["x = 1"] * 11)], ["\n".join(["x = 1"] * 19), "x = 1"]),
         (too_long, ["\n".join(["x = 1"] * 31)], ["\n".join(["x = 1"] * 30)]),
         (

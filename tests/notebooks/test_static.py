@@ -3,12 +3,15 @@
 import ast
 import builtins
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from IPython.utils.text import DollarFormatter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from anita_utils import REPOSITORY
@@ -28,15 +31,22 @@ LESSONS = [
     "09_forgetting",
 ]
 PARAMETERS = {"profile", "run", "seed"}
-# What every lesson has after its parameters: threads that sleep while they wait, and Colab's set-up.
-SETUP = f"""import os
-import sys
+ADDRESS = "https://github.com/someone/course"
+WIDTH = 88  # columns of code that a browser shows without scrolling
+# What only notebooks/set_up.py does: a lesson that silences more would hide what its reader should see.
+SILENCES = re.compile(r"filterwarnings|simplefilter|catch_warnings|logging\.disable|set_verbosity|disable_progress_bar")
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads soon sleep
-if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:  # elsewhere there is no more to do
-    if not os.path.isdir("course"):
-        !git clone --quiet --depth 1 {REPOSITORY} course
-    %run course/scripts/colab.py"""
+
+def set_up_cell(repository):
+    """What every lesson has after its parameters: the course fetched on Colab, then notebooks/set_up.py."""
+    missing = 'raise SystemExit("no public address yet: run scripts/set_repository.py first")'
+    on_colab = f"!git clone --quiet --depth 1 {repository} course" if repository else missing
+    return f"""if "google.colab" in str(get_ipython()):
+    {on_colab}
+%run {{"course/notebooks" if "google.colab" in str(get_ipython()) else "."}}/set_up.py"""
+
+
+SETUP = set_up_cell(REPOSITORY)
 COLAB = "https://colab.research.google.com"
 ABSOLUTE = re.compile(r"(?<![\w.:~/<-])/(?:home|root|Users|tmp|work|mnt|var|opt|usr|content)/[\w.]|\b[A-Z]:\\\\?[A-Z]")
 
@@ -46,7 +56,7 @@ def problems(notebook):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     found = parameter_problems(cells)
     if [cell.source for cell in cells].count(SETUP) != 1 or cells[1].source != SETUP or cells[1].outputs:
-        found.append("the second code cell, and it alone, is to be the set-up for Colab, without outputs")
+        found.append("the second code cell, and it alone, is to be the set-up, without outputs")
     if "widgets" in notebook.metadata:
         found.append("widget state is stored")
     for number, cell in enumerate(cells, start=1):
@@ -84,6 +94,11 @@ def cell_problems(cell, number):
         yield f"does not parse ({error.msg})"
     if re.search(r"\blogin\(", code):
         yield "login() would ask for an account"
+    if SILENCES.search(code):
+        yield "warnings are silenced: set_up.py does it, and nothing else"
+    if (longest := max(map(len, cell.source.splitlines()), default=0)) > WIDTH:
+        yield f"a line of {longest} columns"
+    yield from (f"run.show() without {word}" for word in unsaid(code))
     if cell.execution_count != number:
         yield f"execution count {cell.execution_count}: run all cells in order"
     if "injected-parameters" in cell.metadata.get("tags", []) or "papermill" in cell.metadata:
@@ -103,6 +118,20 @@ def cell_problems(cell, number):
         yield "an absolute path in the code"
 
 
+def unsaid(code):
+    """The words that the calls of run.show in a cell lack: what is drawn (alt), how to read it (caption)."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if ast.unparse(call.func) == "run.show":
+            words = {word.arg: word.value for word in call.keywords}
+            for name in ("alt", "caption"):
+                if name not in words or isinstance(words[name], ast.Constant) and not str(words[name].value).strip():
+                    yield name
+
+
 def test_the_lessons_are_the_listed_ones():
     assert sorted(file.stem for file in NOTEBOOKS.glob("*.ipynb")) == LESSONS
 
@@ -110,6 +139,12 @@ def test_the_lessons_are_the_listed_ones():
 def test_the_lessons_have_no_problems():
     found = {name: problems(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)) for name in LESSONS}
     assert {name: problem for name, problem in found.items() if problem} == {}
+
+
+def test_the_solutions_are_as_narrow_as_the_lessons():
+    files = [NOTEBOOKS / "set_up.py", *sorted(NOTEBOOKS.glob("solutions/*.py"))]
+    longest = {file.name: max(map(len, file.read_text("utf-8").splitlines())) for file in files}
+    assert {name: columns for name, columns in longest.items() if columns > WIDTH} == {}
 
 
 def lesson(
@@ -133,6 +168,7 @@ def test_a_good_lesson_has_no_problems():
     assert problems(lesson()) == []
     assert problems(lesson("%matplotlib inline\n!ls\nx = 1")) == []
     assert problems(lesson("if True:\n    %matplotlib inline\nx = 1")) == []
+    assert problems(lesson('run.show(fig, "x", alt="A " "bar.", caption=f"Read {it}.")')) == []
 
 
 @pytest.mark.parametrize(
@@ -152,8 +188,13 @@ def test_a_good_lesson_has_no_problems():
         (lesson(widgets={}), "widget state"),
         (lesson(parameters='profile = "cpu"\nrun = "latest"'), r"no parameter \['seed'\]"),
         (lesson(parameters='profile = "cpu"\nrun = "latest"\nseed = int("42")'), "not a plain value"),
-        (lesson(setup=SETUP.replace("course", "kit")), "set-up for Colab"),
-        (lesson(source=SETUP), "set-up for Colab"),
+        (lesson(setup=SETUP.replace("course", "kit")), "is to be the set-up"),
+        (lesson(source=SETUP), "is to be the set-up"),
+        (lesson("x = " + 9 * "'a long text' + " + "''"), "a line of 150 columns"),
+        (lesson('run.show(fig, "x", alt="A bar.", caption="")'), r"run\.show\(\) without caption"),
+        (lesson('run.show(fig, "x", caption="Read it.")'), r"run\.show\(\) without alt"),
+        (lesson("import warnings\nwarnings.filterwarnings('ignore')"), "warnings are silenced"),
+        (lesson("import logging\nlogging.disable()"), "warnings are silenced"),
         (lesson("if True:\n    %matplotlib inline\n  x = 1"), "does not parse"),
         (new_notebook(cells=[new_code_cell("1", execution_count=1)]), "tagged 'parameters'"),
         (new_notebook(), "tagged 'parameters'"),
@@ -172,27 +213,40 @@ def test_the_parameters_come_first_and_once():
 
 
 @pytest.mark.parametrize(
-    ("environment", "present", "called"),
+    ("shell", "called"),
     [
-        ({}, False, []),
-        ({"COLAB_RELEASE_TAG": "x"}, False, [f"git clone --quiet --depth 1 {REPOSITORY} course", "run colab.py"]),
-        ({"COLAB_RELEASE_TAG": "x"}, True, ["run colab.py"]),
+        ("ipykernel.zmqshell", ["run ./set_up.py"]),
+        ("google.colab._shell", [f"git clone --quiet --depth 1 {ADDRESS} course", "run course/notebooks/set_up.py"]),
     ],
 )
-def test_the_setup_cell_acts_on_colab_alone(environment, present, called, tmp_path, monkeypatch):
-    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    if present:
-        (tmp_path / "course").mkdir()
+def test_the_setup_cell_fetches_the_course_on_colab_alone(shell, called, monkeypatch):
     calls = []
-    shell = SimpleNamespace(
-        system=calls.append, run_line_magic=lambda magic, line: calls.append(f"{magic} {Path(line).name}")
-    )
-    monkeypatch.setattr(builtins, "get_ipython", lambda: shell, raising=False)
-    exec(TransformerManager().transform_cell(SETUP), {})  # as IPython reads a cell
+
+    class Shell:
+        system = staticmethod(calls.append)
+
+        def __str__(self):
+            return shell
+
+        def run_line_magic(self, magic, line):
+            calls.append(f"{magic} {DollarFormatter().vformat(line, [], vars(builtins))}")  # as IPython fills in braces
+
+    monkeypatch.setattr(builtins, "get_ipython", Shell, raising=False)
+    exec(TransformerManager().transform_cell(set_up_cell(ADDRESS)), {})  # as IPython reads a cell
     assert calls == called
+
+
+def test_without_an_address_the_setup_cell_says_so_on_colab(monkeypatch):
+    monkeypatch.setattr(builtins, "get_ipython", lambda: "google.colab._shell", raising=False)
+    with pytest.raises(SystemExit, match="no public address yet"):
+        exec(TransformerManager().transform_cell(set_up_cell(None)), {})
+
+
+def test_the_setup_prints_nothing_and_lets_errors_through():
+    """In a new process, as in a lesson's first minute: no line of its own, and an error is still one."""
+    code = "import runpy, torch, warnings; runpy.run_path('set_up.py'); warnings.warn('x', FutureWarning); 1 / 0"
+    done = subprocess.run([sys.executable, "-c", code], cwd=NOTEBOOKS, capture_output=True, text=True)
+    assert done.stdout == "" and "ZeroDivisionError" in done.stderr and "FutureWarning" not in done.stderr
 
 
 @pytest.mark.parametrize("name", LESSONS)
@@ -207,7 +261,7 @@ def test_a_badge_opens_the_lesson_itself_on_colab(name):
 
 
 def loads(source):
-    """The calls in a cell that load a whole model, each with whether it says in how many bits."""
+    """The calls in a cell that load a model, each with whether it says in how many bits, or takes a few layers only."""
     for node in ast.walk(ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE))):
         if not isinstance(node, ast.Call):
             continue
@@ -215,7 +269,7 @@ def loads(source):
         if called == "load_model":
             yield called, len(node.args) > 1
         elif called == "AutoModelForCausalLM.from_pretrained":
-            yield called, "quantization_config" in {keyword.arg for keyword in node.keywords}
+            yield called, bool({"quantization_config", "num_hidden_layers"} & {word.arg for word in node.keywords})
 
 
 def test_no_lesson_loads_a_whole_model_in_bits_of_its_own():

@@ -15,7 +15,7 @@ from anita_utils import AnitaError, stats
 from anita_utils.ablation import campaign, results
 from anita_utils.ablation.arms import ABLATIONS, load_ablation
 from anita_utils.ablation.effects import FACTORS, claims_table, find
-from anita_utils.ablation.report import results_table, write_results
+from anita_utils.ablation.report import in_words, results_table, write_results
 from anita_utils.evaluation import measuring
 from anita_utils.run import Run
 from anita_utils.stats import Measurement
@@ -93,8 +93,8 @@ def test_the_results_are_written_with_claims_and_intervals(runs, tiny, done, arm
     claims = pandas.read_csv(run.folder / "claims.csv")
     measured = {(c.arm, c.seed): measuring.evaluate(c.model, tiny) for c in cells if c.measured}
     pandas.testing.assert_frame_equal(claims, claims_table(measured, load_ablation(file).claims))
-    assert "| DPO gains. | benchmark/mean it |" in page and "Seeds 1, 2, 3; commit" in page
-    head = ["arm", "seeds", *ARMS["measures"], "train/tokens", "train/seconds"]
+    assert "| DPO gains. | mean of the Italian benchmarks |" in page and "Seeds 1, 2, 3; commit" in page
+    head = ["arm", "seeds", *map(in_words, [*ARMS["measures"], "train/tokens", "train/seconds"])]
     assert f"| {' | '.join(head)} |" in page and all(f"| {arm} | 3 | 0." in page for arm in ("sft", "sft_dpo"))
     assert "## Effects" not in page  # of the eight arms that takes, four are not there
 
@@ -122,7 +122,7 @@ def test_effects_and_their_control_are_told_where_all_eight_arms_are_there(runs,
     assert effects.loc["italian", "estimate"] == pytest.approx(0.2, abs=0.01)
     share = float(re.search(r"something was found in (\d+)% of 100 rounds", page)[1])
     assert share <= 100 * (0.05 + 3 * np.sqrt(0.05 * 0.95 / 100))
-    assert "| language_fidelity it | sft × italian × dpo |" in page and "## Claims" not in page
+    assert "| Italian questions answered in Italian | sft × italian × dpo |" in page and "## Claims" not in page
 
 
 def test_a_table_of_one_seed_has_no_intervals():

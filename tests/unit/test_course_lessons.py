@@ -18,8 +18,7 @@ from anita_utils.course.lessons import (
     update_outputs,
     watch_memory,
 )
-from anita_utils.course.report import lesson_html, results, write_report
-from anita_utils.profile import load_profile
+from anita_utils.course.report import lesson_html
 from anita_utils.run import Run
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -261,47 +260,3 @@ def test_memory_of_older_processes_does_not_count():
     finally:
         older.kill()
         older.wait()
-
-
-def test_recorded_difference_and_later_lesson_win(runs):
-    run = Run.open("trial", "cpu")
-    figure = {"metric": "perplexity", "language": "it"}
-    run.record("01_a", [figure | {"stage": "base", "value": 9.0}, figure | {"stage": "sft", "value": 5.0}])
-    run.record("05_b", [figure | {"stage": "base", "value": 8.0}])
-    row = results(run.metrics(), ["base", "sft"])[0]
-    assert [cell["value"] for cell in row["cells"]] == ["8.00", "5.00"]
-    assert row["difference"] == {"value": "-3.00", "interval": ""}
-    run.record("06_c", [figure | {"stage": "difference", "value": -2.5, "ci_low": -3, "ci_high": -2}])
-    row = results(run.metrics(), ["base", "sft"])[0]
-    assert row["difference"] == {"value": "-2.50", "interval": "[-3.00, -2.00]"}
-
-
-def test_ablations_stay_out_of_the_results_and_benchmarks_come_first(runs):
-    run = Run.open("trial", "cpu")
-    rows = [("train/seconds", 9), ("perplexity", 3), ("benchmark/arc", 0.5)]
-    run.record("05", [{"stage": "base", "metric": metric, "value": value} for metric, value in rows])
-    run.record("06", [{"stage": "base", "metric": "perplexity", "value": 7777, "arm": "dpo_only"}])
-    report = (write_report(run).parent / "report.md").read_text("utf-8").partition("## Results")[2]
-    assert report.index("benchmark/arc") < report.index("perplexity") < report.index("train/seconds")
-    assert "7777.00" not in report
-    assert "4 bits" not in report
-    profile = load_profile("cpu")
-    profile.evaluation.load_in_4bit = True
-    quantised = Run.open("quantised", profile)
-    quantised.record("05", [{"stage": "base", "metric": "perplexity", "value": 3}])
-    assert "All models were held in 4 bits to be measured" in write_report(quantised).read_text("utf-8")
-
-
-def test_answers_are_shown_stage_by_stage_and_escaped(runs):
-    run = Run.open("trial", "cpu")
-    rows = [("Chi è?", "base", "<b>Who?</b>"), ("Chi è?", "dpo", "Non lo so.")]
-    keys = ("prompt", "stage", "answer")
-    import json
-
-    answers = [dict(zip(keys, row, strict=True)) | {"language": "it"} for row in rows]
-    (run.folder / "answers.json").write_text(json.dumps(answers), "utf-8")
-    index = write_report(run).read_text("utf-8")
-    assert '<td class="answer">&lt;b&gt;Who?&lt;/b&gt;</td><td class="answer">Non lo so.</td>' in index
-    (run.folder / "answers.json").write_text("[{}]", "utf-8")
-    with pytest.raises(AnitaError, match=r"answers\.json is damaged"):
-        write_report(run)

@@ -77,8 +77,8 @@ def test_a_verdict_comes_from_the_results_and_from_nowhere_else(tmp_path, monkey
             found = results.add(found, *results.make_line(place, [], measured, []))
     results.write_kept(results.kept_file("cpu"), found)
     table = script.verdicts_table()
-    assert "dpo refuses, refusal/harmful all held out wordings: **supported**" in table
-    assert "synergy, benchmark/mean it: **not run yet**" in table and "seeds 1, 2, 3" in table
+    assert "dpo refuses, harmful requests refused, in new wordings: **supported**" in table
+    assert "synergy, mean of the Italian benchmarks: **not run yet**" in table and "seeds 1, 2, 3" in table
     assert "lesson 08 says" in table
 
 
@@ -110,7 +110,7 @@ def test_results_are_those_that_every_test_run_is_held_against():
     rows = shown_results()
     found = pandas.read_csv(script.EXPECTED)
     last = found[(found["stage"] == "dpo") & (found["metric"] == "benchmark/mean") & (found["language"] == "it")]
-    assert float(rows["six benchmarks, Italian, %"][-1]) == pytest.approx(100 * last["value"].item(), abs=0.5)
+    assert float(rows["mean of the Italian benchmarks, %"][-1]) == pytest.approx(100 * last["value"].item(), abs=0.5)
     assert len(rows) == len(script.SHOWN) + 2 and all(len(cells) == len(script.STAGES) for cells in rows.values())
 
 

@@ -1,21 +1,28 @@
 """Each family's scoring by hand, over twenty items: the same decisions as lm-eval's on the same log-likelihoods.
 
 The likelihoods are drawn, not a model's: every kind of lead, narrow or wide, for the right answer or a wrong one. What
-is written here knows nothing of lm-eval: it reads the items from their files.
+is written here knows nothing of lm-eval: it reads the items from their files. And lm-eval's own command on our tasks:
+the same figures as `anita eval`.
 """
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from random import Random
 
+import numpy as np
 import pytest
 
 from anita_utils.evaluation import benchmarks
-from anita_utils.evaluation.benchmarks import FAMILIES, SUITES
+from anita_utils.evaluation.benchmarks import FAMILIES, SCORES, SUITES
 from anita_utils.paths import data_dir
+from anita_utils.profile import load_profile
 
 ITEMS = 20
+LIMIT = 6  # items a task, where lm-eval's own command is run
 LANGUAGES = ("en", "it")
 
 
@@ -102,3 +109,50 @@ def test_the_decisions_are_those_by_hand(decisions, family, language):
     expected = [by_hand(family, item, heard) for item, (_, heard) in zip(items, found, strict=True)]
     assert [score for score, _ in found] == pytest.approx(expected, abs=1e-9)
     assert len({round(value, 6) for value in expected}) > 1  # right and wrong ones among them
+
+
+# ---- lm-eval's own command
+
+
+@pytest.fixture(scope="module")
+def samples(base_path, tmp_path_factory):
+    """What `lm_eval` wrote of each item, by family; one item after the other, as it does by default."""
+    out = tmp_path_factory.mktemp("harness")
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args",
+               f"pretrained={base_path},dtype=float32", "--include_path", str(data_dir() / "benchmarks"), "--tasks",
+               "piccola_it", "--apply_chat_template", "--limit", str(LIMIT), "--log_samples", "--output_path",
+               str(out)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    [summary] = out.rglob("results_*.json")
+    assert "piccola_it" in json.loads(summary.read_text("utf-8"))["group_subtasks"]
+    found = {}
+    for family in FAMILIES:
+        [file] = out.rglob(f"samples_piccola_{family}_it_*.jsonl")
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        found[family] = sorted(rows, key=lambda row: row["doc_id"])
+    return found
+
+
+def margin(sample, by_length):
+    """By how much the first of the ranked answers leads the second."""
+    scores = np.array([float(score) for score, _ in sample["filtered_resps"]])
+    if by_length:
+        scores = scores / [len(choice) for choice in sample["doc"]["choices"]]
+    return np.diff(np.sort(scores)[-2:])[0]
+
+
+def test_it_gives_the_same_figures(samples, model, tokenizer):
+    profile = load_profile("cpu")
+    profile.evaluation.suite, profile.evaluation.limit = "piccola", LIMIT
+    measured = {m.name: m for m in benchmarks.run_benchmarks(model, tokenizer, profile)}
+    for family, rows in samples.items():
+        ours = measured[f"benchmark/{family}", "it", None]
+        theirs = [float(row[SCORES[family]]) for row in rows]
+        assert len(theirs) == len(ours.scores) == LIMIT
+        assert ours.clusters == [row["doc"]["cluster"] for row in rows]
+        if family in ("truthfulqa", "gsm8k"):
+            assert ours.scores == pytest.approx(theirs, abs=1e-4)
+            continue
+        for row, one, other in zip(rows, ours.scores, theirs, strict=True):
+            assert one == other or margin(row, SCORES[family] == "acc_norm") < 1e-4, row["doc"]

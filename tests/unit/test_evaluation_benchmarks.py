@@ -91,11 +91,8 @@ def test_they_are_the_authors():
     assert not any(board.chat for board in boards)
 
 
-def test_profiles_know_the_suites_and_their_old_names():
-    annotation = Evaluation.model_fields["suite"].annotation
-    assert list(get_args(annotation)) == list(SUITES)
-    for old, new in {"piccola-italia": "piccola", "leaderboards": "paper"}.items():
-        assert Evaluation(suite=old, batch_size=1, max_new_tokens=1).suite == new
+def test_profiles_know_the_suites():
+    assert list(get_args(Evaluation.model_fields["suite"].annotation)) == list(SUITES)
 
 
 def test_only_other_suites_index_what_lm_eval_brings(monkeypatch):
@@ -295,7 +292,7 @@ def test_brackets_in_the_courses_path_are_no_pattern(tmp_path, monkeypatch):
         assert sum(len(task.dataset["test"]) for task in tasks) > 100, benchmark.task
 
 
-def test_the_readme_says_what_lm_eval_must_be_told():
+def test_the_page_of_commands_says_what_lm_eval_must_be_given():
     """Without it lm_eval computes in bfloat16, and some figures differ from `anita eval`'s: lm-eval#3055."""
-    readme = (data_dir().parent / "README.md").read_text("utf-8")
-    assert "lm_eval --model hf --model_args\npretrained=data/tiny-llama-3-instruct,dtype=float32 " in readme
+    page = (data_dir().parent / "docs" / "commands.md").read_text("utf-8")
+    assert "lm_eval --model hf --model_args pretrained=data/tiny-llama-3-instruct,dtype=float32 " in page

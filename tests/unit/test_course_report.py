@@ -5,18 +5,18 @@ import re
 from dataclasses import asdict
 
 import matplotlib.pyplot as plt
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from anita_utils import plots
+from anita_utils import AnitaError
 from anita_utils.course import report
 from anita_utils.course.report import write_report
 from anita_utils.evaluation.benchmarks import FAMILIES
 from anita_utils.evaluation.measuring import PARTS, compared, evaluation_entry, stored
-from anita_utils.evaluation.metrics import verdict
+from anita_utils.evaluation.metrics import change
 from anita_utils.hub import model_key
 from anita_utils.paths import write_text
+from anita_utils.profile import load_profile
 from anita_utils.run import Run
 from anita_utils.stats import Measurement, rows
 from anita_utils.studies import contamination
@@ -104,15 +104,13 @@ def test_differences_to_the_base_are_paired_and_marked(run):
     better = by_name["benchmark/arc", "it", None]
     assert better["value"] == pytest.approx(25 / 40) and better["ci_low"] < 25 / 40 < better["ci_high"]
     assert better["p"] == pytest.approx(2 / 2**25) and better["p"] < better["p_holm"] < 0.05
-    looks = {report.name_of(row): verdict(row) for row in changes["italian"]}
+    looks = {report.name_of(row): change(row) for row in changes["italian"]}
     assert looks["benchmark/arc", "it", None] == looks["perplexity", "it", None] == "better"
     assert looks["benchmark/mean", "it", None] == "better"
     assert looks["benchmark/arc", "en", None] == looks["language_fidelity", "en", None] == "worse"
     assert looks["refusal/harmless", "all", "held_out_wordings"] == "better"  # fewer needless refusals
-    gained = [row["metric"] for row in changes["sft"] if row["metric"].startswith("benchmark/") and verdict(row)]
+    gained = [row["metric"] for row in changes["sft"] if row["metric"].startswith("benchmark/") and change(row)]
     assert set(gained) == {"benchmark/mean"}  # two items a benchmark are luck, twelve together are not
-    assert verdict({"metric": "answer_words", "value": 2, "p_holm": 0.001}) == "changed"
-    assert verdict({"metric": "perplexity", "value": 2, "p_holm": None}) == ""
 
 
 def test_headline_and_forgetting_matrix(run):
@@ -120,11 +118,11 @@ def test_headline_and_forgetting_matrix(run):
     known, kept = report.latest(run.metrics()), stored(run)
     changes = {stage: compared(kept["base"], kept[stage]) for stage in STAGES[1:]}
     headline = report.headline(known, list(STAGES), changes)
-    mean = row_of(headline, "benchmarks, mean, Italian")
+    mean = row_of(headline, "mean of the Italian benchmarks")
     assert [mean[stage].value for stage in STAGES] == ["25.0", "27.5", "87.5", "90.0"]
     assert [mean[stage].sign for stage in STAGES] == ["", "", "▲", "▲"]
     assert re.fullmatch(r"\[\d+\.\d,\s\d+\.\d\] n\s240", mean["dpo"].note)
-    assert row_of(headline, "bits a byte, Italian")["italian"].value == "0.36"
+    assert row_of(headline, "bits a byte of Italian text")["italian"].value == "0.36"
     matrix = report.forgetting(changes)
     assert matrix.head == ["", "sft", "italian", "dpo"]
     lost = row_of(matrix, "gsm8k, English")["italian"]
@@ -143,12 +141,12 @@ def test_without_what_was_measured_item_by_item_there_are_figures_and_no_marks(r
 def test_the_papers_tables_have_source_and_certainty(run):
     known = report.latest(run.metrics())
     english, italian = report.published_sheets(known, list(STAGES), "piccola")
-    arc = row_of(english, "arc")
+    arc = row_of(english, "arc, English")
     assert (arc["ANITA, published"].value, arc["ANITA, published"].note) == ("74.6", "model card, confirmed")
     assert arc["its base, published"].value == "not confirmed"  # never a figure in the paper's name
     assert (arc["base, this run"].value, arc["dpo, this run"].value) == ("50.0", "22.5")
     assert "Not to be compared" in english.note and "not to be subtracted" not in english.note
-    assert row_of(italian, "arc")["ANITA, published"].value == "57.1 (version 1)"
+    assert row_of(italian, "arc, Italian")["ANITA, published"].value == "57.1 (version 1)"
     assert "not to be subtracted" in italian.note
     assert "Not to be compared" not in report.published_sheets(known, list(STAGES), "paper")[0].note
 
@@ -168,7 +166,10 @@ def test_the_ablations_claims_stand_in_a_table_of_their_own(run):
     run.record("06_ablation", [place | {"metric": metric, "language": language, "value": value}
                                for metric, (language, value) in contrasts.items()])  # fmt: skip
     first, second = report.contrasts(run.metrics()).rows
-    assert first[0].value.startswith("The three stages together gain more") and second[1].value == "perplexity, Italian"
+    assert (
+        first[0].value.startswith("The three stages together gain more")
+        and second[1].value == "perplexity of Italian text"
+    )
     assert (first[2].value, first[2].note) == ("+3.0", "[1.0,\u00a05.0] n\u00a05") and second[2].value == "+1.25"
     page = write_report(run).read_text("utf-8")
     assert "The claims of the ablation" in page and page.count("+1.25") == 1
@@ -193,44 +194,21 @@ def test_both_files_hold_every_table(run):
 
 def test_figures_have_words(run):
     figure, axes = plt.subplots()
-    axes.bar(["SFT", "DPO"], [1, 2], label="this run")
-    axes.set(xlabel="stage", ylabel="share right", title="Italian è")
-    axes.legend()
-    assert plots.describe(figure) == "Italian è. Across: stage. Upwards: share right. Shown: this run."
-    run.save_figure(figure, "05_evaluation", "benchmarks")
-    plt.close(figure)
-    cells = [new_code_cell('run.save_figure(figure, "05_evaluation", "benchmarks");'),
-             new_markdown_cell("**Each** bar is `one` stage,\nsnake_case and all.\n\n## Next")]  # fmt: skip
-    notebook = new_notebook(cells=cells)
-    (run.folder / "notebooks").mkdir()
-    nbformat.write(notebook, run.folder / "notebooks" / "05_evaluation.ipynb")
-    [words] = plots.figure_texts(run.folder)
-    assert words["alt"] == (
-        "05 evaluation: benchmarks. Italian è. Across: stage. Upwards: share right. Shown: this run."
-    )
-    assert words["caption"] == "Each bar is one stage, snake_case and all."
-    assert f'alt="{words["alt"]}"' in write_report(run).read_text("utf-8")
+    axes.bar(["SFT", "DPO"], [1, 2])
+    run.show(figure, "05_evaluation-benchmarks", alt='Two bars, "SFT" & DPO.', caption="Each bar is one stage.")
+    (run.folder / "figures" / "06_older.png").write_bytes(b"")  # of a run before figures had words
+    words, older = report.figures(run.folder)
+    assert words == {"file": "05_evaluation-benchmarks.png", "alt": 'Two bars, "SFT" & DPO.',
+                     "caption": "Each bar is one stage."}  # fmt: skip
+    assert older == {"file": "06_older.png", "alt": "06_older", "caption": ""}
+    page = write_report(run).read_text("utf-8")
+    assert 'alt="Two bars, &#34;SFT&#34; &amp; DPO."' in page and "Each bar is one stage." in page
 
 
 def test_pictures_in_the_lessons_pages_have_words_too():
-    drawn = [new_output("display_data", {"image/png": "iVBORw0KGgo="}) for _ in range(2)]
-    cells = [new_code_cell("draw()", outputs=drawn[:1]), new_markdown_cell("Each *bar* is a stage & more."),
-             new_code_cell("draw()", outputs=drawn[1:])]  # fmt: skip
-    page = report.lesson_html(new_notebook(cells=cells), "title")
-    assert re.findall(r'alt="([^"]*)"', page) == ["Figure. Each bar is a stage &amp; more.",
-                                                  "Figure. What the code above draws."]  # fmt: skip
-
-
-def test_every_saved_figure_of_the_lessons_is_found():
-    """The pattern that finds captions knows how the lessons save their figures."""
-    from anita_utils.course.lessons import lessons_folder
-
-    for lesson in sorted(lessons_folder().glob("0[0-5]_*.ipynb")):
-        notebook = nbformat.read(lesson, as_version=4)
-        saved = sum("save_figure(" in cell.source for cell in notebook.cells if cell.cell_type == "code")
-        named = [plots.SAVED.search(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
-        assert sum(map(bool, named)) == saved, lesson.name
-        assert {match[1] for match in named if match} <= {lesson.stem}
+    drawn = new_output("display_data", {"image/png": "iVBORw0KGgo="}, metadata={"image/png": {"alt": "A bar & more"}})
+    page = report.lesson_html(new_notebook(cells=[new_code_cell("draw()", outputs=[drawn])]), "title")
+    assert re.findall(r'alt="([^"]*)"', page) == ["A bar &amp; more"]
 
 
 def test_two_runs_are_compared_item_by_item(run, anita, runs):
@@ -253,6 +231,55 @@ def test_two_runs_are_compared_item_by_item(run, anita, runs):
     assert code == 2 and err.count("\n") == 1
 
 
-def test_results_are_still_listed_in_full(run):
-    listed = report.results(run.metrics(), list(STAGES))
-    assert {"benchmark/arc", "bits_per_byte", "overconfidence"} <= {row["metric"] for row in listed}
+def test_all_figures_of_the_recipe_are_listed(run):
+    run.record("00_start_here", [{"stage": "base", "metric": "model/parameters", "value": 123456}])
+    listed, others = report.results(report.latest(run.metrics()), list(STAGES), "caption")
+    rows = {row[0].value: row[1:] for row in listed.rows}
+    assert {"arc, English", "bits a byte of Italian text", "overconfidence, Italian"} <= set(rows)
+    assert rows["arc, English"][-1].value == "-27.5" and rows["arc, English"][0].note.endswith("n\u00a040")
+    assert [[cell.value for cell in row[:2]] for row in others.rows] == [["parameters", "123,456"]]
+
+
+def test_recorded_difference_and_later_lesson_win(runs):
+    run = Run.open("trial", "cpu")
+    figure = {"metric": "perplexity", "language": "it"}
+    run.record("01_a", [figure | {"stage": "base", "value": 9.0}, figure | {"stage": "sft", "value": 5.0}])
+    run.record("05_b", [figure | {"stage": "base", "value": 8.0}])
+    assert written(run) == [("8.00", ""), ("5.00", ""), ("-3.00", "")]
+    run.record("06_c", [figure | {"stage": "difference", "value": -2.5, "ci_low": -3, "ci_high": -2}])
+    assert written(run)[-1] == ("-2.50", "[-3.00,\u00a0-2.00]")
+
+
+def written(run):
+    """The cells of the first row of results."""
+    listed, _ = report.results(report.latest(run.metrics()), ["base", "sft"], "")
+    return [(cell.value, cell.note) for cell in listed.rows[0][1:]]
+
+
+def test_ablations_stay_out_of_the_results_and_benchmarks_come_first(runs):
+    run = Run.open("trial", "cpu")
+    rows = [("train/seconds", 9), ("perplexity", 3), ("benchmark/arc", 0.5)]
+    run.record("05", [{"stage": "base", "metric": metric, "value": value} for metric, value in rows])
+    run.record("06", [{"stage": "base", "metric": "perplexity", "value": 7777, "arm": "dpo_only"}])
+    page = (write_report(run).parent / "report.md").read_text("utf-8").partition("## Results")[2]
+    assert page.index("| arc |") < page.index("| perplexity of text |") < page.index("| seconds of training |")
+    assert "7,777.00" not in page and "3.00" in page
+    assert "4 bits" not in page
+    profile = load_profile("cpu")
+    profile.evaluation.load_in_4bit = True
+    quantised = Run.open("quantised", profile)
+    quantised.record("05", [{"stage": "base", "metric": "perplexity", "value": 3}])
+    assert "All models were held in 4 bits to be measured" in write_report(quantised).read_text("utf-8")
+
+
+def test_answers_are_shown_stage_by_stage_and_escaped(runs):
+    run = Run.open("trial", "cpu")
+    rows = [("Chi è?", "base", "<b>Who?</b>"), ("Chi è?", "dpo", "Non lo so.")]
+    keys = ("prompt", "stage", "answer")
+    answers = [dict(zip(keys, row, strict=True)) | {"language": "it"} for row in rows]
+    (run.folder / "answers.json").write_text(json.dumps(answers), "utf-8")
+    index = write_report(run).read_text("utf-8")
+    assert '<td class="answer">&lt;b&gt;Who?&lt;/b&gt;</td><td class="answer">Non lo so.</td>' in index
+    (run.folder / "answers.json").write_text("[{}]", "utf-8")
+    with pytest.raises(AnitaError, match=r"answers\.json is damaged"):
+        write_report(run)

@@ -56,8 +56,8 @@ def test_a_model_is_measured_by_suite_and_limit(anita, measured):
 
 def test_a_part_is_measured_alone(anita, measured):
     for only, there, left_out in [
-        ("benchmarks", "benchmark/arc", "perplexity"),
-        ("answers", "perplexity", "benchmark"),
+        ("benchmarks", "arc, English", "perplexity"),
+        ("answers", "perplexity of Italian text", "arc"),
     ]:
         code, out, _ = anita("eval", "x", "--only", only)
         assert code == 0 and there in out and left_out not in out
@@ -102,22 +102,24 @@ def test_for_programs(anita, measured):
 def test_two_models_are_compared_in_words(anita, measured):
     code, out, _ = anita("eval", "better", "--against", "x", "--suite", "quick")
     words = " ".join(out.replace("│", "").split())
-    assert code == 0 and "better less x, paired" in words
-    assert "benchmark/arc en +50.0 0.0000 0.0000 * 40" in words and "perplexity it +0.00 1.0000 1.0000 2" in words
+    assert code == 0 and "better minus x, paired" in words
+    assert (
+        "arc, English +50.0 0.0000 0.0000 * 40" in words and "perplexity of Italian text +0.00 1.0000 1.0000 2" in words
+    )
 
 
 def test_the_table_shows_intervals_n_and_what_was_published():
     text = shown(evaluate.figures_table(figures(30), "paper", "mine"))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
-    lines = {tuple(row[:3]): row[3:] for row in rows}
+    lines = {row[0]: row[1:] for row in rows}
     low, high = np.percentile(figures(30)[0].resampled(), [2.5, 97.5]) * 100
     interval = f"[{low:.1f}, {high:.1f}]"
-    assert lines["benchmark/arc", "en", ""] == ["75.0", interval, "40", "74.6", "not confirmed"]
-    assert lines["benchmark/arc", "it", "version 2.0"][3:] == ["57.1 (version 1)", "44.4 (version 1)"]
+    assert lines["arc, English"] == ["75.0", interval, "40", "74.6", "not confirmed"]
+    assert lines["arc, Italian, version 2.0"][3:] == ["57.1 (version 1)", "44.4 (version 1)"]
     means = [f"{100 * (mmlu + hellaswag) / 2:.1f}" for mmlu, hellaswag in [(0.5672, 0.7093), (0.5590, 0.5998)]]
-    assert lines["benchmark/mean", "it", ""][2:] == ["80", *means]  # of two: not of the other version
-    assert lines["benchmark/mean", "en", ""][2:] == ["240", "75.1", ""]
-    assert lines["perplexity", "it", ""][0] == "7.39"
+    assert lines["mean of the Italian benchmarks"][2:] == ["80", *means]  # of two: not of the other version
+    assert lines["mean of the English benchmarks"][2:] == ["240", "75.1", ""]
+    assert lines["perplexity of Italian text"][0] == "7.39"
     assert "published" not in shown(evaluate.figures_table(figures(30), "quick", "mine"))
 
 

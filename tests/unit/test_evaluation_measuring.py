@@ -1,0 +1,94 @@
+"""What is measured of a model: likelihoods against its own loss and lm-eval's scores, and keys of the cache."""
+
+import numpy as np
+import pytest
+import torch
+
+from anita_utils.data import encode_chat, encode_text
+from anita_utils.evaluation import benchmarks, measuring
+from anita_utils.evaluation.measuring import log_likelihoods
+from anita_utils.hub import model_key
+from anita_utils.paths import data_dir
+from anita_utils.profile import load_profile
+from anita_utils.rows import read_jsonl
+
+
+def test_perplexity_is_the_exponent_of_the_mean_loss(model, tokenizer):
+    texts = [
+        {"text": t, "language": "it", "cluster": t}
+        for t in ("Il Po nasce in Piemonte.", "Roma è la capitale d'Italia.")
+    ]
+    both = [{**text, "language": code} for text in texts for code in ("en", "it")]
+    measured, bits = measuring.perplexity(model, tokenizer, both, batch_size=2)[2:]
+    losses, counts = [], []
+    for text in texts:
+        ids = torch.tensor([encode_text(text["text"], tokenizer, 64)["input_ids"]])
+        with torch.no_grad():
+            losses.append(model(input_ids=ids, labels=ids).loss.item())
+        counts.append(ids.shape[1] - 1)
+    expected = np.exp(np.dot(losses, counts) / np.sum(counts))
+    assert measured.value == pytest.approx(expected, rel=1e-4)
+    size = sum(len(text["text"].encode()) for text in texts)
+    assert size == sum(len(text["text"]) for text in texts) + 1  # "è" is two bytes
+    assert bits.value == pytest.approx(np.log2(measured.value) * np.sum(counts) / size, rel=1e-6)
+    assert (bits.metric, bits.language, len(bits.scores)) == ("bits_per_byte", "it", 2)
+
+
+def test_batching_changes_no_likelihood(model, tokenizer):
+    pairs = read_jsonl(data_dir() / "probes" / "preferences.jsonl")[:9]
+    encoded = [encode_chat(pair["prompt"] + pair["chosen"], tokenizer, 256) for pair in pairs]
+    together, alone = log_likelihoods(model, encoded, 9)[0], log_likelihoods(model, encoded, 1)[0]
+    assert together == pytest.approx(alone, abs=1e-3)
+
+
+def test_lm_eval_scores_equal_our_own(model, tokenizer):
+    """The library's likelihood ranking against likelihoods computed here, template, single BOS and all."""
+    profile = load_profile("cpu")
+    profile.evaluation.limit = 12
+    measured = {m.name: m for m in benchmarks.run_benchmarks(model, tokenizer, profile)}
+    items = read_jsonl(data_dir() / "benchmarks" / "items" / "arc_it.test.jsonl")[:12]
+    scores = []
+    for item in items:
+        encoded = [
+            encode_chat(
+                [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": choice}],
+                tokenizer,
+                256,
+            )
+            for choice in item["choices"]
+        ]
+        for example in encoded:  # lm-eval scores the answer's words, not the end of the turn
+            example["labels"][-1] = -100
+        totals, _ = log_likelihoods(model, encoded, 4)
+        normalised = [total / len(choice) for total, choice in zip(totals, item["choices"], strict=True)]
+        scores.append(float(int(np.argmax(normalised)) == item["label"]))
+    assert measured["benchmark/arc", "it", None].scores == scores
+
+
+@pytest.mark.parametrize("in_4_bits", [False, True])
+def test_a_model_is_measured_in_the_bits_that_the_profile_says(base_path, monkeypatch, in_4_bits):
+    class Seen(Exception):
+        pass
+
+    def look(model, tokenizer, profile, tasks):
+        assert not model.training
+        raise Seen({type(module).__name__ for module in model.modules()})
+
+    profile = load_profile("cpu")
+    profile.evaluation.load_in_4bit = in_4_bits
+    monkeypatch.setattr(measuring, "run_benchmarks", look)
+    with pytest.raises(Seen) as seen:
+        list(measuring._measure(base_path, profile, ["benchmarks"]))
+    assert ("Linear4bit" in seen.value.args[0]) == in_4_bits
+
+
+def test_another_rounding_is_another_measurement(base_path):
+    """Bits, and 4 bits of another type, and 16 bits: none is taken from the cache for another."""
+    keys = set()
+    for in_4_bits, kind, dtype in [(False, "nf4", "float32"), (True, "nf4", "float32"), (True, "fp4", "float32"),
+                                   (False, "nf4", "float16"), (False, "nf4", "bfloat16")]:  # fmt: skip
+        profile = load_profile("cpu")
+        profile.evaluation.load_in_4bit, profile.model.dtype = in_4_bits, dtype
+        profile.quantisation.bnb_4bit_quant_type = kind
+        keys.add(measuring.evaluation_entry(model_key(base_path), profile, "answers").key)
+    assert len(keys) == 5
