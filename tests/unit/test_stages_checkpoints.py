@@ -124,7 +124,7 @@ def test_inside_a_training_no_other_process_has_the_stage(runs, tiny_profile):
         assert checkpoint is None and in_use(stage.folder)
         command = [sys.executable, "-u", "-c", WAITER, stage.folder]
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=checkout())
-        assert other.stdout.readline() == "it is in the hands of another process: waiting for it\n"
+        assert other.stdout.readline() == "it is in use by another process: waiting for it\n"
         assert other.poll() is None
     assert other.communicate(timeout=60)[0] == "its turn\n" and not in_use(stage.folder)
 
