@@ -1,21 +1,12 @@
-"""A stage of a run: what it starts from and trains on, its folder in the cache, and what is kept of it.
+"""What is a stage? What it starts from and trains on, its folder in the cache, and what is kept of it.
 
 >>> stage = find_stage(Run.load(), "sft")
 >>> stage.done, stage.key
 (True, '4c1a94be6f1c5d1f')
+
+A checkpoint counts only with its manifest: the hashes of its files, written last. Whatever was broken off before that,
+or changed since, is seen by it. What goes wrong inside `stage.training()` is explained in one line.
 """
-# MERGED DOC:
-# """Checkpoints that can be trusted.
-#
-# A checkpoint is good only with its manifest: the hashes of its files, written last and renamed into place. Whatever was
-# killed before, or changed since, is seen by it.
-#
-# >>> write_manifest(Path("checkpoint-100"), seconds=31.5)     # when all else is written
-# >>> last_good(Path("."))                                     # names what is damaged, and takes the one before
-# PosixPath('checkpoint-100')
-# """
-# MERGED DOC:
-# """What goes wrong while training, told in one line: a full disk, a folder that may not be written, no memory left."""
 
 from __future__ import annotations
 
@@ -28,7 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
+
+import pandas
 
 from anita_utils import AnitaError, shown
 from anita_utils.cache import Entry, made_by
@@ -36,7 +30,7 @@ from anita_utils.data import RowCounts
 from anita_utils.hub import fetch, left_out_of, model_key, on_hub, resolve_model
 from anita_utils.merging import Diverged, check_merged, merge_adapter, modes_by_umask, public_name, publish
 from anita_utils.model import no_memory
-from anita_utils.paths import FULL, LOCKED, data_dir, file_hash, locked, write_text
+from anita_utils.paths import FULL, LOCKED, data_dir, file_hash, locked, os_failure, replacing, write_text
 from anita_utils.profile import Stage as Settings
 from anita_utils.rows import read_rows
 from anita_utils.run import Run
@@ -45,17 +39,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+# ---------------------------------------------------------------- checkpoints
+
+
 MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, seconds: float) -> None:
     """Writes down the hash of every file in a checkpoint's folder, and the seconds trained up to it."""
-    files = {str(file.relative_to(folder)): file_hash(file) for file in _files(folder)}
-    write_text(folder / MANIFEST, json.dumps({"seconds": round(seconds, 2), "files": files}, indent=1) + "\n")
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    hashes = {str(file.relative_to(folder)): file_hash(file) for file in files}
+    write_text(folder / MANIFEST, json.dumps({"seconds": round(seconds, 2), "files": hashes}, indent=1) + "\n")
 
 
 def trained_seconds(folder: Path) -> float | None:
@@ -66,10 +60,10 @@ def trained_seconds(folder: Path) -> float | None:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if every file is as its manifest says."""
-    if not (folder / MANIFEST).is_file():
-        return "its writing was broken off"
     try:
         hashes = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+    except FileNotFoundError:
+        return "its writing was broken off"
     except (ValueError, KeyError, TypeError):
         return f"{MANIFEST} is damaged"
     for name, expected in hashes.items():
@@ -95,22 +89,19 @@ def last_good(work: Path) -> Path | None:
         fault = damage(folder)
         if fault is None:
             return folder
-        print(f"{folder.name} is no good ({fault}): the one before is taken, or the stage begins anew")
+        print(f"{folder.name} is no good ({fault}): the one before is taken, or the stage begins again")
         shutil.rmtree(folder)
     return None
-
-
-def drop_unfinished(work: Path) -> None:
-    """Deletes the checkpoints whose writing was broken off."""
-    for folder in checkpoints(work):
-        if not (folder / MANIFEST).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- stages
 
 
 CORPORA = {"sft": ["sft"], "italian": ["italian_text", "italian_replay"], "dpo": ["dpo"]}
+
+
+class TrainedMeanwhile(AnitaError):
+    """Another process trained the stage while this one waited for it."""
 
 
 @dataclass
@@ -145,35 +136,27 @@ class Stage:
     @cached_property
     def corpora(self) -> list[Path]:
         """The files with the training rows. A sample of a data set on the Hub is fetched first, once."""
-        on_hub = self.run.profile.datasets
-        paths = []
+        shipped, on_hub = data_dir() / "corpora", self.run.profile.datasets
+        files = []
         for corpus in self.settings.data:
             if corpus in on_hub:
-                paths.append(fetch(corpus, on_hub[corpus]))
-                continue
-            if corpus.endswith(".jsonl"):
-                paths.append(Path(corpus))
-                continue
-            shipped = data_dir() / "corpora"
-            names = CORPORA.get(corpus, [corpus])
-            if not all((shipped / f"{name}.jsonl").is_file() for name in names):
+                found = [fetch(corpus, on_hub[corpus])]
+            elif corpus.endswith(".jsonl"):
+                found = [Path(corpus)]
+            else:
+                found = [shipped / f"{name}.jsonl" for name in CORPORA.get(corpus, [corpus])]
+            if not all(file.is_file() for file in found):
                 known = ", ".join(dict.fromkeys([*CORPORA, *sorted(file.stem for file in shipped.glob("*.jsonl"))]))
-                raise AnitaError(
-                    f"stages.{self.name}.data: no corpus '{corpus}': choose {known}, or name a file that ends in .jsonl"
-                )
-            paths += [shipped / f"{name}.jsonl" for name in names]
-        for path in paths:
-            if not path.is_file():
-                raise AnitaError(f"stages.{self.name}.data: {shown(path)}: no such file: check the name")
-        return paths
+                remedy = f"choose {known}, or the path of a .jsonl file"
+                raise AnitaError(f"stages.{self.name}.data: no corpus '{corpus}': {remedy}")
+            files += found
+        return files
 
     def documents(self) -> list[dict]:
         """The training rows in the course's own shape, shuffled by the seed, as many as the profile asks for.
 
         `counts` then says how many were read, and how many left out and why.
         """
-        from random import Random
-
         rows, left_out = [], Counter()
         for path in self.corpora:
             good, others = read_rows(path)
@@ -189,12 +172,12 @@ class Stage:
     @cached_property
     def recipe(self) -> dict:
         """Everything the result depends on; its hash names the stage in the cache."""
-
         profile = self.run.profile
-        settings = self.settings.model_dump() | {"data": [corpus_name(corpus) for corpus in self.settings.data]}
+        # A file is known by its contents' hash, not by where it lies
+        names = [Path(corpus).name if corpus.endswith(".jsonl") else corpus for corpus in self.settings.data]
         recipe = {
             "stage": self.name,
-            "settings": settings,
+            "settings": self.settings.model_dump() | {"data": names},
             "precision": profile.precision,
             "dtype": profile.model.dtype,
             "quantisation": profile.quantisation.model_dump(),
@@ -231,9 +214,8 @@ class Stage:
     def info(self) -> dict:
         """stage.json: recipe, history of the training, tokens, seconds, peak memory."""
         if not self.done:
-            raise AnitaError(
-                f"stage '{self.name}' of run '{self.run.folder.name}' is not trained yet: run its lesson first"
-            )
+            where = f"stage '{self.name}' of run '{self.run.folder.name}'"
+            raise AnitaError(f"{where} is not trained yet: run its lesson first")
         return json.loads((self.folder / "stage.json").read_text("utf-8"))
 
     @property
@@ -241,17 +223,21 @@ class Stage:
         return str(self.folder / "merged")
 
     @contextmanager
-    def training(self) -> Iterator[str | None]:
+    def training(self, resume: bool = True) -> Iterator[str | None]:
         """Inside, no other process trains this stage, and failures are explained in one line.
 
-        Yields the newest good checkpoint of an interrupted training, to hand to `trainer.train`; None to begin afresh.
-        AnitaError where another process trained the stage while this one waited.
+        Yields the newest good checkpoint of an interrupted training, to hand to `trainer.train`, or None.
+        resume: False deletes all checkpoints first.
+
+        TrainedMeanwhile where another process trained the stage while this one waited.
         """
         with explained(self), locked(self.folder, f"stage '{self.name}'"):
             if self.done:
-                raise AnitaError(
-                    f"stage '{self.name}' was trained by another process meanwhile: run this again to use it"
-                )
+                raise TrainedMeanwhile(f"stage '{self.name}' was trained by another process meanwhile: run this again")
+            if changes := self.changes():
+                print(f"{self.name}: trained again, and what builds on it: {'; '.join(changes)}")
+            if not resume:
+                shutil.rmtree(self.work, ignore_errors=True)
             folder = last_good(self.work)
             yield folder and str(folder)
 
@@ -261,14 +247,16 @@ class Stage:
         The merged model is read back and compared first. AnitaError where it is not what was trained, or not finite.
         """
         finished = self.folder.with_name(f".{self.folder.name}.new")
-        adapter, merged, dtype = finished / "adapter", finished / "merged", self.run.profile.model.dtype
+        adapter, merged, order = finished / "adapter", finished / "merged", self.run.profile.order
+        model, tokenizer = self.run.profile.model, trainer.processing_class
         shutil.rmtree(finished, ignore_errors=True)
         try:
             trainer.model.save_pretrained(adapter)
-            merge_adapter(self.parent_path, adapter, merged, dtype)
+            merge_adapter(self.parent_path, adapter, merged, model.dtype)
             summary = self.summary(trainer)  # now: its peak of memory is not to be that of the check
-            summary["checked"] = check_merged(self.parent_path, adapter, merged, dtype, trainer.processing_class)
-            summary["adapter"] = self.publish(finished)
+            summary["checked"] = check_merged(self.parent_path, adapter, merged, model.dtype, tokenizer)
+            commit = model.revision if on_hub(model.base) else None
+            summary["adapter"] = publish(finished, public_name(model.base), order[: order.index(self.name)], commit)
             write_text(finished / "stage.json", json.dumps(summary, indent=1) + "\n")
             modes_by_umask(finished)
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -281,17 +269,11 @@ class Stage:
         shutil.rmtree(self.work, ignore_errors=True)
         self.link()
 
-    def publish(self, finished: Path) -> str:
-        """Takes this machine's paths out of what was saved; returns which model the adapter belongs on."""
-        model, order = self.run.profile.model, self.run.profile.order
-        revision = model.revision if on_hub(model.base) else None
-        return publish(finished, public_name(model.base), order[: order.index(self.name)], revision)
-
     def summary(self, trainer) -> dict:
         """What stage.json holds. The seconds are those of all the trainer's lives, where it was killed."""
-        # num_tokens: the library's count, which begins at nought when a killed training goes on
-        history = [row for row in trainer.state.log_history if "loss" in row]
-        history = [{key: value for key, value in row.items() if key != "num_tokens"} for row in history]
+        # num_tokens: the library's count, which begins at 0 again when a killed training goes on
+        rows = [row for row in trainer.state.log_history if "loss" in row]
+        history = [{key: value for key, value in row.items() if key != "num_tokens"} for row in rows]
         runtime = next(row["train_runtime"] for row in reversed(trainer.state.log_history) if "train_runtime" in row)
         seconds = trained_seconds(self.work / f"checkpoint-{trainer.state.global_step}") or runtime
         tokens = token_count(trainer.train_dataset)
@@ -310,28 +292,21 @@ class Stage:
         }
 
     def changes(self) -> list[str]:
-        """How the recipe differs from that of the stage which the run holds under this name, if it holds one."""
+        """How the recipe differs from that of the stage that the run holds under this name, if it holds one."""
         file = self.run.model_dir(self.name) / "stage.json"
         if not file.is_file():
             return []
-        old, new = (flat(recipe) for recipe in (json.loads(file.read_text("utf-8"))["recipe"], self.recipe))
+        recipes = (json.loads(file.read_text("utf-8"))["recipe"], self.recipe)
+        old, new = (pandas.json_normalize(recipe).to_dict("records")[0] for recipe in recipes)
         names = [name for name in old | new if old.get(name) != new.get(name)]
-        # the hashes of data and parent say nothing to people
-        return [name if name in ("data", "parent") else f"{name} {old.get(name)} → {new.get(name)}" for name in names]
+        hashes = {"data", "parent"}  # which say nothing to people
+        return [name if name in hashes else f"{name} {old.get(name)} → {new.get(name)}" for name in names]
 
     def link(self) -> None:
         """Points the run's models/<stage> at the cached stage."""
         link = self.run.model_dir(self.name)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        temporary = link.with_name(f".{link.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(self.folder, link.parent), target_is_directory=True)
-        temporary.replace(link)
-
-
-def corpus_name(corpus: str) -> str:
-    """How a corpus is called in what is kept: of a file its name alone, since its contents are known by their hash."""
-    return Path(corpus).name if corpus.endswith(".jsonl") else corpus
+        with replacing(link) as new:
+            new.symlink_to(os.path.relpath(self.folder, link.parent), target_is_directory=True)
 
 
 def token_count(dataset: Dataset) -> int:
@@ -348,14 +323,6 @@ def cut_tokens(dataset: Dataset, max_length: int) -> int:
     pairs = zip(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
     lengths = (len(prompt) + len(answer) for prompt, *answers in pairs for answer in answers)
     return sum(max(0, length - max_length) for length in lengths)
-
-
-def flat(values: dict, path: str = "") -> dict:
-    """Nested dictionaries as one, keys joined by points."""
-    found = {}
-    for key, value in values.items():
-        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
-    return found
 
 
 def peak_memory() -> int:
@@ -390,13 +357,15 @@ UNWRITTEN = ("PytorchStreamWriter", "inline_container", "os error")
 
 @contextmanager
 def explained(stage: Stage) -> Iterator[None]:
-    """Turns such a failure of training `stage` inside the block into an AnitaError, and leaves nothing half-written."""
+    """Turns a failure of training `stage` inside the block into an AnitaError, and leaves nothing half-written."""
     try:
         yield
     except AnitaError:
         raise
     except Exception as error:
-        drop_unfinished(stage.work)
+        for folder in checkpoints(stage.work):
+            if not (folder / MANIFEST).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
         said = explanation(stage, error)
         if said is None:
             raise
@@ -404,18 +373,16 @@ def explained(stage: Stage) -> Iterator[None]:
 
 
 def explanation(stage: Stage, error: Exception) -> str | None:
-    """What to tell of an error: what, where, remedy; None for one that is none of these."""
-    text, number = str(error), getattr(error, "errno", None)
+    """What, where, remedy: of memory, disk or permissions; None for another error."""
     if no_memory(error):
         return out_of_memory(stage)
-    place = shown(getattr(error, "filename", None) or stage.work)
-    again = "run the same again: training goes on from the last whole checkpoint"
-    if number in FULL or any(f"os error {code}" in text for code in FULL):
-        return f"no room to write {place}: free some space, then {again}"
+    number = getattr(error, "errno", None)
     if number in LOCKED:
-        return f"{place} may not be written: allow it, or set ANITA_CACHE to a folder that may"
-    if any(sign in text for sign in UNWRITTEN):
-        return f"{shown(stage.work)} could not be written, perhaps for want of room: free some space, then {again}"
+        return os_failure(error, stage.work)
+    if number in FULL or any(sign in str(error) for sign in UNWRITTEN):
+        place, why = getattr(error, "filename", None) or stage.work, "no room" if number in FULL else "perhaps no room"
+        again = "run the same again: training goes on from the last whole checkpoint"
+        return f"{shown(place)} could not be written ({why}): free some space, then {again}"
     return None
 
 
@@ -426,9 +393,9 @@ def out_of_memory(stage: Stage) -> str:
     from anita_utils.memory import GIB, bytes_by_part, job_of, savings
 
     job, on_gpu = job_of(stage.run.profile, stage.name), torch.cuda.is_available()
-    needed = bytes_by_part(job, on_gpu)["total"]
-    change, saved = max(savings(job, on_gpu).items(), key=lambda pair: pair[1])
+    needed, saved = bytes_by_part(job, on_gpu)["total"] / GIB, savings(job, on_gpu)
+    best = max(saved, key=saved.get)
     return (
-        f"out of memory; by the plan it needs {needed / GIB:.2f} GiB at {job.batch} x {job.length:,}: {change} would "
-        f"save {saved / GIB:.2f} (see `anita plan --stage {stage.name}`)"
+        f"out of memory; by the plan it needs {needed:.2f} GiB at {job.batch} x {job.length:,}: {best} would save "
+        f"{saved[best] / GIB:.2f} (see `anita plan --stage {stage.name}`)"
     )

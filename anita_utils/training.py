@@ -1,64 +1,39 @@
-"""The three stages on TRL: their configuration, and training them one after the other.
+"""How is a stage trained? TRL's configuration and trainer, what the course adds to them, and the line of progress.
 
     stage = open_stage(run, "sft")                      # trains the stages before it where they are missing
     trainer = build_trainer(stage)                      # the lessons write this step out
     if not stage.done:
-        trainer.train(resume_from_checkpoint=stage.checkpoint())
-        stage.finish(trainer)
+        with stage.training() as checkpoint:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            stage.finish(trainer)
 
-Each stage starts from the merged model of the one before, quantises it afresh and adds a new adapter.
+Each stage starts from the merged model of the one before, quantises it again and adds a new adapter.
 """
-# MERGED DOC:
-# """What watches a training: one line of progress, an alarm when the loss is no number, manifests of checkpoints.
-#
-# It is a callback under the name WATCH among transformers' integrations, so that `report_to` in the arguments is all that
-# a trainer needs, here and in the lessons.
-# """
-# MERGED DOC:
-# """The language-model head where it is needed: on the tokens that are scored, and on no others.
-#
-# >>> score_labels_only(trainer.model)         # once, after a TRL trainer is built
-#
-# The head multiplies each token's state by the whole vocabulary, which for a small model on a CPU is half of all the
-# work. A question's tokens are not scored, nor padding, so their share of it is wasted. On a GPU with Triton TRL leaves
-# them out itself; elsewhere it scores every place, recomputes the logits in the backward pass, and is half as fast.
-# """
 
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 import time
-import types
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback, get_scheduler
 
-from anita_utils import AnitaError, clock
-from anita_utils.data import (
-    IGNORED,
-    PackedCollator,
-    count_tokens,
-    encode,
-    fitting,
-    fitting_pairs,
-    like_lengths,
-    packed_rows,
-)
+from anita_utils import AnitaError, clock, data
 from anita_utils.hub import resolve_model
 from anita_utils.model import checked_tokenizer, keep_freed_memory, load_model
-from anita_utils.paths import locked
 from anita_utils.run import Run
-from anita_utils.stages import Stage, corpus_name, find_stage, trained_seconds, write_manifest
+from anita_utils.stages import Stage, TrainedMeanwhile, find_stage, token_count, trained_seconds, write_manifest
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedTokenizerBase
+    from trl import DPOConfig, SFTConfig
 
 
 # For SFTConfig: the rows are ready (TRL would drop their position ids, and with them the borders between examples).
@@ -74,10 +49,9 @@ LOG_EVERY, SAVE_EVERY = 5, 100  # updates; a checkpoint comes with a log, so tha
 
 def open_stage(run: Run, name: str) -> Stage:
     """The stage, ready to be trained: the stages before it are found in the cache or trained on the spot."""
-    position = run.profile.order.index(name) if name in run.profile.order else 0
-    for earlier in run.profile.order[:position]:
-        train_stage(find_stage(run, earlier))
     stage = find_stage(run, name)
+    for earlier in run.profile.order[: run.profile.order.index(name)]:
+        train_stage(find_stage(run, earlier))
     if stage.done:
         stage.link()
     return stage
@@ -86,38 +60,26 @@ def open_stage(run: Run, name: str) -> Stage:
 def train_stage(stage: Stage, resume: bool = True, callbacks: Sequence[TrainerCallback] = ()) -> Stage:
     """Trains the stage unless the cache holds it; a killed training goes on from its last good checkpoint.
 
-    resume: False deletes the checkpoints of a killed training first. callbacks: what watches the training.
+    resume: False deletes the checkpoints of a killed training first. callbacks: transformers' own kind, added last.
 
     AnitaError, one line, for a full disk, a folder that may not be written, a loss that is no number, or too little
     memory; then nothing is left half-written.
     """
     if not stage.done:
-        with locked(stage.folder, f"stage '{stage.name}'"):
-            if not stage.done:  # another process may have trained it while this one waited
-                _train(stage, resume, callbacks)
+        with suppress(TrainedMeanwhile), stage.training(resume) as checkpoint:
+            trainer = build_trainer(stage)
+            for callback in callbacks:
+                trainer.add_callback(callback)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            stage.finish(trainer)
     stage.link()
     return stage
 
 
-def _train(stage: Stage, resume: bool, callbacks: Sequence[TrainerCallback]) -> None:
-    if changes := stage.changes():
-        print(f"{stage.name}: trained again, and what builds on it: {'; '.join(changes)}")
-    if not resume:
-        shutil.rmtree(stage.work, ignore_errors=True)
-    with stage.training() as checkpoint:
-        trainer = build_trainer(stage)
-        for callback in callbacks:
-            trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        stage.finish(trainer)
-
-
 def train_missing(run: Run) -> dict[str, str]:
     """Every stage of the run's order, trained where it is missing. Returns {"base": path, "sft": path, …}."""
-    paths = {"base": resolve_model(run.profile.model.base, run.profile.model.revision)}
-    for name in run.profile.order:
-        paths[name] = train_stage(find_stage(run, name)).merged
-    return paths
+    base = resolve_model(run.profile.model.base, run.profile.model.revision)
+    return {"base": base} | {name: train_stage(find_stage(run, name)).merged for name in run.profile.order}
 
 
 def lora_config(stage: Stage) -> LoraConfig:
@@ -153,11 +115,21 @@ def training_arguments(stage: Stage) -> dict:
     }
 
 
+def trl_config(stage: Stage, **others) -> SFTConfig | DPOConfig:
+    """TRL's configuration of the stage. others: arguments in place of the stage's own."""
+    from trl import DPOConfig, SFTConfig
+
+    arguments = training_arguments(stage) | others
+    if stage.name == "dpo":
+        return DPOConfig(beta=stage.settings.beta, **arguments)
+    return SFTConfig(**arguments, **PREPACKED)
+
+
 def adapters_in_fp32(model) -> None:
     """Casts the trainable weights back to fp32, after the trainer is built and before it trains.
 
     TRL casts the LoRA weights of a quantised model to bf16, where a small update is rounded away: at a learning rate of
-    5e-6 only one weight in eight of a 4096-wide lora_A moves. On a T4 the fp16 gradient scaler refuses bf16 outright.
+    5e-6 only one weight in eight of a 4096-wide lora_A moves. On a T4 the fp16 gradient scaler refuses bf16 altogether.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -167,13 +139,8 @@ def adapters_in_fp32(model) -> None:
 def load_for_training(stage: Stage):
     """The stage's parent model, quantised as the profile says, and its tokenizer, which is checked first."""
     profile, tokenizer = stage.run.profile, tokenizer_of(stage)
-    model = load_model(
-        stage.parent_path,
-        profile.quantisation,
-        dtype=profile.model.dtype,
-        compute_dtype=COMPUTE_DTYPES[profile.precision],
-    )
-    return model, tokenizer
+    computed = COMPUTE_DTYPES[profile.precision]
+    return load_model(stage.parent_path, profile.quantisation, profile.model.dtype, computed), tokenizer
 
 
 def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
@@ -184,10 +151,10 @@ def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
 def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) -> Dataset:
     """The stage's data as its trainer takes it: packed rows for SFT and text, preference pairs for DPO.
 
-    documents: the stage's own, where they have been encoded already and need not be once more.
+    documents: the stage's own, where they have been encoded already.
 
-    What cannot be learnt from is left out here, before the order is fixed: `stage.counts` says how many rows are
-    trained whole, how many cut, and how many left out and why. AnitaError where none is left.
+    What cannot be learnt from is left out before the order is fixed: `stage.counts` says how many rows are trained
+    whole, how many cut, and how many left out and why. AnitaError where none is left.
 
     TRL's DPO packs nothing, so the pairs come in batches of like length, and the trainer must keep that order (its
     own `group_by_length` looks for a column that its DPO does not have, and raises).
@@ -195,55 +162,51 @@ def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) 
     from datasets import Dataset
 
     settings = stage.settings
-    if documents is None:
-        documents = stage.documents()
+    documents = stage.documents() if documents is None else documents
     check_kind(stage, documents)
     counts = stage.counts.before_encoding()
     if stage.name == "dpo":
         pairs = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents]
-        pairs, lengths = fitting_pairs(pairs, tokenizer, settings.max_length, counts)
-        order = like_lengths(lengths, settings.per_device_train_batch_size, stage.run.seed)
+        pairs, lengths = data.fitting_pairs(pairs, tokenizer, settings.max_length, counts)
+        order = data.like_lengths(lengths, settings.per_device_train_batch_size, stage.run.seed)
         rows = Dataset.from_list([pairs[number] for number in order])
     else:
-        examples = fitting([encode(row, tokenizer) for row in documents], settings.max_length, counts)
-        rows = packed_rows(examples, tokenizer, settings.row_length or settings.max_length, settings.max_length)
+        examples = data.fitting([data.encode(row, tokenizer) for row in documents], settings.max_length, counts)
+        rows = data.packed_rows(examples, tokenizer, settings.row_length or settings.max_length, settings.max_length)
     stage.counts = counts
     if not len(rows):
-        raise AnitaError(
-            f"stage '{stage.name}' has nothing to train on ({counts}): "
-            f"check stages.{stage.name}.data, or raise max_length"
-        )
+        remedy = f"check stages.{stage.name}.data, or raise max_length"
+        raise AnitaError(f"stage '{stage.name}' has nothing to train on ({counts}): {remedy}")
     return rows
 
 
 def check_kind(stage: Stage, documents: list[dict]) -> None:
-    """AnitaError where preference pairs stand in another stage than DPO, or anything else in it."""
+    """AnitaError where another stage than DPO is given preference pairs, or DPO anything else."""
     wrong = sum(("chosen" in row) != (stage.name == "dpo") for row in documents)
     if wrong:
-        names = ", ".join(corpus_name(corpus) for corpus in stage.settings.data)
+        where = f"stages.{stage.name}.data: {wrong:,} rows of {', '.join(stage.settings.data)}"
         are = "no preference pairs" if stage.name == "dpo" else "preference pairs, which only dpo takes"
-        raise AnitaError(f"stages.{stage.name}.data: {wrong:,} rows of {names} are {are}: name another corpus")
+        raise AnitaError(f"{where} are {are}: name another corpus")
 
 
 def build_trainer(stage: Stage):
     """The stage's TRL trainer, as the lessons build it step by step."""
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    from trl import DPOTrainer, SFTTrainer
 
     rows = training_rows(stage, tokenizer_of(stage))  # before the weights: what is wrong with the data shows at once
     model, tokenizer = load_for_training(stage)
-    arguments = training_arguments(stage)
-    common = {"model": model, "train_dataset": rows, "processing_class": tokenizer, "peft_config": lora_config(stage)}
+    parts = {"args": trl_config(stage), "train_dataset": rows, "processing_class": tokenizer}
+    parts["peft_config"] = lora_config(stage)
     if stage.name == "dpo":
-        trainer = DPOTrainer(args=DPOConfig(beta=stage.settings.beta, **arguments), **common)
+        trainer = DPOTrainer(model, **parts)
     else:
-        collator = PackedCollator(tokenizer.pad_token_id)
-        trainer = SFTTrainer(args=SFTConfig(**arguments, **PREPACKED), data_collator=collator, **common)
+        trainer = SFTTrainer(model, data_collator=data.PackedCollator(tokenizer.pad_token_id), **parts)
     prepare(trainer)
     return trainer
 
 
 def prepare(trainer) -> None:
-    """What each of the course's trainers gets before it trains: what the lessons speak of, and nothing else.
+    """What each of the course's trainers gets before it trains.
 
     Adapters in fp32; a head that scores labelled tokens alone; one line of progress in place of TRL's printed logs; and
     memory that is freed is kept for the next step.
@@ -259,11 +222,11 @@ def prepare(trainer) -> None:
 
 def packing_summary(rows: Dataset, row_length: int) -> dict[str, float]:
     """Counts of a packed data set and the share of places that hold a token."""
-    counts = count_tokens(rows)
+    counts = data.count_tokens(rows)
     return {**counts, "filled": counts["tokens"] / (counts["rows"] * row_length)}
 
 
-# ---------------------------------------------------------------- watching
+# ---------------------------------------------------------------- progress
 
 
 EVERY = 30  # seconds between two lines where a line cannot be rewritten
@@ -275,43 +238,37 @@ class Progress:
     """One line that is rewritten, on a terminal and in a notebook; elsewhere a line now and then, and the last."""
 
     def __init__(self) -> None:
-        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-        self.in_notebook = hasattr(shell, "kernel")
-        self.on_terminal = sys.stdout.isatty()
-        self.handle = None
+        from IPython import get_ipython
+
+        self.in_notebook = hasattr(get_ipython(), "kernel")
+        self.output = None  # the notebook's, once there is one
         self.shown = time.monotonic()
 
     def show(self, text: str, last: bool = False) -> None:
-        if self.in_notebook:
-            self._display(text)
-        elif self.on_terminal:
+        from IPython.display import display
+
+        if self.in_notebook and self.output is None:
+            self.output = display({"text/plain": text}, raw=True, display_id=True)
+        elif self.in_notebook:
+            self.output.update({"text/plain": text}, raw=True)
+        elif sys.stdout.isatty():
             print(f"\r\x1b[K{text}", end="\n" if last else "", flush=True)
         elif last or time.monotonic() - self.shown >= EVERY:
             self.shown = time.monotonic()
             print(text, flush=True)
 
-    def _display(self, text: str) -> None:
-        from IPython.display import display
-
-        if self.handle is None:
-            self.handle = display({"text/plain": text}, raw=True, display_id=True)
-        else:
-            self.handle.update({"text/plain": text}, raw=True)
-
 
 class Watch(TrainerCallback):
-    """Counts time, also across interruptions; shows progress; stops at a loss that is no number; seals checkpoints."""
+    """Shows progress, stops at a loss that is no number, and writes the manifests that make checkpoints trusted.
+
+    It counts the seconds of a training across its interruptions, and saves by time as well as by updates.
+    """
 
     def on_train_begin(self, args, state, control, train_dataloader=None, optimizer=None, lr_scheduler=None, **kwargs):
-        from anita_utils.stages import token_count
-
-        if args.get_warmup_steps(state.max_steps) >= state.max_steps > 0:  # else the only update would have a rate of 0
-            print(f"{args.run_name}: a warm-up of all {state.max_steps:,} updates is cut to {state.max_steps - 1:,}")
-            shorter = get_scheduler(args.lr_scheduler_type, optimizer, state.max_steps - 1, state.max_steps)
-            lr_scheduler.load_state_dict(shorter.state_dict() | {"lr_lambdas": [None] * len(shorter.lr_lambdas)})
-            lr_scheduler.lr_lambdas = shorter.lr_lambdas
-        self.began, self.first = time.monotonic(), state.global_step
-        self.saved = self.began
+        if args.get_warmup_steps(state.max_steps) >= state.max_steps > 0:
+            cut_warm_up(args, state, optimizer, lr_scheduler)
+        self.began = self.saved = time.monotonic()
+        self.first = state.global_step
         # A short training is logged often enough to have a curve; a log changes nothing of the training
         state.logging_steps = max(1, min(state.logging_steps, state.max_steps // LEAST_LOGS))
         self.before = trained_seconds(checkpoint(args, state)) or 0.0
@@ -320,17 +277,12 @@ class Watch(TrainerCallback):
         self.loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), math.nan)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Saves by time as well as by updates, and with a log, so that the checkpoint holds all losses up to it."""
-        now = time.monotonic()
-        an_update = (now - self.began) / (state.global_step - self.first)
-        to_the_next_log = an_update * min(state.logging_steps, state.max_steps - state.global_step)
-        if control.should_log and now - self.saved + to_the_next_log > SAVE_SECONDS:
-            control.should_save = True
-        if now - self.saved > SAVE_SECONDS:  # so slow that a log would come too late
+        unsaved = time.monotonic() - self.saved
+        to_the_next_log = self.an_update(state) * min(state.logging_steps, state.max_steps - state.global_step)
+        if unsaved > SAVE_SECONDS or (control.should_log and unsaved + to_the_next_log > SAVE_SECONDS):
             control.should_save = True
         if control.should_save and state.global_step < state.max_steps:
-            control.should_log = True
-        return control
+            control.should_log = True  # so that the checkpoint holds all losses up to it
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = logs.get("loss", logs.get("train_loss"))  # the latter once, at the end: the mean of all
@@ -339,26 +291,36 @@ class Watch(TrainerCallback):
                 f"stage '{args.run_name}': the loss is {loss} at update {state.global_step}: lower the learning "
                 f"rate ({args.learning_rate:g}) or raise the warm-up; nothing is kept from after the last checkpoint"
             )
-        if "loss" not in logs:
-            return
-        self.loss = loss
-        an_update = (time.monotonic() - self.began) / (state.global_step - self.first)
-        left = an_update * (state.max_steps - state.global_step)
-        self.progress.show(f"{self.line(args, state)}, {clock(left)} left")
+        if "loss" in logs:
+            self.loss = loss
+            left = self.an_update(state) * (state.max_steps - state.global_step)
+            self.progress.show(f"{self.line(args, state)}, {clock(left)} left")
 
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
         if state.is_world_process_zero:
-            write_manifest(checkpoint(args, state), self.before + time.monotonic() - self.began)
+            write_manifest(checkpoint(args, state), self.before + self.saved - self.began)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.progress.show(f"{self.line(args, state)}, done in {clock(time.monotonic() - self.began)}", last=True)
 
+    def an_update(self, state) -> float:
+        """Seconds an update has taken so far."""
+        return (time.monotonic() - self.began) / (state.global_step - self.first)
+
     def line(self, args, state) -> str:
-        """Step, loss and useful tokens a second."""
+        """Update, loss and useful tokens a second."""
         speed = (state.global_step - self.first) * self.tokens / (time.monotonic() - self.began)
         done = f"{args.run_name}: {state.global_step:,}/{state.max_steps:,} updates"
         return f"{done}, loss {self.loss:.3f}, {speed:,.0f} tokens/s"
+
+
+def cut_warm_up(args, state, optimizer, lr_scheduler) -> None:
+    """Leaves the last update out of a warm-up of all updates; an only update would else have a rate of 0."""
+    print(f"{args.run_name}: a warm-up of all {state.max_steps:,} updates is cut to {state.max_steps - 1:,}")
+    shorter = get_scheduler(args.lr_scheduler_type, optimizer, state.max_steps - 1, state.max_steps)
+    lr_scheduler.load_state_dict(shorter.state_dict() | {"lr_lambdas": [None] * len(shorter.lr_lambdas)})
+    lr_scheduler.lr_lambdas = shorter.lr_lambdas
 
 
 def checkpoint(args, state) -> Path:
@@ -369,35 +331,43 @@ def checkpoint(args, state) -> Path:
 # ---------------------------------------------------------------- head
 
 
+# Settings of families whose logits are more than the head's product, as TRL's `add_fused_lm_head` reads them.
+OF_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 AT_ONCE = 64  # tokens whose entropy is worked out together: their logits stay in the processor's cache
 
 
 def score_labels_only(model) -> None:
-    """Lets TRL's trainers compute the head on labelled tokens only. No effect where TRL does so already (Triton).
+    """Lets TRL's trainers compute the head on labelled tokens only; on a GPU with Triton they do so by themselves.
 
-    model: the model of a built SFTTrainer or DPOTrainer, with or without adapters.
+    The plain way multiplies every token's state by the whole vocabulary, then drops the scores that have no label; for
+    a small model on a CPU that is half of all the work. The other order gives the same scores:
 
-    Both trainers ask their model for log-probabilities with `fused_lm_head=True`; this answers that call and leaves
-    every other (generation, evaluation) as it was. Losses and gradients are those of TRL's own, to rounding.
+        head(states)[mask]      # plain: questions and padding are scored too
+        head(states[mask])      # here
+
+    TRL asks its model for scores by `model(…, labels=labels, fused_lm_head=True)`, a switch of its own. This puts a
+    function in front of the model's `forward` that answers such calls itself and hands on every other.
+
+    model: the model of a built SFTTrainer or DPOTrainer, with or without adapters. Losses and gradients are those of
+    TRL's own head, to rounding. A family that scales or caps its logits (Gemma 2, Granite) keeps TRL's head.
     """
     from trl.trainer.utils import FusedCausalLMOutput, _use_triton
 
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if _use_triton(inner.device):
-        return
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     by_trl = inner.forward
 
-    def forward(self, *args, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **kwargs):
+    def forward(*args, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **kwargs):
         if not fused_lm_head:
-            return by_trl(*args, **kwargs, **({} if labels is None else {"labels": labels}))
-        states = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
+            return by_trl(*args, labels=labels, **kwargs)
+        states = inner.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
         labels = labels[:, 1:]
-        mask = labels != IGNORED
-        scores = token_scores(self.get_output_embeddings()(states[mask]), labels[mask])
+        mask = labels != data.IGNORED
+        scores = token_scores(inner.get_output_embeddings()(states[mask]), labels[mask])
         placed = {name: score.new_zeros(mask.shape).masked_scatter(mask, score) for name, score in scores.items()}
         return FusedCausalLMOutput(label_mask=mask, **placed)  # the trainers make their own loss of these
 
-    inner.forward = types.MethodType(forward, inner)
+    if not _use_triton(inner.device) and not any(getattr(inner.config, name, None) for name in OF_LOGITS):
+        inner.forward = forward
 
 
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -132,7 +132,7 @@ def profile_of(name: str, machine: Machine, tiny: bool, folder: Path) -> Profile
     """The profile, on the shape in `folder`; tiny: also with what the machine lacks replaced, and short rows."""
     profile = load_profile(name)
     if tiny:
-        profile, _ = rehearse(profile, machine)
+        profile = rehearse(profile, machine)
         for stage in profile.stages.values():
             stage.max_length, stage.row_length = TINY_LENGTH, stage.row_length and TINY_LENGTH
     profile.model.base, profile.model.revision = str(folder), None

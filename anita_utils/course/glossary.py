@@ -1,4 +1,4 @@
-"""The course's words in English and Italian: glossary.yaml, read and shown as a folded table.
+"""What do the course's words mean, and what are they in Italian? glossary.yaml, shown as a folded table.
 
 >>> Markdown(markdown("03"))  # in a lesson: its own words; without an argument, all of them
 """

@@ -1,12 +1,7 @@
-"""Runs the lessons in order, headless, and gathers what they leave into a run's folder.
+"""How are the lessons run? In order, without a browser, each in a kernel of its own; the run's folder keeps what ran.
 
 >>> run_course(profile="cpu", only=["02"])      # what `anita course --only 02` does
 """
-# MERGED DOC:
-# """Executes one notebook in a kernel of its own: progress cell by cell, a timeout for each cell, peak memory.
-#
-# >>> execute(Path("notebooks/00_start_here.ipynb"), Path("out.ipynb"), {"profile": "cpu"}, timeout=600, on_cell=print)
-# """
 
 from __future__ import annotations
 
@@ -14,19 +9,17 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
 import papermill
 import psutil
 from nbclient.exceptions import CellTimeoutError
-from papermill.engines import NBClientEngine, papermill_engines
+from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from traitlets.config import Config
 
 from anita_utils import IDLE_THREADS, REPOSITORY, AnitaError, checkout, clock, shown
@@ -42,12 +35,11 @@ def run_course(
     profile: str = "cpu",
     run_name: str = "latest",
     seed: int = 42,
-    only: list[str] | tuple[str, ...] = (),
+    only: Collection[str] = (),
     resume: bool = False,
     timeout_per_cell: int = 600,
     update: bool = False,
     notebooks: Path | None = None,
-    console: Console | None = None,
 ) -> int:
     """Executes the lessons one after the other, then writes the report.
 
@@ -60,7 +52,6 @@ def run_course(
 
     Returns 0, or 1 after the first lesson that fails; what ran until then is kept. AnitaError for wrong arguments.
     """
-    console = console or Console()
     lessons = select_lessons(notebooks or lessons_folder(), only)
     if Path(profile).suffix:
         profile = str(Path(profile).absolute())  # the lessons run in another folder
@@ -73,20 +64,15 @@ def run_course(
 
     for lesson in lessons:
         if resume and is_done(lesson, run, parameters):
-            _say(console, f"{lesson.stem}: done before")
+            print(f"{lesson.stem}: done before", flush=True)
             continue
-        with _progress(console, lesson) as on_cell:
-            outcome = run_lesson(lesson, run, parameters, timeout_per_cell, on_cell)
-        status = "failed" if outcome.failure else "done"
-        run.lesson_done(lesson.stem, outcome.seconds, outcome.peak_memory_bytes, status)
-        _say(console, f"{lesson.stem}: {outcome.failure or f'done in {clock(outcome.seconds)}'}")
-        if outcome.failure:
+        if run_lesson(lesson, run, parameters, timeout_per_cell) is not None:
             write_report(run)
-            _say(console, f"What ran is kept in {shown(run.folder)}")
+            print(f"What ran is kept in {shown(run.folder)}", flush=True)
             return 1
         if update:
-            update_outputs(lesson, nbformat.read(_executed(lesson, run), as_version=4))
-    _say(console, f"Report: {shown(write_report(run))}")
+            update_outputs(lesson, read(executed(lesson, run)))
+    print(f"Report: {shown(write_report(run))}", flush=True)
     return 0
 
 
@@ -99,16 +85,17 @@ def lessons_folder() -> Path:
     return root / "notebooks"
 
 
-def select_lessons(folder: Path, only: list[str] | tuple[str, ...] = ()) -> list[Path]:
-    """The lessons in `folder`, in order, or those whose number or name stands in `only`."""
+def select_lessons(folder: Path, only: Collection[str] = ()) -> list[Path]:
+    """The lessons in `folder`, in order, or those whose number or name is in `only`."""
     lessons = sorted(Path(folder).absolute().glob("[0-9][0-9]_*.ipynb"))
     if not lessons:
         raise AnitaError(f"no lessons in {shown(folder)}: they are called like 01_load_llama3.ipynb")
-    unknown = [wanted for wanted in only if not any(wanted in (lesson.stem, lesson.stem[:2]) for lesson in lessons)]
-    if unknown:
-        names = ", ".join(lesson.stem for lesson in lessons)
-        raise AnitaError(f"no lesson '{unknown[0]}': choose a number or a name of {names}")
-    return [lesson for lesson in lessons if not only or {lesson.stem, lesson.stem[:2]} & set(only)]
+    by_name = {lesson.stem: lesson for lesson in lessons} | {lesson.stem[:2]: lesson for lesson in lessons}
+    for name in only:
+        if name not in by_name:
+            names = ", ".join(lesson.stem for lesson in lessons)
+            raise AnitaError(f"no lesson '{name}': choose a number or a name of {names}")
+    return sorted({by_name[name] for name in only}) or lessons
 
 
 def check_parameters(lesson: Path) -> None:
@@ -117,228 +104,90 @@ def check_parameters(lesson: Path) -> None:
         known = papermill.inspect_notebook(str(lesson))
     except (ValueError, KeyError) as error:  # nbformat's complaints about damaged files are ValueErrors
         raise AnitaError(f"{shown(lesson)} is not a notebook that papermill can run ({error}): restore it") from error
-    missing = [name for name in ("profile", "run", "seed") if name not in known]
-    if missing:
-        raise AnitaError(
-            f"{shown(lesson)}: unknown parameter '{missing[0]}': set it in the first code cell, tagged 'parameters'"
-        )
+    for name in ("profile", "run", "seed"):
+        if name not in known:
+            remedy = "set it in the first code cell, tagged 'parameters'"
+            raise AnitaError(f"{shown(lesson)}: unknown parameter '{name}': {remedy}")
 
 
-def run_lesson(lesson: Path, run: Run, parameters: dict, timeout: int, on_cell: Callable[[int], None]) -> Outcome:
-    """Executes one lesson; its executed notebook and HTML page go into the run's folder, even if it fails."""
-    outcome = execute(lesson, _executed(lesson, run), parameters, timeout, on_cell)
-    notebook = clean_outputs(nbformat.read(_executed(lesson, run), as_version=4))
-    nbformat.write(notebook, _executed(lesson, run))
-    write_text(run.folder / "html" / f"{lesson.stem}.html", lesson_html(notebook, lesson.stem))
-    return outcome
+# ---------------------------------------------------------------- one lesson
 
 
-def _executed(lesson: Path, run: Run) -> Path:
-    return run.folder / "notebooks" / lesson.name
+def run_lesson(lesson: Path, run: Run, parameters: dict, timeout: int) -> str | None:
+    """Executes one lesson and notes how it went; what ran goes into the run's folder, even if it fails.
 
-
-def is_done(lesson: Path, run: Run, parameters: dict) -> bool:
-    """Whether the run holds this lesson, ended well, with the same cells and the same parameters."""
-    executed = _executed(lesson, run)
-    if run.info()["lessons"].get(lesson.stem, {}).get("status") != "done" or not executed.is_file():
-        return False
-    notebook = nbformat.read(executed, as_version=4)
-    same_parameters = notebook.metadata.get("papermill", {}).get("parameters") == parameters
-    return same_parameters and _sources(_without_injected(notebook)) == _sources(
-        nbformat.read(lesson, as_version=4).cells
-    )
-
-
-def _without_injected(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-
-
-def _sources(cells: list[nbformat.NotebookNode]) -> list[str]:
-    return [cell.source for cell in cells]
-
-
-def update_outputs(lesson: Path, executed: nbformat.NotebookNode) -> None:
-    """Writes the outputs of an executed lesson into the lesson itself, and nothing else: a diff shows only outputs.
-
-    The lesson also keeps `cells_hash` of what ran, so that outputs older than their cells are found out. Cells are
-    counted as if there had been no injected one. AnitaError if the lesson's cells are others by now.
+    Returns why it failed, in one line, or None.
     """
-    source = nbformat.read(lesson, as_version=nbformat.NO_CONVERT)
-    cells = _without_injected(executed)
-    if _sources(source.cells) != _sources(cells):
-        raise AnitaError(f"{shown(lesson)} was changed while it ran: run it again")
-    pairs = ((old, new) for old, new in zip(source.cells, cells, strict=True) if old.cell_type == "code")
-    for count, (old, new) in enumerate(pairs, start=1):
-        old.outputs = new.outputs
-        old.execution_count = count
-        for output in old.outputs:
-            if "execution_count" in output:
-                output.execution_count = count
-    source.metadata["outputs_of"] = cells_hash(source)
-    nbformat.write(source, lesson)
-
-
-def cells_hash(notebook: nbformat.NotebookNode) -> str:
-    """A hash of the code of all cells, in order: that of the cells which the stored outputs came from."""
-    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
-
-
-def clean_outputs(notebook: nbformat.NotebookNode, root: Path | None = None) -> nbformat.NotebookNode:
-    """Takes this machine's paths out of a notebook's text outputs, in place: the checkout becomes ".", home "~".
-
-    root: the checkout, if not this package's own.
-    """
-    root = root or checkout()
-    names = {runs_dir(): "runs", root: ".", Path.home(): "~"}
-    paths = sorted((path for path in names if path and len(path.parts) > 1), key=lambda path: -len(path.parts))
-    rules = [(re.compile(re.escape(str(path)) + r"(?![\w-])"), names[path]) for path in paths]
-    # Where IPython says a warning arose: another file in every session
-    rules.append((re.compile(r"\S*ipykernel_\d+/\d+\.py"), "<cell>"))
-
-    def clean(value):
-        if isinstance(value, str):
-            for pattern, name in rules:
-                value = pattern.sub(name, value)
-        elif isinstance(value, list):
-            value = [clean(item) for item in value]
-        return value
-
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            for key in ("text", "traceback", "evalue"):
-                if key in output:
-                    output[key] = clean(output[key])
-            for kind, value in output.get("data", {}).items():
-                if kind.startswith("text/"):  # pictures are base64, where a path's letters may stand by chance
-                    output["data"][kind] = clean(value)
-    return notebook
-
-
-@contextmanager
-def _progress(console: Console, lesson: Path) -> Iterator[Callable[[int], None]]:
-    """Shows which cell of how many is running: a live line on a terminal, else a line for each cell of code."""
-    cells = nbformat.read(lesson, as_version=4).cells
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("cell {task.completed}/{task.total}")]
     start = time.monotonic()
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(lesson.stem, total=len(cells))
-
-        def on_cell(number: int) -> None:
-            bar.update(task, completed=number)
-            if not console.is_terminal and cells[number - 1].cell_type == "code":
-                _say(console, f"{lesson.stem}: cell {number}/{len(cells)} at {clock(time.monotonic() - start)}")
-
-        yield on_cell
+    with watch_memory() as peak:
+        failure = execute(lesson, executed(lesson, run), parameters, timeout)
+    seconds = time.monotonic() - start
+    notebook = clean_outputs(read(executed(lesson, run)))
+    nbformat.write(notebook, executed(lesson, run))
+    write_text(run.folder / "html" / f"{lesson.stem}.html", lesson_html(notebook, lesson.stem))
+    run.lesson_done(lesson.stem, seconds, peak(), "failed" if failure else "done")
+    print(f"{lesson.stem}: {failure or f'done in {clock(seconds)}'}", flush=True)
+    return failure
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def execute(notebook: Path, output: Path, parameters: dict, timeout: int) -> str | None:
+    """Executes a notebook in its folder, and writes what ran to `output`. Returns why it failed, or None.
 
-
-# ---------------------------------------------------------------- execution
-
-
-@dataclass
-class Outcome:
-    """How a lesson went; `failure` is one line, or None."""
-
-    seconds: float
-    peak_memory_bytes: int
-    failure: str | None
-
-
-def execute(notebook: Path, output: Path, parameters: dict, timeout: int, on_cell: Callable[[int], None]) -> Outcome:
-    """Executes `notebook` with papermill, working in its folder, and writes what ran to `output`, even if it fails.
-
-    parameters: put in a cell after the one tagged "parameters".
-    timeout: seconds after which a cell counts as hung.
-    on_cell: is told the number of each cell, counted from 1 in the notebook as it stands, when the cell begins.
+    The cell that runs is shown: in a line that is rewritten on a terminal, else in a line for each cell of code.
     """
-    cells = nbformat.read(notebook, as_version=4).cells
-    injected_at = 1 + next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
-    number = 0
-
-    def count(index: int) -> None:
-        nonlocal number
-        if index != injected_at:  # the cell that papermill injects has no number of its own
-            number = index + 1 if index < injected_at else index
-            on_cell(number)
-
+    start, number, cells = time.monotonic(), 0, len(read(notebook).cells)
     output.parent.mkdir(parents=True, exist_ok=True)
-    failure = None
     # What the kernels must agree on with this process: where the runs are, and which environment python3 means
     agreed = {"ANITA_RUNS": str(runs_dir()), "JUPYTER_PREFER_ENV_PATH": "1"} | IDLE_THREADS
-    start = time.monotonic()
-    with environment(**agreed), watch_memory() as peak:
+
+    def show(cell: NotebookNode, cell_index: int) -> None:
+        nonlocal number
+        if is_injected(cell):
+            return
+        number += 1
+        line = f"{notebook.stem}: cell {number}/{cells} at {clock(time.monotonic() - start)}"
+        status.update(line)
+        if cell.cell_type == "code" and not status.console.is_terminal:
+            print(line, flush=True)
+
+    with environment(**agreed), Console().status(notebook.stem) as status:
         try:
             papermill.execute_notebook(
                 str(notebook),
                 str(output),
                 parameters,
-                engine_name=CourseEngine.name,
                 kernel_name="python3",
                 progress_bar=False,
                 cwd=str(notebook.parent),
                 execution_timeout=timeout,
-                on_cell=count,
+                on_cell_start=show,  # nbclient's
                 config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else each kernel prints a warning
             )
+            return None
         except PapermillExecutionError as error:
-            failure = f"{error.ename}: {error.evalue}"
+            why = f"{error.ename}: {error.evalue}"
         except CellTimeoutError:
-            failure = f"no end after {timeout} s (--timeout)"
+            why = f"no end after {timeout} s (--timeout)"
         except RuntimeError as error:  # nbclient's DeadKernelError, and a kernel that does not even start
-            failure = f"the kernel died, perhaps for want of memory ({error})"
-    seconds = time.monotonic() - start
-    if failure:
-        failure = f"cell {number} of {len(cells)} failed after {clock(seconds)}: {failure}"
-    return Outcome(seconds, peak(), failure)
-
-
-class CourseEngine(NBClientEngine):
-    """papermill's own engine, which also tells `on_cell` the index of each cell that begins."""
-
-    name = "anita"
-
-    @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, on_cell=None, **kwargs):
-        start = nb_man.cell_start
-
-        def cell_start(cell, cell_index=None, **details):
-            on_cell(cell_index)
-            start(cell, cell_index, **details)
-
-        nb_man.cell_start = cell_start
-        return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
-
-
-papermill_engines.register(CourseEngine.name, CourseEngine)
+            why = f"the kernel died, perhaps for want of memory ({error})"
+    return f"cell {number} of {cells} failed after {clock(time.monotonic() - start)}: {why}"
 
 
 @contextmanager
 def watch_memory(interval: float = 0.2) -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the peak, so far, of the memory held by the processes started inside the block.
+    """Yields a function: the peak, so far, of the memory held by the processes started inside the block, in bytes.
 
     Samples their resident memory every `interval` seconds with psutil, so a shorter peak can escape it.
     """
-    this = psutil.Process()
+    this, over, peak = psutil.Process(), threading.Event(), 0
     older = set(this.children(recursive=True))
-    peak = 0
-    over = threading.Event()
-
-    def resident(process: psutil.Process) -> int:
-        try:
-            return process.memory_info().rss
-        except psutil.Error:  # it ended meanwhile
-            return 0
 
     def watch() -> None:
         nonlocal peak
         while not over.wait(interval):
-            peak = max(peak, sum(resident(child) for child in set(this.children(recursive=True)) - older))
+            with suppress(psutil.Error):  # a process ended meanwhile: the next sample will do
+                new = set(this.children(recursive=True)) - older
+                peak = max(peak, sum(process.memory_info().rss for process in new))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -347,3 +196,88 @@ def watch_memory(interval: float = 0.2) -> Iterator[Callable[[], int]]:
     finally:
         over.set()
         thread.join()
+
+
+# ---------------------------------------------------------------- what ran
+
+
+def read(file: Path) -> NotebookNode:
+    return nbformat.read(file, as_version=4)
+
+
+def executed(lesson: Path, run: Run) -> Path:
+    """Where a run keeps what ran of a lesson."""
+    return run.folder / "notebooks" / lesson.name
+
+
+def is_injected(cell: NotebookNode) -> bool:
+    """Whether papermill put the cell there: the lesson's own parameters follow in it."""
+    return "injected-parameters" in cell.metadata.get("tags", [])
+
+
+def is_done(lesson: Path, run: Run, parameters: dict) -> bool:
+    """Whether the run holds this lesson, ended well, with the same cells and the same parameters."""
+    if run.info()["lessons"].get(lesson.stem, {}).get("status") != "done" or not executed(lesson, run).is_file():
+        return False
+    ran = read(executed(lesson, run))
+    same_parameters = ran.metadata.get("papermill", {}).get("parameters") == parameters
+    return same_parameters and sources(ran) == sources(read(lesson))
+
+
+def sources(notebook: NotebookNode) -> list[str]:
+    """The sources of a lesson's own cells."""
+    return [cell.source for cell in notebook.cells if not is_injected(cell)]
+
+
+def update_outputs(lesson: Path, ran: NotebookNode) -> None:
+    """Writes the outputs of an executed lesson into the lesson itself, and nothing else: a diff shows only outputs.
+
+    The lesson also keeps `cells_hash` of what ran, so that outputs older than their cells are found out. Cells are
+    counted as if there had been no injected one. AnitaError if the lesson's cells are others by now.
+    """
+    notebook = nbformat.read(lesson, as_version=nbformat.NO_CONVERT)
+    if sources(notebook) != sources(ran):
+        raise AnitaError(f"{shown(lesson)} was changed while it ran: run it again")
+    new_cells = [cell for cell in ran.cells if cell.cell_type == "code" and not is_injected(cell)]
+    old_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for count, (old, new) in enumerate(zip(old_cells, new_cells, strict=True), start=1):
+        old.outputs, old.execution_count = new.outputs, count
+        for output in old.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+    notebook.metadata["outputs_of"] = cells_hash(notebook)
+    nbformat.write(notebook, lesson)
+
+
+def cells_hash(notebook: NotebookNode) -> str:
+    """A hash of the code of all cells, in order: that of the cells which the stored outputs came from."""
+    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def clean_outputs(notebook: NotebookNode, root: Path | None = None) -> NotebookNode:
+    """Takes this machine's paths out of a notebook's text outputs, in place: the checkout becomes ".", home "~".
+
+    root: the checkout, if not this package's own.
+    """
+    names = {runs_dir(): "runs", root or checkout(): ".", Path.home(): "~"}
+    paths = sorted((path for path in names if path and len(path.parts) > 1), key=lambda path: -len(path.parts))
+    rules = [(re.compile(re.escape(str(path)) + r"(?![\w-])"), names[path]) for path in paths]
+    # Where IPython says a warning arose: another file in every session
+    rules.append((re.compile(r"\S*ipykernel_\d+/\d+\.py"), "<cell>"))
+
+    def clean(text: str) -> str:
+        for pattern, name in rules:
+            text = pattern.sub(name, text)
+        return text
+
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for key in output.keys() & {"text", "evalue"}:
+                output[key] = clean(output[key])
+            if "traceback" in output:
+                output.traceback = [clean(line) for line in output.traceback]
+            for kind, value in output.get("data", {}).items():
+                if kind.startswith("text/"):  # pictures are base64, which may hold a path's letters by chance
+                    output.data[kind] = clean(value)
+    return notebook

@@ -1,11 +1,11 @@
-"""A rehearsal: every lesson under a profile's own keys, with the shipped model and data, in a few steps.
+"""Would the lessons run under another machine's profile? A rehearsal: its own keys, the shipped model, a few steps.
 
->>> rehearsed, changes = rehearse(load_profile("h100"), detect_machine())
+>>> rehearsed = rehearse(load_profile("h100"), detect_machine())
 >>> rehearsed.name, rehearsed.stages["dpo"].lora.r, rehearsed.stages["dpo"].gradient_accumulation_steps
 ('rehearsal-h100', 64, 12)
 
-So that no branch of a lesson is first run on a rented GPU. Its figures mean nothing: they stay in a run of their own,
-which `runs/latest` never points at.
+So no branch of a lesson is first run on a rented GPU. Its figures mean nothing: they stay in a run of their own, which
+`runs/latest` never points at.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
+from anita_utils.course.lessons import lessons_folder, run_course, select_lessons
 from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import Machine, detect_machine
 from anita_utils.paths import data_dir, environment, write_text
-from anita_utils.profile import HubData, Model, Profile, load_profile, parse_profile
+from anita_utils.profile import Model, Profile, load_profile, parse_profile
+from anita_utils.rows import read_jsonl
 from anita_utils.run import Run
 from anita_utils.training import COMPUTE_DTYPES
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 EXAMPLES = 32  # a stage
 EPOCHS = 5  # at least five updates, whatever the batch: the trainer logs every fifth, and a lesson draws the log
@@ -40,12 +38,11 @@ CORPORA = {"sft": "sft", "italian": "italian_text", "dpo": "dpo"}  # what is rea
 NEEDS_A_GPU = re.compile(r"paged|8bit|bnb")
 
 
-def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
-    """The profile as it can be rehearsed on `machine`, and what is other than in `profile`, in words.
+def rehearse(profile: Profile, machine: Machine) -> Profile:
+    """The profile as it can be rehearsed on `machine`.
 
     All else is the profile's: order, quantisation, adapters, rates, schedules, batches, accumulation, packing,
-    checkpointing. Data sets keep their names and their way through the adapters, but are read from the shipped
-    corpora.
+    checkpointing. Data sets keep their names and the code that reads their columns, but come from the shipped corpora.
     """
     new = profile.model_copy(deep=True)
     new.name, new.rehearsal_of = f"rehearsal-{profile.name}", profile.name
@@ -53,8 +50,10 @@ def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
     wanted = next(short for short, long in COMPUTE_DTYPES.items() if long == profile.model.dtype)
     new.model = Model(base=SHIPPED_BASE, dtype=COMPUTE_DTYPES[possible(wanted, machine)])
     for name, stage in new.stages.items():
+        file = data_dir() / "corpora" / f"{CORPORA.get(name, 'sft')}.jsonl"  # its rows have no `source` to choose by
         for corpus in set(stage.data) & set(new.datasets):
-            new.datasets[corpus] = shipped_data(new.datasets[corpus], CORPORA.get(name, "sft"))
+            here = {"files": str(file), "sample": EXAMPLES, "without": []}
+            new.datasets[corpus] = new.datasets[corpus].model_copy(update=here)
         stage.examples = min(EXAMPLES, stage.examples or EXAMPLES)
         stage.num_train_epochs = EPOCHS
         stage.max_length = min(LENGTH, stage.max_length)
@@ -64,7 +63,7 @@ def rehearse(profile: Profile, machine: Machine) -> tuple[Profile, list[str]]:
     new.evaluation.suite = "piccola"  # the data of others is on the Hub
     new.evaluation.limit = min(ITEMS, new.evaluation.limit or ITEMS)
     new.evaluation.max_new_tokens = min(ANSWER, new.evaluation.max_new_tokens)
-    return parse_profile(new.model_dump(), f"the rehearsal of {profile.name}"), changes(profile, new)
+    return parse_profile(new.model_dump(), f"the rehearsal of {profile.name}")
 
 
 def possible(precision: str, machine: Machine) -> str:
@@ -76,38 +75,22 @@ def possible(precision: str, machine: Machine) -> str:
     return "bf16" if machine.bf16 else "fp32"
 
 
-def shipped_data(settings: HubData, corpus: str) -> HubData:
-    """The settings of a data set on the Hub, made to read a shipped corpus, which has no `source` to choose by."""
-    file = data_dir() / "corpora" / f"{corpus}.jsonl"
-    return settings.model_copy(update={"files": str(file), "sample": EXAMPLES, "without": []})
-
-
-def changes(old: Profile, new: Profile) -> list[str]:
-    """What a rehearsal changes, as people say it; what stays the same is left out."""
-    optimizers = {stage.optim for name, stage in old.stages.items() if stage != new.stages[name]}
-    optimizers -= {stage.optim for stage in new.stages.values()}
-    swaps = [
-        (old.model.base, new.model.base),
-        (old.precision, new.precision),
-        (old.model.dtype, new.model.dtype),
-        (" and ".join(sorted(optimizers)), "adamw_torch" if optimizers else ""),
-        ("the data sets", "the shipped corpora" if old.datasets else "the data sets"),
-        (old.evaluation.suite, new.evaluation.suite),
-    ]
-    return [
-        *(f"{after} for {before}" for before, after in swaps if before != after),
-        f"{EXAMPLES} examples and {EPOCHS} epochs a stage",
-        f"at most {LENGTH} tokens a row",
-        f"{ITEMS} items a benchmark, {PROBES} probes of a kind, answers of at most {ANSWER} tokens",
-    ]
+def summary(rehearsed: Profile) -> str:
+    """What takes the place of a profile's own values in its rehearsal."""
+    optimizers = " and ".join(sorted({stage.optim for stage in rehearsed.stages.values()}))
+    return (
+        f"{rehearsed.name}, whose figures mean nothing: {SHIPPED_BASE}, the shipped corpora and benchmarks, "
+        f"{rehearsed.precision} on weights in {rehearsed.model.dtype}, {optimizers}, {EXAMPLES} examples and {EPOCHS} "
+        f"epochs a stage, at most {LENGTH} tokens a row, {ITEMS} items a benchmark, {PROBES} probes of a kind, answers "
+        f"of at most {ANSWER} tokens. All else is the profile's own."
+    )
 
 
 def few(rows: list[dict], each: int = PROBES) -> list[dict]:
     """Up to `each` rows of every kind there is, first those with a twin: a harmful request, a harmless one like it."""
     twins = Counter((row.get("language"), row.get("cluster")) for row in rows)
     rows = sorted(rows, key=lambda row: (-twins[row.get("language"), row.get("cluster")], row.get("cluster", "")))
-    taken: Counter = Counter()
-    kept = []
+    taken, kept = Counter(), []
     for row in rows:
         kind = tuple(row.get(key) for key in ("language", "split", "kind", "side"))
         taken[kind] += 1
@@ -118,8 +101,6 @@ def few(rows: list[dict], each: int = PROBES) -> list[dict]:
 
 def small_data(folder: Path) -> Path:
     """A data folder for `ANITA_DATA`: the course's own, linked, but with a few probes of each kind."""
-    from anita_utils.rows import read_jsonl
-
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for entry in data_dir().iterdir():
@@ -136,27 +117,20 @@ def rehearse_course(
     profile: str,
     run_name: str = "latest",
     seed: int = 42,
-    only: list[str] | tuple[str, ...] = (),
+    only: Collection[str] = (),
     resume: bool = False,
     timeout_per_cell: int = 600,
     notebooks: Path | None = None,
-    console: Console | None = None,
 ) -> int:
     """Runs the course as a rehearsal of `profile`; the arguments and what is returned are those of `run_course`.
 
-    run_name: "latest" stands for rehearsal-NAME here. The rehearsed profile is written into the run's folder.
+    run_name: "latest" means rehearsal-NAME here. The rehearsed profile is written into the run's folder.
     """
-    from rich.console import Console
-
-    from anita_utils.course.lessons import lessons_folder, run_course, select_lessons
-
-    console = console or Console()
     select_lessons(notebooks or lessons_folder(), only)  # before anything is written
-    rehearsed, changed = rehearse(load_profile(profile), detect_machine())
+    rehearsed = rehearse(load_profile(profile), detect_machine())
     run = Run.open(rehearsed.name if run_name == "latest" else run_name, rehearsed, seed)
     file = run.folder / f"{rehearsed.name}.yaml"
-    said = f"{rehearsed.name}, whose figures mean nothing: {'; '.join(changed)}. All else is the profile's own."
-    write_text(file, f"# {said}\n" + yaml.safe_dump(rehearsed.model_dump(mode="json"), sort_keys=False))
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    write_text(file, f"# {summary(rehearsed)}\n" + yaml.safe_dump(rehearsed.model_dump(mode="json"), sort_keys=False))
+    print(summary(rehearsed), flush=True)
     with environment(ANITA_DATA=str(small_data(run.folder / "data"))):
-        return run_course(str(file), run.folder.name, seed, only, resume, timeout_per_cell, False, notebooks, console)
+        return run_course(str(file), run.folder.name, seed, only, resume, timeout_per_cell, notebooks=notebooks)

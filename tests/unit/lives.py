@@ -69,7 +69,7 @@ def kill(child, stage, moment):
     while (end := end_of(child)) is None:
         if moment is None:
             there = checkpoints(stage.work)
-            torn_before &= set(there)  # the new life deletes them, and may write them anew
+            torn_before &= set(there)  # the new life deletes them, and may write them again
             ready = any(folder not in torn_before and not (folder / MANIFEST).exists() for folder in there)
         else:
             ready = time.monotonic() - start >= moment
@@ -87,7 +87,7 @@ def essence(stage):
 
 
 def kill_stage(open_stage, name, times, rng):
-    """Trains a stage undisturbed, then `times` killed; tells how many kills, and whether all ends were the same."""
+    """Trains a stage undisturbed, then `times` killed; returns how many kills, and whether all ends were the same."""
     with environment(ANITA_CACHE=str(FOLDER / "unbroken")):
         start = time.monotonic()
         assert os.waitstatus_to_exitcode(os.waitpid(live(open_stage(name)), 0)[1]) == TRAINED

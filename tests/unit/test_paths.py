@@ -6,7 +6,7 @@ import sys
 import threading
 
 import pytest
-from test_failures import files_up_to, not_almighty
+from test_stages_failures import files_up_to, not_almighty
 
 from anita_utils import AnitaError
 from anita_utils.evaluation import measuring

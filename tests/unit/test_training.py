@@ -1,12 +1,15 @@
 """Stages: chained, cached, resumable, reproducible; only the adapter moves."""
 
+import ast
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from anita_utils import AnitaError, stages, training
+from anita_utils import AnitaError, checkout, stages, training
 from anita_utils.model import load_model
 from anita_utils.run import Run
 
@@ -79,7 +82,7 @@ def test_a_killed_stage_ends_as_an_unbroken_one(runs, small_profile, monkeypatch
     trainer.add_callback(Kill())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert killed.checkpoint() is not None and not killed.done
+    assert stages.last_good(killed.work) is not None and not killed.done
     training.train_stage(killed)
     second = load_file(f"{killed.merged}/model.safetensors")
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -162,3 +165,51 @@ def test_what_was_read_and_left_out_stands_in_the_stage(runs, tiny_profile, tmp_
         "whole": 12,
     }
     assert info["recipe"]["settings"]["data"] == ["mine.jsonl"]
+
+
+def test_an_import_changes_nothing_elsewhere():
+    """It wrote into transformers' registry of callbacks, and set glibc's memory for everyone who looked at a stage."""
+    code = """
+import ctypes
+from transformers.integrations import integration_utils
+import bitsandbytes, peft, trl
+callbacks, called, load = dict(integration_utils.INTEGRATION_TO_CALLBACK), [], ctypes.CDLL
+ctypes.CDLL = lambda name, *rest, **more: called.append(name) or load(name, *rest, **more)
+import anita_utils.training
+assert integration_utils.INTEGRATION_TO_CALLBACK == callbacks and None not in called
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=checkout())
+
+
+def test_modules_only_define():
+    """At the top of a module are definitions and constants: no calls, no loops, nothing put into other objects."""
+
+    def defines(node):
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            return all(isinstance(target, ast.Name | ast.Tuple) for target in targets)
+        if isinstance(node, ast.If):
+            return ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        return text or isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
+
+    kit = checkout() / "anita_utils"
+    others = {
+        f"{file.relative_to(kit)}: {ast.unparse(node)}"
+        for file in kit.rglob("*.py")
+        for node in ast.parse(file.read_text("utf-8")).body
+        if not defines(node)
+    }
+    assert {line for line in others if not line.startswith("cli/main.py: ")} == set()  # there the commands are named
+
+
+def test_a_prepared_trainer_has_what_the_lessons_speak_of(runs, tiny_profile):
+    from transformers import PrinterCallback
+
+    tiny_profile.order = ["sft"]
+    trainer = training.build_trainer(stages.find_stage(Run.open("t", tiny_profile, 42), "sft"))
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    assert trained and all(weight.dtype is torch.float32 for weight in trained)
+    kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
+    assert kinds.count(training.Watch) == 1 and PrinterCallback not in kinds
+    assert trainer.model.get_base_model().forward.__module__ == "anita_utils.training"

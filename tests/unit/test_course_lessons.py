@@ -1,5 +1,6 @@
 """The course: real kernels on two throw-away lessons, and the report made of what they leave."""
 
+import contextlib
 import io
 import re
 import sys
@@ -7,7 +8,6 @@ import sys
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from rich.console import Console
 
 from anita_utils import AnitaError
 from anita_utils.course.lessons import (
@@ -43,8 +43,8 @@ def write_lesson(folder, name, *sources):
 
 def course(**options):
     """Runs a course; returns its exit code and what it printed."""
-    screen = io.StringIO()
-    return run_course(console=Console(file=screen), **options), screen.getvalue()
+    with contextlib.redirect_stdout(io.StringIO()) as screen:
+        return run_course(**options), screen.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def finished(tmp_path_factory):
 def test_a_failing_lesson_stops_the_course_and_is_named(finished):
     code, printed, _ = finished
     assert code == 1
-    assert "00_first: done in 0:0" in printed
+    assert re.search(r"00_first: done in \d:\d\d\n", printed)
     assert "00_first: cell 3/4 at" in printed
     assert re.search(r"01_second: cell 4 of 5 failed after 0:\d\d: ZeroDivisionError: division by zero", printed)
     assert "02_never" not in printed
@@ -127,8 +127,8 @@ def test_formulas_the_converter_does_not_know_stay_readable():
 
 def test_a_pictures_alternative_text_is_on_the_page():
     picture = new_output("display_data", {"image/png": "iVBORw0KGgo="})
-    told = new_output("display_data", picture.data, metadata={"image/png": {"alt": 'Bars, "sft" < "dpo"'}})
-    page = lesson_html(new_notebook(cells=[new_code_cell("", outputs=[told, picture])]), "t").partition("<body")[2]
+    described = new_output("display_data", picture.data, metadata={"image/png": {"alt": 'Bars, "sft" < "dpo"'}})
+    page = lesson_html(new_notebook(cells=[new_code_cell("", outputs=[described, picture])]), "t").partition("<body")[2]
     first, second = re.findall(r"<img[^>]* alt=('[^']*'|\"[^\"]*\")", page)
     assert first[1:-1] == 'Bars, "sft" &lt; "dpo"' and second[1:].startswith("Figure.")
 

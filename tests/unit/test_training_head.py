@@ -95,6 +95,22 @@ def test_any_other_call_is_the_models_own(runs, tiny_profile, monkeypatch):
     assert scored.loss.item() == pytest.approx(loss.item(), abs=1e-5)
 
 
+def test_a_family_that_caps_its_logits_keeps_trls_head(runs, tiny_profile, monkeypatch):
+    """Its scores are not the head's product alone: without the cap the loss would be another, without a word."""
+    tiny_profile.order = ["sft"]
+    load = training.load_for_training
+
+    def capped(stage):
+        model, tokenizer = load(stage)
+        model.config.final_logit_softcapping = 0.1
+        return model, tokenizer
+
+    monkeypatch.setattr(training, "load_for_training", capped)
+    trainer = training.build_trainer(find_stage(Run.open("t", tiny_profile, 42), "sft"))
+    loss = trainer.compute_loss(trainer.model, first_rows(trainer)).item()
+    assert loss == pytest.approx(math.log(trainer.model.config.vocab_size), rel=0.02)  # all words nearly as likely
+
+
 def test_the_head_sees_scored_tokens_only(runs, tiny_profile):
     """What the change is for: fails when TRL's head, which scores every place, is in use."""
     tiny_profile.order = ["sft"]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from anita_utils import AnitaError, checkout, stages, training
-from anita_utils.paths import write_text
+from anita_utils.paths import in_use, write_text
 from anita_utils.run import Run, where_and_when
 from anita_utils.stages import damage, last_good, trained_seconds, write_manifest
 
@@ -103,9 +103,52 @@ def test_training_goes_on_before_a_truncated_checkpoint(runs, tiny_profile, monk
 def test_a_stage_that_another_process_trained_meanwhile_is_not_trained_again(runs, tiny_profile):
     tiny_profile.order = ["sft"]
     stage = training.train_stage(stages.find_stage(Run.open("t", tiny_profile, 42), "sft"))
-    with pytest.raises(AnitaError, match="was trained by another process meanwhile"):
-        stage.checkpoint()
-    stage.lock.release()
+    with pytest.raises(AnitaError, match="was trained by another process meanwhile"), stage.training():
+        pass
+    assert not in_use(stage.folder)
+
+
+WAITER = """
+import sys
+from pathlib import Path
+from anita_utils.paths import locked
+with locked(Path(sys.argv[1]), "it"):
+    print("its turn")
+"""
+
+
+def test_inside_a_training_no_other_process_has_the_stage(runs, tiny_profile):
+    tiny_profile.order = ["sft"]
+    stage = stages.find_stage(Run.open("t", tiny_profile, 42), "sft")
+    with stage.training() as checkpoint:
+        assert checkpoint is None and in_use(stage.folder)
+        command = [sys.executable, "-u", "-c", WAITER, stage.folder]
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=checkout())
+        assert other.stdout.readline() == "it is in use by another process: waiting for it\n"
+        assert other.poll() is None
+    assert other.communicate(timeout=60)[0] == "its turn\n" and not in_use(stage.folder)
+
+
+def test_a_training_goes_on_from_its_checkpoint_or_begins_again(runs, tiny_profile):
+    tiny_profile.order = ["sft"]
+    stage = stages.find_stage(Run.open("t", tiny_profile, 42), "sft")
+    good = make_checkpoint(stage.work, 5)
+    with stage.training() as checkpoint:
+        assert checkpoint == str(good)
+    with stage.training(resume=False) as checkpoint:
+        assert checkpoint is None and not good.exists()
+
+
+def test_what_changed_since_the_last_training_is_printed(runs, tiny_profile, capsys):
+    tiny_profile.order = ["sft"]
+    training.train_stage(stages.find_stage(Run.open("t", tiny_profile, 42), "sft"))
+    tiny_profile.stages["sft"].learning_rate, tiny_profile.stages["sft"].lora.r = 1e-3, 2
+    capsys.readouterr()
+    with stages.find_stage(Run.open("t", tiny_profile, 42), "sft").training():
+        said = capsys.readouterr().out
+    start, _, changes = said.strip().partition(": trained again, and what builds on it: ")
+    assert start == "sft"
+    assert sorted(changes.split("; ")) == ["settings.learning_rate 0.003 → 0.001", "settings.lora.r 4 → 2"]
 
 
 def in_lives(tmp_path, profile, *arguments):

@@ -7,6 +7,7 @@ import IPython
 import pytest
 
 from anita_utils import stages, training
+from anita_utils.paths import file_hash
 from anita_utils.run import Run
 from anita_utils.training import Progress
 
@@ -49,7 +50,7 @@ def trained(profile, name, monkeypatch, run="t", **settings):
     for key, value in settings.items():
         setattr(profile.stages[name], key, value)
     written = []
-    monkeypatch.setattr(stages, "write_manifest", lambda folder, seconds: written.append(folder.name))
+    monkeypatch.setattr(training, "write_manifest", lambda folder, seconds: written.append(folder.name))
     return training.train_stage(stages.find_stage(Run.open(run, profile, 42), name)), written
 
 
@@ -74,8 +75,6 @@ def test_checkpoints_come_by_time_too_and_change_nothing(runs, tiny_profile, mon
     assert none == [f"checkpoint-{steps}"] and len(often) >= steps // 5
     losses = [[row["loss"] for row in stage.info["history"]] for stage in (plain, timed)]
     assert losses[0][-1] == pytest.approx(losses[1][-1], rel=0.5)
-    from anita_utils.paths import file_hash
-
     assert len({file_hash(f"{stage.merged}/model.safetensors") for stage in (plain, timed)}) == 1
 
 
