@@ -3,9 +3,8 @@
 >>> entry = cached("evaluations/answers", {"model": "4c1a94be6f1c5d1f", "settings": {"batch_size": 64}})
 >>> entry.value(make)       # what is kept there; where nothing is, what `make()` returns, which is then kept
 
-Added to what the caller names are the versions of the libraries, and a number for each module or function, that entries
-of this kind come from. A change in what one of them returns raises its number here; `tests/unit/test_cache.py` compares
-each source with its number, and sees which functions really run.
+Each entry also depends on the libraries' versions, and on a number for each module or function that it comes from. A
+change in what one of these returns raises its number here: `tests/unit/test_cache.py` compares source and number.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anita_utils import AnitaError, shown
+from anita_utils import AnitaError
 from anita_utils.machine import version_of
-from anita_utils.paths import cache_dir, in_use, read_text, runs_dir, write_text
+from anita_utils.paths import cache_dir, read_text, runs_dir, write_text
 
 # By kind of entry: the modules, or functions, that its contents come from, each with its number. It begins at 1.
 ENCODING = {"chat_template": 1, "data": 1, "model": 1}
@@ -56,9 +54,7 @@ def digest(values: Any) -> str:
 
 
 def made_by(kind: str) -> dict[str, dict]:
-    """The versions of the libraries that entries of this kind come from, and the numbers above 1 of its functions: so a
-    function can be listed, or move, without changing any name.
-    """
+    """The versions of the libraries, and the numbers of the functions above 1, that a kind of entry comes from."""
     changed = {name: number for name, number in FUNCTIONS[kind].items() if number > 1}
     libraries = {name: version_of(name) or "not installed" for name in LIBRARIES[kind]}
     return {"libraries": libraries, "functions": changed}
@@ -103,10 +99,7 @@ class Entry:
 
 
 def cached(name: str, *depends: Any) -> Entry:
-    """The entry called `name` ("kind/label") that depends on these values, and on the code and libraries of its kind.
-
-    Nothing is looked up, made or downloaded: whether the entry is there is a question to the entry.
-    """
+    """The entry called `name` ("kind/label") that depends on these values and on its kind's code and libraries."""
     return Entry(name, {"depends": list(depends)} | made_by(name.partition("/")[0]))
 
 
@@ -148,34 +141,22 @@ def _outdated(kind: str, path: Path) -> str:
     file, depends = (path / "stage.json", "recipe") if path.is_dir() else (path.with_suffix(".json"), "made_of")
     try:
         made = json.loads(read_text(file))[depends]
-        then, now = made["libraries"] | made["functions"], made_by(kind)
+        then = made["libraries"] | made["functions"]
     except (ValueError, KeyError, TypeError, AnitaError):
         return "made by an older version of the course"
-    now = now["libraries"] | now["functions"]
+    now = made_by(kind)["libraries"] | made_by(kind)["functions"]
     changed = [name for name in then | now if then.get(name) != now.get(name)]
     return f"{changed[0]} was {then.get(changed[0])}, is {now.get(changed[0])}" if changed else ""
 
 
-def prune(days: float | None = None) -> Iterator[Content]:
-    """Deletes, and yields, what this version does not take and no run uses; with `days` also all that no run uses and
-    that is older. What is being trained is left alone.
-
-    AnitaError where `days` are given and the cache is not beside the runs: others may use it, whose runs are not seen.
-    """
-    if days is not None and cache_dir() != runs_dir() / "cache":
-        raise AnitaError(
-            f"{shown(cache_dir())} may be used by runs that are not in {shown(runs_dir())}: set ANITA_RUNS to the "
-            "folder that it is in, or leave out --older-than"
-        )
+def prune() -> Iterator[Content]:
+    """Deletes, and yields, what this version does not take and no run uses. Checkpoints are left alone."""
     for content in contents():
-        path = content.path
-        entry = path.with_name(path.name.removeprefix(".").removesuffix(".work").removesuffix(".new"))
-        aged = days is not None and time.time() - path.lstat().st_mtime > days * 86_400
-        if content.runs or not (content.old or aged) or in_use(entry):
+        if content.runs or not content.old:
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        if content.path.is_dir() and not content.path.is_symlink():
+            shutil.rmtree(content.path)
         else:
-            path.unlink()
-            path.with_suffix(".json").unlink(missing_ok=True)
+            content.path.unlink()
+            content.path.with_suffix(".json").unlink(missing_ok=True)
         yield content

@@ -1,10 +1,7 @@
 """What does a tokenizer's chat template do, and can it be trained on? Found by rendering, not by reading the template.
 
->>> template = inspect_template(load_tokenizer("data/tiny-llama-3-instruct"))
->>> template.bos, template.end_of_turn, template.default_system
-('<|begin_of_text|>', '<|eot_id|>', 0)
-
-`data.encode_chat` takes from here which tokens of a chat are scored.
+>>> print(inspect_template(load_tokenizer("data/tiny-llama-3-instruct")))
+begins with <|begin_of_text|>; a turn ends with <|eot_id|>
 """
 
 from __future__ import annotations
@@ -43,25 +40,17 @@ class ChatTemplate:
 
     def __str__(self) -> str:
         begins = f"begins with {self.bos}" if self.bos else "no BOS"
-        known = f"{begins}; a turn ends with {self.end_of_turn}"
-        if self.default_system:
-            known += f"; adds a system prompt of {self.default_system} tokens to each chat without one"
-        return known
+        adds = f"; adds a system prompt of {self.default_system} tokens to each chat without one"
+        return f"{begins}; a turn ends with {self.end_of_turn}{adds if self.default_system else ''}"
 
 
 def without_system_role(template: str) -> str:
-    """The template with a system turn's text put before the first user turn's, a blank line between.
-
-    For templates that know no system role (Gemma's). `model.load_tokenizer` does it where its `system_in_user` says so.
-    """
+    """The template (Gemma's) with a system turn's text put before the first user turn's, a blank line between."""
     return template if template.startswith(SYSTEM_IN_USER) else SYSTEM_IN_USER + template
 
 
 def render_text(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
-    """The chat as the text that is tokenized.
-
-    AnitaError, one line, where the template refuses the chat, fails, or leaves out what the user or the system says.
-    """
+    """The chat as text. AnitaError where the template fails, or leaves out what the user or the system says."""
     if not tokenizer.chat_template:
         raise AnitaError("the tokenizer has no chat template: take a model that was tuned to chat")
     try:
@@ -96,8 +85,8 @@ def scored_tokens(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> t
 
     A space that the template puts before the words, and which the model has to write too, is scored with them.
 
-    AnitaError as in `render_text`, and when the template does not write an answer's words as they are, rewrites
-    earlier turns, or ends a turn with no special token.
+    AnitaError when the template does not write an answer's words as they are, rewrites earlier turns, or ends a turn
+    with no special token.
     """
     text = render_text(messages, tokenizer)
     ids = token_ids(text, tokenizer)
@@ -169,9 +158,8 @@ def _first_token(before: str, ids: list[int], tokenizer: PreTrainedTokenizerBase
 def inspect_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     """Renders a few short chats and says what the template does.
 
-    AnitaError, one line with its remedy, where chats cannot be trained on: no template, one that fails, no padding or
-    padding with the end of a text or turn, two BOS, an answer that is not written as it is, a turn that does not end
-    with one special token.
+    AnitaError where chats cannot be trained on: no template, one that fails, no padding or padding with the end of a
+    text or turn, two BOS, an answer that is not written as it is, a turn that ends with no special token.
     """
     ids, _ = scored_tokens([QUESTION, ANSWER], tokenizer)
     _, after = _around([QUESTION], tokenizer)
@@ -197,17 +185,17 @@ def _default_system(text: str, turn_end: str, bos: str | None) -> str:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int | None) -> None:
     """AnitaError for an id beyond the model's embedding: of the vocabulary, of padding, BOS or EOS, or of a chat.
 
-    An added token that nothing writes may lie beyond it: Gemma 3's image token does. embedding_rows: None where they
-    are not known; then nothing is checked.
+    An added token that nothing writes may lie beyond it: Gemma 3's image token does.
     """
+    if embedding_rows is None:
+        return
     added = tokenizer.added_tokens_decoder
     used = {number for number in tokenizer.get_vocab().values() if number not in added}
     used |= {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     if tokenizer.chat_template:
         used |= set(token_ids(render_text([QUESTION], tokenizer, add_generation_prompt=True), tokenizer))
         used |= set(token_ids(render_text([QUESTION, ANSWER], tokenizer), tokenizer))
-    if embedding_rows is not None and (last := max(used)) >= embedding_rows:
-        raise AnitaError(
-            f"the tokenizer's {tokenizer.convert_ids_to_tokens(last)!r} has the id {last:,}, and the model's embedding "
-            f"{embedding_rows:,} rows: take the tokenizer that belongs to the model"
-        )
+    if (last := max(used)) >= embedding_rows:
+        token = f"the tokenizer's {tokenizer.convert_ids_to_tokens(last)!r} has the id {last:,}"
+        remedy = "take the tokenizer that belongs to the model"
+        raise AnitaError(f"{token}, and the model's embedding {embedding_rows:,} rows: {remedy}")

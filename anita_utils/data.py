@@ -26,10 +26,10 @@ IGNORED = -100  # torch's label for a token that is not scored
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
-    """Running text: one BOS, the text, <|end_of_text|>; every token but the first is scored.
+    """Running text: one BOS, the text, <|end_of_text|>, or else EOS; every token but the first is scored.
 
-    A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts). A tokenizer
-    without <|end_of_text|> ends the text with its EOS; one without BOS (ChatML's) writes none.
+    A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts), and one that the
+    tokenizer lacks (ChatML's) is not written.
     """
     end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
     if end in (None, tokenizer.unk_token_id):
@@ -42,10 +42,7 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int |
 def encode_chat(
     messages: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> dict[str, list[int]]:
-    """A chat through its template, whichever it is; only the assistant's words and the end of its turn are scored.
-
-    AnitaError where these cannot be found exactly (see `chat_template.scored_tokens`).
-    """
+    """A chat through its template; what `chat_template.scored_tokens` finds is scored, or AnitaError."""
     ids, answers = scored_tokens(messages, tokenizer)
     labels = [IGNORED] * len(ids)
     for first, end in answers:
@@ -54,7 +51,7 @@ def encode_chat(
 
 
 def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> list[int]:
-    """The chat as token ids, with exactly the one BOS that the template writes; AnitaError where that fails."""
+    """The chat as token ids, with exactly the one BOS that the template writes."""
     return token_ids(render_text(messages, tokenizer, add_generation_prompt), tokenizer)
 
 
@@ -68,12 +65,9 @@ def contents(row: dict) -> list[list[str]]:
 
 @dataclass
 class RowCounts:
-    """What became of a stage's rows: of those read, which are trained whole, which cut, which left out and why.
+    """What became of a stage's rows: of those read, which are trained whole, which cut, which left out and why."""
 
-    read is the sum of all the others.
-    """
-
-    read: int = 0
+    read: int = 0  # the sum of all the others
     left_out: Counter[str] = field(default_factory=Counter)  # as they were read, by reason
     not_taken: int = 0  # beyond the number of examples that the profile asks for
     unfit: Counter[str] = field(default_factory=Counter)  # left out once they were encoded, by reason
@@ -82,10 +76,6 @@ class RowCounts:
 
     def __post_init__(self) -> None:  # from JSON, where they are plain objects
         self.left_out, self.unfit = Counter(self.left_out), Counter(self.unfit)
-
-    def before_encoding(self) -> RowCounts:
-        """The counts of reading alone."""
-        return RowCounts(self.read, self.left_out, self.not_taken)
 
     def take(self, reason: str | None, length: int, max_length: int) -> bool:
         """Counts an encoded row, which is left out where there is a reason; returns whether it is trained on."""
@@ -125,8 +115,7 @@ def fitting(encoded: list[dict], max_length: int, counts: RowCounts) -> list[dic
 def fitting_pairs(
     pairs: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int, counts: RowCounts
 ) -> tuple[list[dict], list[int]]:
-    """The preference pairs that still differ within `max_length` tokens, and the length of each one's longer side; all
-    are counted.
+    """The preference pairs that still differ within `max_length` tokens, and each one's longer side; all are counted.
 
     TRL's trainer drops a pair whose prompt fills the row without a word, and trains on pairs that have become equal.
     """
@@ -179,8 +168,7 @@ def packed_rows(
 ) -> Dataset:
     """Documents packed into rows of at most `row_length` tokens: columns input_ids, labels, position_ids and cut.
 
-    max_length: longer documents are cut there, by default at `row_length`; `cut` counts the tokens that a row's
-    documents lost in this way. No other token is lost.
+    max_length: longer documents are cut there, by default at `row_length`; `cut` counts the tokens so lost in a row.
 
     Position ids begin again at every example and its first label is ignored, so no example sees or predicts another:
     transformers reads the restarts and keeps attention inside each example.

@@ -1,13 +1,9 @@
 """Where does a model or a data set come from? Shipped with the course, a run, a folder, or the Hugging Face Hub.
 
->>> resolve_model("tiny-llama-3-instruct")     # the small base model shipped in data/
->>> resolve_model("dpo")                       # the merged model of that stage in the latest run
->>> resolve_model("meta-llama/Meta-Llama-3-8B-Instruct", "5f0b02c75b57c5855da9ae460ce51323ea669d8a")    # from the Hub
+>>> resolve_model("tiny-llama-3-instruct"), resolve_model("dpo")    # shipped in data/; of the latest run
 >>> fetch("efederici/evol-dpo-ita", load_profile("laptop").datasets["efederici/evol-dpo-ita"])
-PosixPath('…/runs/cache/datasets/efederici--evol-dpo-ita-….jsonl')
 
-Of a model on the Hub only safetensors, configuration and tokenizer are fetched: pickles and Python files never are, so
-no code of a repository can run.
+Of a model on the Hub only safetensors, configuration and tokenizer are fetched: no pickle, no code of a repository.
 """
 
 from __future__ import annotations
@@ -34,8 +30,6 @@ from anita_utils.run import Run
 
 SHIPPED_BASE = "tiny-llama-3-instruct"
 STAGES = ("base", "sft", "italian", "dpo")
-HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
-COMMIT = re.compile(r"[0-9a-f]{40}")  # the name of a snapshot's folder in the Hub's cache
 MODEL_FILES = [
     *("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -63,12 +57,10 @@ def resolve_model(name: str, revision: str | None = None, run: Run | None = None
 
     AnitaError for a missing or damaged folder, a stage that is not trained yet, a model that the Hub does not give.
     """
-    if name == SHIPPED_BASE:
-        return str(check_model_folder(data_dir() / SHIPPED_BASE))
     if name in STAGES:
         return _resolve_stage(name, run or Run.latest())
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = data_dir() / SHIPPED_BASE if name == SHIPPED_BASE else Path(name).expanduser()
+    if name == SHIPPED_BASE or folder.is_dir():
         return str(check_model_folder(folder))
     if not on_hub(name):
         ways = f"check the path, or name a stage ({', '.join(STAGES)}) or a repository on the Hub as owner/name"
@@ -79,7 +71,6 @@ def resolve_model(name: str, revision: str | None = None, run: Run | None = None
 
 
 def _resolve_stage(stage: str, run: Run | None) -> str:
-    """The folder of a stage's merged model; for `base`, of the model that the run's profile starts from."""
     if stage == "base":
         return resolve_model(run.profile.model.base, run.profile.model.revision) if run else resolve_model(SHIPPED_BASE)
     if run is None:
@@ -92,13 +83,13 @@ def _resolve_stage(stage: str, run: Run | None) -> str:
 
 def on_hub(name: str) -> bool:
     """Whether `name` can only be that of a Hub repository: no shipped model, no stage, no folder."""
-    return HUB_NAME.fullmatch(name) is not None and not Path(name).expanduser().is_dir()
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not Path(name).expanduser().is_dir()
 
 
 def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
-    """The absolute `folder`, if it holds a whole model: configuration, tokenizer, untruncated weights.
+    """The absolute `folder`, if it holds a whole model; only the headers of the weights are read.
 
-    Reads only the headers of the weights. AnitaError names the file, with `remedy` instead of the usual one.
+    AnitaError names the file that is missing or damaged, with `remedy` instead of the usual one.
     """
     folder = Path(folder).absolute()
     if (folder / "adapter_config.json").is_file():  # transformers would put it on the model, and merging would not
@@ -143,14 +134,12 @@ def model_key(path: str | Path) -> str:
     """A hash of a model's weights, configuration, tokenizer and template; for a Hub snapshot's weights the commit."""
     path = Path(path)
     files = sorted(file for pattern in DECISIVE for file in path.glob(pattern))
-    snapshot = path.parent.name == "snapshots" and COMMIT.fullmatch(path.name)
+    snapshot = path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name)
     if snapshot:  # the commit tells the weights, if not an edit of the small files
         files = [file for file in files if file.suffix != ".safetensors"]
-    hashes = []
-    for file in files:
-        stat = file.stat()
-        stamp = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-        hashes.append([file.name, _hash_once(file, stamp)])
+    stats = [file.stat() for file in files]
+    stamps = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for stat in stats]
+    hashes = [[file.name, _hash_once(file, stamp)] for file, stamp in zip(files, stamps, strict=True)]
     if not snapshot:
         return digest(hashes)
     commit = f"{path.parents[1].name}@{path.name}"
@@ -167,10 +156,7 @@ def _hash_once(file: Path, stamp: tuple[int, ...]) -> str:
 
 
 def download_model(name: str, revision: str | None = None) -> Path:
-    """The folder of a Hub model in the local cache, called after its commit; fetched if it is not whole there.
-
-    A download that breaks off leaves no half-written file behind; the files that were finished are kept for the next.
-    """
+    """The folder of a Hub model in the local cache, called after its commit; fetched if it is not whole there."""
     folder = _ask_hub(lambda: _snapshot(name, revision), name, revision)
     if revision is None:
         commit = f"{name} is not pinned; this is its commit {folder.name}"
@@ -219,14 +205,14 @@ def todays_pins(profile: Profile) -> dict[str, dict]:
 
 
 def check_access(name: str) -> None:
-    """Raises AnitaError unless the files of a Hub model may be downloaded with the token of this machine."""
+    """Raises AnitaError unless this machine's token may download a Hub model."""
     from huggingface_hub import HfApi
 
     _ask_hub(lambda: HfApi().auth_check(name), name)
 
 
 def _ask_hub(action: Callable[[], Any], name: str, revision: str | None = None, kind: str = "model") -> Any:
-    """What `action` returns, a call of huggingface_hub about `name`; tried again (`WAITS`) where a failure may pass."""
+    """What `action`, a call of huggingface_hub about `name`, returns; tried again where a failure may pass."""
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     for wait in (*WAITS, None):
@@ -243,7 +229,6 @@ def _ask_hub(action: Callable[[], Any], name: str, revision: str | None = None, 
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status behind an error of huggingface_hub, if there is one."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -269,58 +254,39 @@ def _explain(error: Exception, name: str, revision: str | None, kind: str) -> st
         way = f"or give the token that right at {hub}/settings/tokens"
         if status == 401:
             why, way = "you are not logged in", "then log in with `hf auth login` or set HF_TOKEN"
-        return (
-            f"{name} is gated and {why}: ask for access at {address}, {way}; "
-            f"{SMALL}, or a mirror under the same licence by setting model.base"
-        )
+        other = f"{SMALL}, or a mirror under the same licence by setting model.base"
+        return f"{name} is gated and {why}: ask for access at {address}, {way}; {other}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision '{revision}': correct it, the commits are listed at {address}/commits/main"
     if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
-        return (
-            f"there is no {kind} {name} on {hub}, or it is private: "
-            "correct the name, or log in with `hf auth login` or HF_TOKEN as one who may read it"
-        )
+        remedy = "correct the name, or log in with `hf auth login` or HF_TOKEN as one who may read it"
+        return f"there is no {kind} {name} on {hub}, or it is private: {remedy}"
     if status == 401:
         return f"{hub} refuses your token: log in again with `hf auth login`, or correct HF_TOKEN"
     if status:
-        return (
-            f"{hub} does not give {wanted} (HTTP {status}: {reason}): try again in some minutes, "
-            f"what was downloaded whole is kept; {SMALL}"
-        )
+        remedy = f"try again in some minutes, what was downloaded whole is kept; {SMALL}"
+        return f"{hub} does not give {wanted} (HTTP {status}: {reason}): {remedy}"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return (
-            f"{wanted} is no folder and not whole in the local cache, and HF_HUB_OFFLINE is set: "
-            f"correct the name, or unset HF_HUB_OFFLINE to download it; {SMALL}"
-        )
+        remedy = f"correct the name, or unset HF_HUB_OFFLINE to download it; {SMALL}"
+        return f"{wanted} is no folder and not whole in the local cache, and HF_HUB_OFFLINE is set: {remedy}"
     full = getattr(error, "errno", None) in FULL or "No space left" in str(error)
     if not full and (_cut_short(error) or isinstance(error, RuntimeError)):
-        return (
-            f"the download of {wanted} broke off ({reason}), also when tried again: "
-            "repeat the command, files that were finished are kept"
-        )
+        remedy = "repeat the command, files that were finished are kept"
+        return f"the download of {wanted} broke off ({reason}), also when tried again: {remedy}"
     if isinstance(error, errors.HTTPError | errors.FileMetadataError | ValueError):
-        return (
-            f"{hub} cannot be reached or is no Hub ({reason}), and {wanted} is not whole in the local cache: "
-            f"check connection, proxy and HF_ENDPOINT, {SMALL}"
-        )
-    return (
-        f"{wanted} cannot be stored in {shown(constants.HF_HUB_CACHE)} ({reason}): "
-        "make room there, or set HF_HOME to a folder with room that you may write in"
-    )
-
-
-def existing(folder: Path) -> Path:
-    """The nearest folder above that exists, `folder` itself if it does."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+        where = f"{hub} cannot be reached or is no Hub ({reason}), and {wanted} is not whole in the local cache"
+        return f"{where}: check connection, proxy and HF_ENDPOINT, {SMALL}"
+    remedy = "make room there, or set HF_HOME to a folder with room that you may write in"
+    return f"{wanted} cannot be stored in {shown(constants.HF_HUB_CACHE)} ({reason}): {remedy}"
 
 
 # ---------------------------------------------------------------- data sets from the Hub
 
 
 def rows(name: str, settings: HubData, left_out: Counter[str] | None = None) -> Iterator[dict]:
-    """The sample that `settings` describe, each row as messages, as text, or as prompt, chosen and rejected.
+    """The sample that `settings` describe, in the course's own shapes (see `rows`).
 
-    left_out: is added to: how many rows on the way teach nothing, or are not wanted, by reason.
+    left_out: to be added to: how many rows on the way teach nothing, or are not wanted, by reason.
 
     AnitaError, one line, for a data set that cannot be read, is empty or has unknown columns or damaged rows.
     """
@@ -337,7 +303,6 @@ def rows(name: str, settings: HubData, left_out: Counter[str] | None = None) -> 
 
 
 def _wanted(raw: Iterable[dict], without: list[str], left_out: Counter[str]) -> Iterator[dict]:
-    """The rows whose source is not one of those to do without; the others are counted."""
     for row in raw:
         source = (row.get("source") or "").lower() if without else ""
         if any(word.lower() in source for word in without):
@@ -369,7 +334,7 @@ def _stream(name: str, settings: HubData) -> Iterator[dict]:
 
 
 def _sample_entry(name: str, settings: HubData) -> Entry:
-    """The cache's entry for the sample: the counts of its rows; the rows are beside it (`sample_file`)."""
+    """Its value is how many rows were left out, by reason; the sample itself is beside it."""
     local = settings.files and Path(settings.files).is_file()
     contents = file_hash(settings.files) if local else None
     return cached(f"datasets/{name.replace('/', '--')}", name, settings.model_dump(), contents)
@@ -397,8 +362,7 @@ def fetch(name: str, settings: HubData) -> Path:
             return file
         with replacing(file) as temporary:
             with temporary.open("w", encoding="utf-8") as out:
-                for row in rows(name, settings, left_out):
-                    out.write(json.dumps(row) + "\n")
+                out.writelines(json.dumps(row) + "\n" for row in rows(name, settings, left_out))
             entry.write(dict(left_out))
     return file
 

@@ -1,14 +1,14 @@
 """What machine does the course run on?
 
->>> machine = detect_machine()
->>> machine.gpu is None, machine.bf16
-(True, False)
+>>> detect_machine().bf16
+False
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -75,10 +75,8 @@ def version_of(library: str) -> str | None:
 def _cpu_name() -> str:
     """The processor's name; Linux gives it only in /proc."""
     cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    named = cpuinfo.is_file() and re.search(r"^model name\s*: (.+)$", cpuinfo.read_text("utf-8"), re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 def free_memory() -> float:

@@ -1,13 +1,10 @@
 """How much memory does a stage, or measuring a model, need, part by part, and which GPU has it?
 
->>> job = job_of(load_profile("cpu"), "sft")
->>> bytes_by_part(job)["total"] / GIB
->>> bytes_by_part(replace(job, model="meta-llama/Meta-Llama-3-8B-Instruct", batch=1))["base"]    # another model
+>>> bytes_by_part(job_of(load_profile("cpu"), "sft"))["total"] / GIB
 
 Counts of weights are exact: the model is built on torch's meta device from its config.json (those in `shapes/` are the
-published ones). Bytes of weights, gradients and optimiser follow from them. Activations and logits are added up from
-what the installed libraries keep for the backward pass (transformers 5.23 with sdpa, peft 0.21, bitsandbytes 0.50, TRL
-1.16); see `working_memory`.
+published ones). Activations and logits are added up from what the installed libraries keep for the backward pass
+(transformers 5.23 with sdpa, peft 0.21, bitsandbytes 0.50, TRL 1.16); see `working_memory`.
 """
 
 from __future__ import annotations
@@ -87,10 +84,7 @@ class Job:
 
 
 def job_of(profile: Profile, stage: str | None = None) -> Job:
-    """The job that a profile's stage is; by default its first. AnitaError when it has no such stage.
-
-    stage: or "evaluation", for the model that is measured after a stage, held as `model.load_for_evaluation` does.
-    """
+    """The job that a profile's stage is, by default its first; or "evaluation", for a model that is measured."""
     stage = stage or profile.order[0]
     model, dtype, precision = profile.model.base, profile.model.dtype, profile.precision
     if stage == "evaluation":
@@ -125,8 +119,7 @@ def job_of(profile: Profile, stage: str | None = None) -> Job:
 def trainable(job: Job) -> int:
     """The adapter's weights: two matrices a target, r x inputs and outputs x r. 0 when nothing is trained."""
     per_rank = architecture(job.model).per_rank
-    unknown = [target for target in job.targets if target not in per_rank]
-    if unknown:
+    if unknown := [target for target in job.targets if target not in per_rank]:
         raise AnitaError(f"LoRA target '{unknown[0]}' is no layer of {job.model}: choose {', '.join(per_rank)}")
     return job.r * sum(per_rank[target] for target in job.targets) if job.trained else 0
 
@@ -149,8 +142,8 @@ def bytes_by_part(job: Job, on_gpu: bool = True) -> dict[str, int]:
 
     on_gpu: without a GPU there is no CUDA context, and the head is that of `training.score_labels_only`.
 
-    adapter and gradients: fp32, as `training.adapters_in_fp32` leaves them. Gradients are counted as held all the
-    time, which is so with gradient accumulation. The optimiser's short-lived copies come when activations are gone.
+    Adapter and gradients are in fp32 (`training.adapters_in_fp32`), and gradients counted as held all the time, which
+    is so with accumulation. The optimiser's short-lived copies come when activations are gone.
     """
     trained = trainable(job)
     activations, logits = working_memory(job, on_gpu) if job.trained else measuring_memory(job)
@@ -169,9 +162,9 @@ def bytes_by_part(job: Job, on_gpu: bool = True) -> dict[str, int]:
 def measuring_memory(job: Job) -> tuple[int, int]:
     """Bytes of activations and of logits when lm-eval 0.4 ranks the answers of the longest batch.
 
-    It takes the logits of every token: the model's, their log-softmax, and that of the batch before, which is let go of
-    last. When the third comes, keys, values and hidden states are gone again; they count for what they exceed it by.
-    `ranker.Ranker` takes less where it can. The course's own likelihoods take 8 bytes more a logit, on shorter texts.
+    It takes the logits of every token: the model's, their log-softmax, and that of the batch before. When the third
+    comes, keys, values and hidden states are gone again; they count for what they exceed it by. `ranker.Ranker` takes
+    less where it can. The course's own likelihoods take 8 bytes more a logit, on shorter texts.
     """
     config, tokens, width = architecture(job.model).config, job.batch * job.length, WIDTH[job.dtype]
     logits = config.vocab_size * tokens
@@ -244,9 +237,7 @@ def room(gpu: str) -> int:
 
 
 def longest(job: Job, gpu: str) -> tuple[int, int]:
-    """The longest row (in steps of 64 tokens) at the job's batch, and the largest batch (up to 1,024) at its length,
-    that fit the GPU; 0 where not even the smallest does.
-    """
+    """The longest row (by 64 tokens) and the largest batch (up to 1,024) that fit the GPU; 0 where none fits."""
 
     def needed(**change) -> int:
         return bytes_by_part(replace(job, **change))["total"]
@@ -291,10 +282,8 @@ def savings(job: Job, on_gpu: bool = True) -> dict[str, int]:
 def _advice(job: Job, needed: dict[str, int], fits: dict[str, bool]) -> list[str]:
     """Why a GPU is refused and what would fit it; what each change would save; what to know of the choices made."""
     largest = max((part for part in needed if part != "total"), key=needed.get)
-    asks = (
-        f"{job.batch} x {job.length:,} needs {needed['total'] / GIB:.2f} GiB, the most for {largest} "
-        f"({needed[largest] / GIB:.2f})"
-    )
+    asks = f"{job.batch} x {job.length:,} needs {needed['total'] / GIB:.2f} GiB"
+    asks += f", the most for {largest} ({needed[largest] / GIB:.2f})"
     refused, advice = [name for name, fit in fits.items() if not fit], []
     for name in refused:
         length, batch = longest(job, name)
@@ -347,8 +336,7 @@ def config_file(model: str) -> Path:
     own = os.path.join(os.path.expanduser(model), "config.json")
     if os.path.isfile(own):  # unlike Path.is_file, False for whatever cannot be a path
         return Path(own)
-    known = ", ".join([*SHAPES, SHIPPED_BASE])
-    remedy = f"choose {known}, or name a folder that holds the model's config.json"
+    remedy = f"choose {', '.join([*SHAPES, SHIPPED_BASE])}, or name a folder that holds the model's config.json"
     raise AnitaError(f"no architecture is known for model '{model}': {remedy}")
 
 

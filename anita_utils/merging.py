@@ -3,8 +3,6 @@
 >>> merge_adapter("data/tiny-llama-3-instruct", "adapter", "merged")
 >>> check_merged("data/tiny-llama-3-instruct", "adapter", "merged", "float32", tokenizer)["weights"]
 {'compared': 38, 'largest_difference': 0.0}
-
-What is saved fits others: older libraries (`readable_by_older`), users (`modes_by_umask`), machines (`publish`).
 """
 
 from __future__ import annotations
@@ -39,9 +37,9 @@ class Diverged(AnitaError):
 
 
 def read_weight(path: str | Path, name: str) -> torch.Tensor:
-    """One weight as a model's files hold it, without the rest of the model. AnitaError when there is none of that name.
+    """One weight as a model's files hold it, without the rest of the model.
 
-    name: as `named_parameters` has it, such as "model.layers.0.mlp.up_proj.weight".
+    name: as `named_parameters` has it, such as "model.layers.0.mlp.up_proj.weight"; AnitaError when there is none.
     """
     files = _files(Path(path))
     if name not in files:
@@ -72,7 +70,6 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, dtype:
 
     The weights are bit for bit those of PEFT's `merge_and_unload()`, which holds the whole model in memory (16 GB for
     an 8B in 16 bits); here they are read, merged and checked one by one, and written in files of about `PART` bytes.
-
     Merging into the 4-bit model would quantise the sum again and lose part of what was learnt.
 
     AnitaError, and no `out`, for weights that are missing, not finite or not merged by adding; `Diverged` where it is
@@ -113,7 +110,6 @@ class Merge:
     """
 
     def __init__(self, base: Path, adapter: Path, dtype: str) -> None:
-        """AnitaError where the base lacks a weight, or where the adapter holds what cannot be added into one."""
         from peft import PeftConfig
 
         self.base, self.adapter = base, adapter / "adapter_model.safetensors"
@@ -142,9 +138,7 @@ class Merge:
         copies = {f"{prefix}.base_layer.weight" for prefix in changed.values()}  # what a layer was before: no loss
         if other := sorted((found - copies) ^ wanted):
             said = f"{len(other)} weights cannot be merged by adding ({other[0]})"
-            remedy = (
-                "train linear layers that share no weights, with neither modules_to_save nor tokens, bias or use_dora"
-            )
+            remedy = "train linear layers that share no weights, with no modules_to_save, tokens, bias or use_dora"
             raise AnitaError(f"{shown(self.adapter.parent)}: {said}: {remedy}")
         return changed
 
@@ -217,13 +211,13 @@ def check_merged(
 
     First the tokenizer, and every weight with what merging would write. Then, where the free memory holds the model in
     fp32, the logits of two short texts, on the CPU: the merged model's, as anyone would load it, and the base's with
-    the adapter put on it. Elsewhere the configurations are compared. The state of torch's random numbers is kept.
+    the adapter put on it. Elsewhere the configurations are compared.
 
     dtype: what the merged weights are held in. tokenizer: the one that the adapter was trained with.
 
     Returns how many weights and tokens were compared and the largest differences: of a weight as a share of what the
-    adapter changed in it, of a logit in logits. AnitaError where rounding does not explain them, or where the saved
-    tokenizer is another one; `Diverged` where the logits are nan or inf.
+    adapter changed in it, of a logit in logits. AnitaError where rounding does not explain them; `Diverged` where the
+    logits are nan or inf.
     """
     base, adapter, merged = Path(base), Path(adapter), Path(merged)
     _check_tokenizer(merged, tokenizer)
@@ -287,10 +281,9 @@ def _compare_logits(base: Path, adapter: Path, merged: Path, dtype: str, texts: 
     difference, tolerance = found - expected, TOLERANCE[dtype]
     share = (difference.std() / expected.std()).item()
     if not share <= tolerance:
-        raise AnitaError(
-            f"{shown(merged)}: read back, its logits differ from the trained model's by {share:.2g} of their spread, "
-            f"where rounding to {dtype} explains {tolerance:g}: lower the learning rate if the loss rose; else {AGAIN}"
-        )
+        differ = f"read back, its logits differ from the trained model's by {share:.2g} of their spread"
+        remedy = f"lower the learning rate if the loss rose; else {AGAIN}"
+        raise AnitaError(f"{shown(merged)}: {differ}, where rounding to {dtype} explains {tolerance:g}: {remedy}")
     largest = difference.abs().max().item()
     return {"compared": len(expected), "largest_difference": largest, "share": share, "tolerance": tolerance}
 

@@ -32,8 +32,7 @@ def load_tokenizer(
     """The tokenizer of a model, padding on the left, never with the end of a turn.
 
     Right padding would put padding between a prompt and its answer; padding with EOS would teach the model that turns
-    do not end. Llama 3 has no padding token, so its first reserved one is taken; a tokenizer that reserves none pads
-    with its token for unknown text. AnitaError where it has none either, or cannot be read.
+    do not end. Llama 3 has no padding token, so its first reserved one is taken, elsewhere the one for unknown text.
 
     system_in_user: a system text goes into the first user turn, whatever renders the chat (this kit, TRL, lm-eval).
     """
@@ -69,10 +68,9 @@ def readable(path: str | Path, what: str) -> Iterator[None]:
 def checked_tokenizer(
     path: str | Path, system_in_user: bool = False, needs_template: bool = True
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model in a folder, once its chat template and its ids are seen to fit; reads no weights.
+    """The tokenizer of the model in a folder, if its chat template and its ids fit; reads no weights.
 
     needs_template: False where running text may be all that is trained on: then a template may be missing.
-    AnitaError as in `load_tokenizer`, `chat_template.inspect_template` and `chat_template.check_tokenizer`.
     """
     tokenizer = load_tokenizer(path, system_in_user=system_in_user)
     try:
@@ -157,12 +155,12 @@ def load_model(
 
 
 def held_for_evaluation(profile: Profile) -> Quantisation:
-    """How the profile holds a model that is only looked at: `evaluation.load_in_4bit`, of the kind it trains with."""
+    """How a model that is only looked at is held: `evaluation.load_in_4bit`, of the kind it trains with."""
     return profile.quantisation.model_copy(update={"load_in_4bit": profile.evaluation.load_in_4bit})
 
 
 def load_for_evaluation(path: str | Path, profile: Profile, revision: str | None = None) -> PreTrainedModel:
-    """A model that is measured or talked to, never trained: in 4 bits where `evaluation.load_in_4bit` says so."""
+    """A model that is measured or talked to, never trained."""
     dtype = profile.model.dtype
     return load_model(path, held_for_evaluation(profile), dtype, compute_dtype=dtype, revision=revision).eval()
 
@@ -171,7 +169,7 @@ def keep_gradients_exact(model: torch.nn.Module) -> None:
     """Switches off bitsandbytes' inference kernel for CPUs with AVX512-BF16, on every 4-bit layer.
 
     After one evaluation forward that kernel repacks the weight, and from then on training runs through it without
-    autograd: LoRA gradients change and only a warning says so. Call it right after loading.
+    autograd: LoRA gradients change and only a warning says so.
     """
     if "bitsandbytes" not in sys.modules:  # no layer is in 4 bits, and importing it takes seconds
         return
@@ -192,8 +190,7 @@ def chat(
 ) -> list[str]:
     """The model's greedy answers to single questions, in the order of the questions.
 
-    Questions of like length share a batch, so little is padded. An answer ends with the model's own end tokens, or the
-    one that ends a turn in the chat template.
+    Questions of like length share a batch. An answer ends with the model's own end tokens, or the template's.
     """
     import torch
 
@@ -257,6 +254,4 @@ def no_memory(error: Exception) -> bool:
     """Whether memory ran out: the GPU's or the machine's."""
     import torch
 
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

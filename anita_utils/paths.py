@@ -1,7 +1,6 @@
 """Where is everything, and how is it read and written? Whole or not at all, by one process at a time.
 
 >>> write_text(runs_dir() / "note.txt", "an interrupted write leaves the old file intact")
->>> [line for _, line in read_lines(data_dir() / "corpora/sft.jsonl")][0]
 >>> with locked(runs_dir() / "cpu"):        # another process that wants the same waits here
 ...     pass
 """
@@ -63,7 +62,7 @@ def environment(**settings: str) -> Iterator[None]:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8, without a byte order mark. AnitaError, one line, where it cannot be read."""
+    """The text of a file in UTF-8, without a byte order mark."""
     path = Path(path)
     try:
         raw = path.read_bytes()
@@ -99,10 +98,7 @@ def file_hash(path: str | Path) -> str:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yields a path to write to; what was written there takes the place of `file`, whole or not at all.
-
-    AnitaError, one line, for a full disk or a folder that may not be written.
-    """
+    """Yields a path to write to; what was written there takes the place of `file`, whole or not at all."""
     temporary = file.with_name(f".{os.getpid()}-{threading.get_ident()}.{file.name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,8 +107,8 @@ def replacing(file: Path) -> Iterator[Path]:
     except OSError as error:
         raise AnitaError(os_failure(error, file)) from error
     finally:
-        with suppress(OSError):  # where a part of its path is no folder, which was said above
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone, or was never made
+            temporary.unlink()
 
 
 def write_text(file: Path, text: str) -> None:
@@ -140,10 +136,9 @@ def os_failure(error: OSError, place: Path, write: bool = True) -> str:
 def locked(place: Path, what: str = "") -> Iterator[None]:
     """Inside, no other process or thread holds the lock on `place`; within one thread it can be taken again.
 
-    what: named in the line that is printed where the lock must be waited for. The system frees the lock of a process
-    that ends, however it ends.
+    what: named in the line that says where it waits. The system frees the lock of a process that ends in any way.
     """
-    file = _lock_file(place)
+    file = place.with_name(f".{place.name.lstrip('.')}.lock")
     lock = FileLock(file, is_singleton=True)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,19 +153,3 @@ def locked(place: Path, what: str = "") -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def in_use(place: Path) -> bool:
-    """Whether another process holds the lock on `place`."""
-    file = _lock_file(place)
-    try:
-        if file.is_file():
-            with FileLock(file, timeout=0):
-                pass
-    except Timeout:
-        return True
-    return False
-
-
-def _lock_file(place: Path) -> Path:
-    return place.with_name(f".{place.name.lstrip('.')}.lock")

@@ -1,7 +1,6 @@
 """What does a profile say? All that differs between a laptop, a free Colab GPU and a large one.
 
 >>> profile = load_profile("cpu")
->>> profile.check(detect_machine())     # raises AnitaError for a pair that cannot work, such as fp16 on a CPU
 >>> override(profile, {"stages.sft.lora.r": 8}, "my trial").stages["sft"].lora.r
 8
 """
@@ -178,8 +177,7 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Profile:
-        missing = [stage for stage in self.order if stage not in self.stages]
-        if missing:
+        if missing := [stage for stage in self.order if stage not in self.stages]:
             raise ValueError(f"order: '{missing[0]}' has no settings; add stages.{missing[0]} or drop it here")
         if len(set(self.order)) < len(self.order):
             raise ValueError("order: a stage is in it twice; keep one")
@@ -219,11 +217,7 @@ class Profile(Section):
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """The profile of that name in `anita_utils/profiles/`, or in the YAML file at that path.
-
-    AnitaError, one line naming file, key and remedy, for an unknown profile, unreadable YAML, an unknown key or a wrong
-    value.
-    """
+    """The profile of that name in `anita_utils/profiles/`, or in the YAML file at that path."""
     path = Path(name_or_path)
     file = path if path.suffix in {".yaml", ".yml"} else PROFILES / f"{name_or_path}.yaml"
     if not file.is_file():
@@ -267,20 +261,16 @@ def parse_profile(values: dict, source: str) -> Profile:
 
 
 def override(profile: Profile, changes: dict[str, Any], source: str) -> Profile:
-    """The profile with other values under dotted keys, as {"stages.sft.learning_rate": 1e-4}, checked as a file is.
-
-    source: named in the message of an AnitaError.
-    """
+    """The profile with other values under dotted keys, checked as a file is; messages name `source`."""
     values = profile.model_dump()
     for key, value in changes.items():
-        section, parts = values, key.split(".")
-        for depth, part in enumerate(parts[:-1], start=1):
+        section, (*above, last) = values, key.split(".")
+        for depth, part in enumerate(above, start=1):
             sections = [name for name, below in section.items() if isinstance(below, dict)]
             if part not in sections:
-                unknown = ".".join(parts[:depth])
-                raise AnitaError(f"{source}: {unknown}: no such section: {_remedy(part, sections)}")
+                raise AnitaError(f"{source}: {'.'.join(above[:depth])}: no such section: {_remedy(part, sections)}")
             section = section[part]
-        section[parts[-1]] = value
+        section[last] = value
     return parse_profile(values, source)
 
 

@@ -232,15 +232,12 @@ def _turn(role: str, content: Any) -> dict:
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """The rows of a JSON Lines file as they are. AnitaError naming file and line for one that is not a JSON object."""
+    """The rows of a JSON Lines file as they are. AnitaError, with file and line, for what is no JSON object."""
     return [row for _, row in _placed(path)]
 
 
 def read_rows(path: str | Path) -> tuple[list[dict], Counter[str]]:
-    """The rows of a JSON Lines file in the course's own shape, and how many were left out, by reason.
-
-    AnitaError naming file and line for a row that is damaged, of unknown columns, or no JSON.
-    """
+    """The rows of a JSON Lines file in the course's own shape, and how many were left out, by reason."""
     left_out: Counter[str] = Counter()
     return list(teaching(_placed(path), left_out)), left_out
 

@@ -54,7 +54,7 @@ class Metric(BaseModel):
 
 @dataclass(eq=False)
 class Run:
-    """A folder under `runs/` and what is known about it. Made by `Run.open`, read by `Run.load`."""
+    """A folder under `runs/`. Made by `Run.open`, read by `Run.load`."""
 
     folder: Path
     profile: Profile
@@ -64,15 +64,12 @@ class Run:
     def open(
         cls, name: str = "latest", profile: str | Path | Profile = "cpu", seed: int = 42, newest: bool = True
     ) -> Run:
-        """Opens the run called `name`, making it if need be; for the lessons, points `runs/latest` at it.
+        """Opens the run called `name`, making it if need be.
 
-        name: a folder's name under `runs/`. "latest" is the newest run if it has this profile, else a run called after
-            the profile.
-        profile: a profile's name, the path of one, or the Profile itself.
+        name: "latest" is the newest run if it has this profile, else a run called after the profile.
         newest: whether `runs/latest` is to point at it; at a rehearsal it never does.
 
-        AnitaError when a run of that name has another profile, when run.json is damaged, or when the machine cannot do
-        what the profile asks.
+        AnitaError when a run of that name has another profile or the machine cannot do what the profile asks.
         """
         profile = profile if isinstance(profile, Profile) else load_profile(profile)
         machine = detect_machine()
@@ -87,10 +84,8 @@ class Run:
         with run._changing() as info:
             before = info.get("profile", {}).get("name", profile.name)
             if before != profile.name:
-                raise AnitaError(
-                    f"run '{name}' was made with profile '{before}', not '{profile.name}': "
-                    "choose another name with --run"
-                )
+                made = f"run '{name}' was made with profile '{before}', not '{profile.name}'"
+                raise AnitaError(f"{made}: choose another name with --run")
             if (info.get("profile"), info.get("seed")) != (profile.model_dump(), seed):  # made on other terms
                 for lesson in info.get("lessons", {}).values():
                     lesson["status"] = "outdated"
@@ -139,31 +134,30 @@ class Run:
             yield info
             write_text(self.file, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
 
-    def record(self, notebook: str, metrics: list[dict | Metric]) -> pandas.DataFrame:
+    def record(self, notebook: str, metrics: list[dict]) -> pandas.DataFrame:
         """Writes what a lesson measured into metrics.jsonl, in place of what the same lesson wrote before.
 
         notebook: the lesson's name, for instance "02_supervised_fine_tuning".
-        metrics: one dict or Metric a figure; notebook and profile are filled in, and the seed where a row has none.
+        metrics: the keys of `Metric`; notebook and profile are filled in, and the seed where a row has none.
 
         Returns the figures as a table. AnitaError for an unknown key, a wrong type, nan or infinity.
         """
         filled = {"notebook": notebook, "profile": self.profile.name}
         rows = []
         for metric in metrics:
-            values = metric.model_dump(exclude_unset=True) if isinstance(metric, Metric) else metric
             try:
-                rows.append(Metric.model_validate({"seed": self.seed} | values | filled))
+                rows.append(Metric.model_validate({"seed": self.seed} | metric | filled))
             except ValidationError as error:
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
-                raise AnitaError(f"{notebook}: metric {values}: {key}: {first['msg']}: correct the row") from error
+                raise AnitaError(f"{notebook}: metric {metric}: {key}: {first['msg']}: correct the row") from error
         with locked(self.folder / "metrics.jsonl"):
             kept = [row for row in self._rows() if row.notebook != notebook]
             write_text(self.folder / "metrics.jsonl", "".join(row.model_dump_json() + "\n" for row in kept + rows))
         return _table(rows)[["stage", "metric", "language", "split", "value", "ci_low", "ci_high", "n"]]
 
     def metrics(self) -> pandas.DataFrame:
-        """All figures of the run, a column for each key of Metric. AnitaError for a malformed line."""
+        """All figures of the run, a column for each key of `Metric`."""
         return _table(self._rows())
 
     def _rows(self) -> list[Metric]:
@@ -178,10 +172,9 @@ class Run:
         return rows
 
     def show(self, figure, name: str, alt: str, caption: str) -> None:
-        """Shows a lesson's matplotlib `figure` once, and saves it as figures/<name>.png for the report.
+        """Shows a lesson's matplotlib `figure` once, and saves it as figures/<name>.png, its texts beside it as JSON.
 
-        name: the lesson's name, a hyphen and the figure's: "06_ablation-arms". alt: what is drawn, for those who cannot
-        see it; caption: how to read it. Both go into figures/<name>.json.
+        name: "06_ablation-arms". alt: what is drawn, for those who cannot see it; caption: how to read it.
         """
         import matplotlib.pyplot as plt
         from IPython.display import display
@@ -199,11 +192,10 @@ class Run:
 
     @property
     def base_key(self) -> str | None:
-        """What tells the run's base from other models (`hub.model_key`); None before anything was made of it."""
+        """The base's `hub.model_key`, so that its figures are found where the base is not; None until it is noted."""
         return self.info().get("base_key") if self.file.is_file() else None
 
     def note_base(self, key: str) -> None:
-        """Keeps the base's key in run.json, so that what was measured of it is found where the base itself is not."""
         if self.file.is_file() and self.base_key != key:
             with self._changing() as info:
                 info["base_key"] = key
@@ -242,11 +234,9 @@ def _read_info(file: Path) -> dict[str, Any]:
         raise AnitaError(f"{shown(file)} is damaged ({error}): delete the file, or the run's folder") from error
     made = info.get("format", 1)
     if made != FORMAT:
-        raise AnitaError(
-            f"run '{file.parent.name}' was made by {'an older' if made < FORMAT else 'a newer'} version of the course, "
-            f"with other keys: choose another name with --run, or delete {shown(file.parent)} "
-            "(`anita cache` lists what it left in the cache)"
-        )
+        age = "an older" if made < FORMAT else "a newer"
+        remedy = f"choose another name with --run, or delete {shown(file.parent)}"
+        raise AnitaError(f"run '{file.parent.name}' was made by {age} version of the course, with other keys: {remedy}")
     return info
 
 

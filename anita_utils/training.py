@@ -164,7 +164,7 @@ def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) 
     settings = stage.settings
     documents = stage.documents() if documents is None else documents
     check_kind(stage, documents)
-    counts = stage.counts.before_encoding()
+    counts = data.RowCounts(stage.counts.read, stage.counts.left_out, stage.counts.not_taken)  # of reading alone
     if stage.name == "dpo":
         pairs = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents]
         pairs, lengths = data.fitting_pairs(pairs, tokenizer, settings.max_length, counts)

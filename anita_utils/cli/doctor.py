@@ -207,7 +207,8 @@ def disk(profile: Profile) -> Finding:
 
     needed = need_of(profile).disk_gb
     folders = {"ANITA_RUNS": runs_dir()} | ({"HF_HOME": Path(HF_HUB_CACHE)} if hub.on_hub(profile.model.base) else {})
-    free, setting = min((shutil.disk_usage(hub.existing(folder)).free / 1e9, key) for key, folder in folders.items())
+    there = {key: next(path for path in (folder, *folder.parents) if path.is_dir()) for key, folder in folders.items()}
+    free, setting = min((shutil.disk_usage(folder).free / 1e9, key) for key, folder in there.items())
     remedy = f"make room or set {setting} to another disk, about {needed} GB are needed"
     bad = "failure" if free < 0.5 else "warning"  # below, not even the small model's run has room
     return check("disk", f"{free:.1f} GB free for {shown(folders[setting])}", free >= needed, remedy, bad)

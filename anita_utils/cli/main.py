@@ -136,19 +136,13 @@ def report(
 @app.command()
 def cache(
     prune: Annotated[bool, typer.Option("--prune", help="Delete what is not taken any more and no run uses.")] = False,
-    days: Annotated[
-        float | None,
-        typer.Option("--older-than", min=0, help="With --prune: all that no run uses and is so many days old."),
-    ] = None,
 ) -> None:
     """List what the cache holds: how much of each kind, what runs use, what an older version of the course left."""
     from anita_utils.cache import contents
     from anita_utils.cache import prune as delete
 
-    if days is not None and not prune:
-        raise AnitaError("--older-than chooses what --prune deletes: give both")
     if prune:
-        deleted = list(delete(days))
+        deleted = list(delete())
         print(f"deleted: {len(deleted)} entries, {megabytes(deleted)} MB")
     found = contents()
     print(f"{shown(cache_dir())}: {len(found)} entries, {megabytes(found)} MB")

@@ -221,9 +221,6 @@ def test_what_the_cache_holds_and_what_is_old(runs, tiny_profile, done, anita):
     code, out, _ = anita("cache", "--prune")
     assert code == 0 and "deleted: 2 entries" in out
     assert not old.exists() and entry.file.is_file() and stage.done
-    assert anita("cache", "--older-than", "3")[0] == 2
-    assert "deleted: 2 entries" in anita("cache", "--prune", "--older-than", "0")[1]  # not the stage that a run uses
-    assert stage.done and not entry.file.is_file()
 
 
 def test_a_run_of_an_older_version_is_one_line(runs, small_profile):
@@ -248,25 +245,13 @@ def test_nothing_but_the_caches_own_entries_is_deleted(tmp_path, runs, monkeypat
     code, out, _ = anita("cache", "--prune")
     assert code == 0 and "deleted: 1 entries" in out and target.is_dir()
     assert len([path for path in (tmp_path / "shared").rglob("*") if path.is_file()]) == 4
-    code, _, err = anita("cache", "--prune", "--older-than", "0")
-    assert code == 2 and "may be used by runs that are not in" in err
 
 
 def test_what_is_being_trained_is_not_deleted(runs):
-    import subprocess
-    import sys
-
     work = runs / "cache" / "stages" / ".sft-0123456789abcdef.work"
     work.mkdir(parents=True)
-    holding = "import sys, time\nfrom pathlib import Path\nfrom anita_utils.paths import locked\n"
-    holding += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
-    place = work.with_name("sft-0123456789abcdef")
-    process = subprocess.Popen([sys.executable, "-c", holding, place], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    assert list(cache.prune(days=0)) == [] and work.is_dir()
-    process.kill()
-    process.wait()
-    assert [content.path for content in cache.prune(days=0)] == [work] and not work.exists()
+    assert [content.kind for content in cache.contents()] == ["checkpoints"]
+    assert list(cache.prune()) == [] and work.is_dir()
 
 
 def test_a_hand_edited_snapshot_is_another_model(tmp_path):

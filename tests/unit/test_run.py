@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from anita_utils import AnitaError
 from anita_utils.profile import load_profile
-from anita_utils.run import Metric, Run, where_and_when
+from anita_utils.run import Run, where_and_when
 
 KEYS = ["notebook", "arm", "stage", "metric", "value", "ci_low", "ci_high", "n", "language", "split", "seed", "profile"]
 ROW = {"stage": "sft", "metric": "perplexity", "value": 2.5, "language": "en"}
@@ -79,7 +79,7 @@ def test_names_that_leave_the_folder_are_refused(runs, name):
 def test_record_replaces_the_same_lesson_only(runs):
     run = Run.open("trial", "cpu", 5)
     run.record("02_sft", [ROW, ROW | {"language": "it"}])
-    run.record("03_italian", [Metric(stage="italian", metric="perplexity", value=3.0)])
+    run.record("03_italian", [{"stage": "italian", "metric": "perplexity", "value": 3.0}])
     table = run.record("02_sft", [ROW | {"value": numpy.float32(9), "n": numpy.int64(3), "split": "seen"}])
     assert list(table["value"]) == [9.0]
     metrics = run.metrics()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from locks import in_use
 from safetensors.torch import load_file
 
 from anita_utils import AnitaError, checkout, stages, training
-from anita_utils.paths import in_use, write_text
+from anita_utils.paths import write_text
 from anita_utils.run import Run, where_and_when
 from anita_utils.stages import damage, last_good, trained_seconds, write_manifest
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 import yaml
+from locks import in_use
 
 from anita_utils import AnitaError, stages, training
-from anita_utils.paths import in_use
 from anita_utils.run import Run
 from anita_utils.stages import explained
 
