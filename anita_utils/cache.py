@@ -103,9 +103,6 @@ def cached(name: str, *depends: Any) -> Entry:
     return Entry(name, {"depends": list(depends)} | made_by(name.partition("/")[0]))
 
 
-# ---------------------------------------------------------------- what is in it
-
-
 class Content(NamedTuple):
     """Something in the cache."""
 

@@ -77,9 +77,6 @@ def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-# ---------------------------------------------------------------- which tokens are scored
-
-
 def scored_tokens(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[tuple[int, int]]]:
     """The chat's token ids, and where each answer is scored: from its first token up to and with the end of its turn.
 
@@ -120,7 +117,6 @@ def _answer(messages: list[dict], turn: int, text: str, tokenizer: PreTrainedTok
 
 
 def _around(chat: list[dict], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What the template writes before and after the answer to a chat."""
     before, found, after = render_text([*chat, ANSWER], tokenizer).rpartition(ANSWER["content"])
     if not found:
         raise AnitaError(f"the chat template does not write the assistant's words: {ANOTHER_MODEL}")
@@ -150,9 +146,6 @@ def _first_token(before: str, ids: list[int], tokenizer: PreTrainedTokenizerBase
         remedy = "use a template with a special token, a space or a line break there"
         raise AnitaError(f"the answer's first token begins before the answer ({shared!r}): {remedy}")
     return first
-
-
-# ---------------------------------------------------------------- what it does
 
 
 def inspect_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:

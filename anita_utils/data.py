@@ -220,13 +220,3 @@ class PackedCollator:
         places = [row["position_ids"] + list(range(width - len(row["position_ids"]))) for row in rows]
         batch["position_ids"] = torch.tensor(places)
         return batch
-
-
-def count_tokens(rows: Dataset) -> dict[str, int]:
-    """Rows, tokens and scored tokens of a packed data set, and the tokens that longer documents lost."""
-    return {
-        "rows": len(rows),
-        "tokens": sum(len(ids) for ids in rows["input_ids"]),
-        "scored_tokens": sum(label != IGNORED for labels in rows["labels"] for label in labels),
-        "cut_tokens": sum(rows["cut"]),
-    }

@@ -118,7 +118,6 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _check_weights(file: Path, remedy: str) -> None:
-    """AnitaError when a safetensors file is missing, or not as long as its header says."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -312,7 +311,6 @@ def _wanted(raw: Iterable[dict], without: list[str], left_out: Counter[str]) -> 
 
 
 def _stream(name: str, settings: HubData) -> Iterator[dict]:
-    """The rows as they are, shuffled."""
     from datasets import load_dataset
 
     options = {"split": settings.split, "streaming": True}

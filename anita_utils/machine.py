@@ -73,7 +73,6 @@ def version_of(library: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """The processor's name; Linux gives it only in /proc."""
     cpuinfo = Path("/proc/cpuinfo")
     named = cpuinfo.is_file() and re.search(r"^model name\s*: (.+)$", cpuinfo.read_text("utf-8"), re.MULTILINE)
     return named[1].strip() if named else platform.processor() or platform.machine()

@@ -85,32 +85,24 @@ class Job:
 
 def job_of(profile: Profile, stage: str | None = None) -> Job:
     """The job that a profile's stage is, by default its first; or "evaluation", for a model that is measured."""
-    stage = stage or profile.order[0]
-    model, dtype, precision = profile.model.base, profile.model.dtype, profile.precision
+    stage, model = stage or profile.order[0], profile.model.base
+    common = {"model": model, "dtype": profile.model.dtype, "precision": profile.precision}
     if stage == "evaluation":
-        return Job(
-            model=model,
-            batch=profile.evaluation.batch_size,
-            length=min(LONGEST_TEXT[profile.evaluation.suite], architecture(model).config.max_position_embeddings),
-            quantisation=held_for_evaluation(profile),
-            dtype=dtype,
-            precision=precision,
-            trained=False,
-        )
+        longest_text = min(LONGEST_TEXT[profile.evaluation.suite], architecture(model).config.max_position_embeddings)
+        batch, held = profile.evaluation.batch_size, held_for_evaluation(profile)
+        return Job(**common, batch=batch, length=longest_text, quantisation=held, trained=False)
     if stage not in profile.stages:
         known = ", ".join([*profile.stages, "evaluation"])
         raise AnitaError(f"profile '{profile.name}' has no stage '{stage}': choose {known}")
     settings = profile.stages[stage]
     return Job(
-        model=model,
+        **common,
         r=settings.lora.r,
         batch=settings.per_device_train_batch_size,
         length=settings.row_length or settings.max_length,
         quantisation=profile.quantisation,
         optimizer=settings.optim,
         checkpointing=settings.gradient_checkpointing,
-        dtype=dtype,
-        precision=precision,
         targets=tuple(settings.lora.target_modules),
         pairs=stage == "dpo",
     )
@@ -232,7 +224,6 @@ def head_memory(config: LlamaConfig, tokens: int, width: int, on_gpu: bool) -> i
 
 
 def room(gpu: str) -> int:
-    """Bytes that a plan may fill on that GPU."""
     return int(GPUS[gpu] * (1 - MARGIN) * GIB)
 
 
@@ -250,9 +241,8 @@ def longest(job: Job, gpu: str) -> tuple[int, int]:
 def plan(job: Job) -> dict:
     """The plan as `anita plan --json` prints it: counts, bytes by part, which GPUs it fits, advice."""
     shape = architecture(job.model)
-    longest_row = shape.config.max_position_embeddings
-    if job.length > longest_row:
-        raise AnitaError(f"length is {job.length:,}: {job.model} was made for at most {longest_row:,} tokens")
+    if job.length > (most := shape.config.max_position_embeddings):
+        raise AnitaError(f"length is {job.length:,}: {job.model} was made for at most {most:,} tokens")
     needed = bytes_by_part(job)
     fits = {name: needed["total"] <= room(name) for name in GPUS}
     return {
@@ -300,9 +290,6 @@ def _advice(job: Job, needed: dict[str, int], fits: dict[str, bool]) -> list[str
     if fits["T4"] and (job.precision == "bf16" or job.dtype == "bfloat16"):
         advice.append("T4: it has no bf16; fp16 takes the same room")
     return advice
-
-
-# ---------------------------------------------------------------- shapes of models
 
 
 SHAPES = {  # the files with the configurations that their authors published

@@ -48,7 +48,6 @@ def read_weight(path: str | Path, name: str) -> torch.Tensor:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The file in which each weight of a model lies."""
     return {name: file for file in weight_files(folder) for name in _names(file)}
 
 

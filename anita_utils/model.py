@@ -233,9 +233,6 @@ def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
     return {"all": sum(count for count, _ in counts), "trainable": sum(count for count, trained in counts if trained)}
 
 
-# ---------------------------------------------------------------- memory
-
-
 def keep_freed_memory() -> None:
     """Makes glibc keep large freed blocks: fetching them from the kernel again can cost half of each step."""
     with suppress(OSError, AttributeError):  # another C library

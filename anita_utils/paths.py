@@ -58,9 +58,6 @@ def environment(**settings: str) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-# ---------------------------------------------------------------- reading
-
-
 def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8, without a byte order mark."""
     path = Path(path)
@@ -91,9 +88,6 @@ def file_hash(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise AnitaError(os_failure(error, Path(path), write=False)) from None
-
-
-# ---------------------------------------------------------------- writing
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -216,6 +216,12 @@ class Profile(Section):
             raise AnitaError(f"{self._source}: {key}: {reason}: set it to {remedy}")
 
 
+SECTIONS = {
+    "model": Model, "quantisation": Quantisation, "datasets": HubData, "stages": Stage, "lora": Lora,
+    "evaluation": Evaluation,
+}  # fmt: skip
+
+
 def load_profile(name_or_path: str | Path) -> Profile:
     """The profile of that name in `anita_utils/profiles/`, or in the YAML file at that path."""
     path = Path(name_or_path)
@@ -280,7 +286,9 @@ def _explain(error: ValidationError) -> str:
     first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(map(str, first["loc"])).removesuffix(".[key]")
     if first["type"] == "extra_forbidden":
-        complaint = f"{key}: unknown key: {_remedy(str(first['loc'][-1]), _keys_beside(first['loc']))}"
+        *above, unknown = first["loc"]
+        section = next((SECTIONS[name] for name in reversed(above) if name in SECTIONS), Profile)
+        complaint = f"{key}: unknown key: {_remedy(str(unknown), section.model_fields)}"
     elif first["type"] == "missing":
         complaint = f"{key}: missing: add it"
     elif first["type"] == "value_error" and not first["loc"]:  # of the checks above, which name the key themselves
@@ -298,15 +306,3 @@ def _remedy(key: str, known: Iterable[str]) -> str:
     stem = key.removesuffix("s")
     close = [name for name in known if len(stem) > 2 and stem in name] + get_close_matches(key, known, n=1)
     return f"did you mean '{close[0]}'?" if close else f"remove it; known here: {', '.join(known)}"
-
-
-def _keys_beside(location: tuple) -> list[str]:
-    """The keys that are allowed where an unknown one was found."""
-    section: type[BaseModel] = Profile
-    path = iter(location[:-1])
-    for key in path:
-        section = section.model_fields[key].annotation
-        if get_origin(section) is dict:
-            section = get_args(section)[-1]
-            next(path)  # the name of a stage or data set
-    return list(section.model_fields)

@@ -31,9 +31,6 @@ class LeftOut(Exception):
     """A row that teaches nothing; its message is the reason it is counted under."""
 
 
-# ---------------------------------------------------------------- one shape each
-
-
 def chat(row: dict) -> dict:
     """A row with `messages` or `conversations`: ultrachat_200k, capybara-claude-15k-ita."""
     messages = turns(row["messages"] if row.get("messages") is not None else row.get("conversations"))
@@ -155,9 +152,6 @@ def teaching(rows: Iterable[tuple[str, dict]], left_out: Counter[str], others: b
             raise AnitaError(f"{place}: {error}") from None
 
 
-# ---------------------------------------------------------------- turns and words
-
-
 def turns(messages: Any) -> list[dict]:
     """The turns of a chat as {"role", "content"}, without an empty system prompt."""
     if messages is None:
@@ -209,7 +203,6 @@ def _part(part: Any) -> str:
 
 
 def _system(row: dict) -> list[dict]:
-    """The system prompt in a column of its own, if there is one."""
     system = words(row.get("system"))
     return [_turn("system", system)] if system.strip() else []
 
@@ -220,15 +213,11 @@ def _says(text: str) -> bool:
 
 
 def _chat_of(said: Any, role: str) -> list[dict]:
-    """A chat as it is, or a single turn of that role."""
     return turns(said) if isinstance(said, list) else [_turn(role, said)]
 
 
 def _turn(role: str, content: Any) -> dict:
     return {"role": role, "content": words(content)}
-
-
-# ---------------------------------------------------------------- files
 
 
 def read_jsonl(path: str | Path) -> list[dict]:

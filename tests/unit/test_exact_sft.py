@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from anita_utils import stages, training
-from anita_utils.data import IGNORED, PackedCollator, count_tokens, encode_chat, encode_text, packed_rows
+from anita_utils.data import IGNORED, PackedCollator, encode_chat, encode_text, packed_rows
 from anita_utils.model import load_model
 from anita_utils.paths import data_dir
 from anita_utils.rows import read_jsonl
@@ -53,9 +53,9 @@ def test_tokens_are_lost_only_by_cutting_and_are_counted(tokenizer):
     rows = packed_rows(documents, tokenizer, 64, limit)
     kept = sorted(token for ids in whole for token in ids[:limit])
     assert sorted(token for row in rows["input_ids"] for token in row) == kept
-    counts = count_tokens(rows)
+    counts = training.packing_summary(rows, 64)
     assert counts["tokens"] + counts["cut_tokens"] == sum(map(len, whole))
-    assert count_tokens(packed_rows(documents, tokenizer, 256))["cut_tokens"] == 0
+    assert training.packing_summary(packed_rows(documents, tokenizer, 256), 256)["cut_tokens"] == 0
 
 
 @pytest.fixture(scope="module")
