@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from anita_utils import AnitaError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 # Words that no template writes by itself, so that a rendering shows where the template puts what was said.
@@ -49,7 +49,7 @@ def without_system_role(template: str) -> str:
     return template if template.startswith(SYSTEM_IN_USER) else SYSTEM_IN_USER + template
 
 
-def render_text(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
+def render_text(messages: list[dict], tokenizer: Tokenizer, add_generation_prompt: bool = False) -> str:
     """The chat as text. AnitaError where the template fails, or leaves out what the user or the system says."""
     if not tokenizer.chat_template:
         raise AnitaError("the tokenizer has no chat template: take a model that was tuned to chat")
@@ -72,12 +72,12 @@ def render_text(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_ge
     return text
 
 
-def token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def token_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """The text's tokens, without any that the tokenizer would add by itself."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def scored_tokens(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[tuple[int, int]]]:
+def scored_tokens(messages: list[dict], tokenizer: Tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
     """The chat's token ids, and where each answer is scored: from its first token up to and with the end of its turn.
 
     A space that the template puts before the words, and which the model has to write too, is scored with them.
@@ -95,7 +95,7 @@ def scored_tokens(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> t
     return ids, spans
 
 
-def _answer(messages: list[dict], turn: int, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+def _answer(messages: list[dict], turn: int, text: str, tokenizer: Tokenizer) -> tuple[int, int]:
     """Where the answer of a turn begins in the chat's text, and where the end of its turn ends."""
     said = messages[turn].get("content")
     if not isinstance(said, str):
@@ -116,14 +116,14 @@ def _answer(messages: list[dict], turn: int, text: str, tokenizer: PreTrainedTok
     return (len(before) if before[shared:].strip() else shared), end
 
 
-def _around(chat: list[dict], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def _around(chat: list[dict], tokenizer: Tokenizer) -> tuple[str, str]:
     before, found, after = render_text([*chat, ANSWER], tokenizer).rpartition(ANSWER["content"])
     if not found:
         raise AnitaError(f"the chat template does not write the assistant's words: {ANOTHER_MODEL}")
     return before, after
 
 
-def _end_of_turn(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
+def _end_of_turn(after: str, tokenizer: Tokenizer) -> tuple[str, int]:
     """The end of a turn at the beginning of what follows an answer's words, white space before it included; its id."""
     follows = after.lstrip()
     [first, *_] = token_ids(follows, tokenizer) or [None]
@@ -137,7 +137,7 @@ def _end_of_turn(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, i
     return after[: len(after) - len(follows)] + token, first
 
 
-def _first_token(before: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+def _first_token(before: str, ids: list[int], tokenizer: Tokenizer) -> int:
     """The number of the first token that is not all of the text `before` an answer."""
     own = token_ids(before, tokenizer)
     first = len(commonprefix([own, ids]))
@@ -148,7 +148,7 @@ def _first_token(before: str, ids: list[int], tokenizer: PreTrainedTokenizerBase
     return first
 
 
-def inspect_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+def inspect_template(tokenizer: Tokenizer) -> ChatTemplate:
     """Renders a few short chats and says what the template does.
 
     AnitaError where chats cannot be trained on: no template, one that fails, no padding or padding with the end of a
@@ -175,7 +175,7 @@ def _default_system(text: str, turn_end: str, bos: str | None) -> str:
     return added.removeprefix(bos) if bos and not opening.startswith(bos) else added  # SmolLM2's opens every turn
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, embedding_rows: int | None) -> None:
+def check_tokenizer(tokenizer: Tokenizer, embedding_rows: int | None) -> None:
     """AnitaError for an id beyond the model's embedding: of the vocabulary, of padding, BOS or EOS, or of a chat.
 
     An added token that nothing writes may lie beyond it: Gemma 3's image token does.

@@ -19,13 +19,13 @@ from anita_utils.rows import SAME
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 IGNORED = -100  # torch's label for a token that is not scored
 
 
-def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
+def encode_text(text: str, tokenizer: Tokenizer, max_length: int | None = None) -> dict[str, list[int]]:
     """Running text: one BOS, the text, <|end_of_text|>, or else EOS; every token but the first is scored.
 
     A BOS that the text already begins with is not doubled (one of the traps in the authors' scripts), and one that the
@@ -39,9 +39,7 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int |
     return {"input_ids": ids, "labels": [IGNORED, *ids[1:]]}
 
 
-def encode_chat(
-    messages: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
-) -> dict[str, list[int]]:
+def encode_chat(messages: list[dict], tokenizer: Tokenizer, max_length: int | None = None) -> dict[str, list[int]]:
     """A chat through its template; what `chat_template.scored_tokens` finds is scored, or AnitaError."""
     ids, answers = scored_tokens(messages, tokenizer)
     labels = [IGNORED] * len(ids)
@@ -50,7 +48,7 @@ def encode_chat(
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
-def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> list[int]:
+def render(messages: list[dict], tokenizer: Tokenizer, add_generation_prompt: bool = False) -> list[int]:
     """The chat as token ids, with exactly the one BOS that the template writes."""
     return token_ids(render_text(messages, tokenizer, add_generation_prompt), tokenizer)
 
@@ -113,7 +111,7 @@ def fitting(encoded: list[dict], max_length: int, counts: RowCounts) -> list[dic
 
 
 def fitting_pairs(
-    pairs: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int, counts: RowCounts
+    pairs: list[dict], tokenizer: Tokenizer, max_length: int, counts: RowCounts
 ) -> tuple[list[dict], list[int]]:
     """The preference pairs that still differ within `max_length` tokens, and each one's longer side; all are counted.
 
@@ -136,7 +134,7 @@ def fitting_pairs(
     return kept, lengths
 
 
-def encode(document: dict, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> dict[str, list[int]]:
+def encode(document: dict, tokenizer: Tokenizer, max_length: int | None = None) -> dict[str, list[int]]:
     """A row {"text": …} or {"messages": […]} as input_ids and labels; one that was encoded before stays as it is."""
     if "input_ids" in document:
         return {name: document[name][:max_length] for name in ("input_ids", "labels")}
@@ -164,7 +162,7 @@ def pack(lengths: list[int], row_length: int) -> list[list[int]]:
 
 
 def packed_rows(
-    documents: Iterable[dict], tokenizer: PreTrainedTokenizerBase, row_length: int, max_length: int | None = None
+    documents: Iterable[dict], tokenizer: Tokenizer, row_length: int, max_length: int | None = None
 ) -> Dataset:
     """Documents packed into rows of at most `row_length` tokens: columns input_ids, labels, position_ids and cut.
 

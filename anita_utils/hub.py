@@ -87,10 +87,7 @@ def on_hub(name: str) -> bool:
 
 
 def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
-    """The absolute `folder`, if it holds a whole model; only the headers of the weights are read.
-
-    AnitaError names the file that is missing or damaged, with `remedy` instead of the usual one.
-    """
+    """The absolute `folder`, if it holds a whole model; of its weights only the headers are read."""
     folder = Path(folder).absolute()
     if (folder / "adapter_config.json").is_file():  # transformers would put it on the model, and merging would not
         holds = "an adapter beside its model" if (folder / "config.json").is_file() else "only a LoRA adapter"
@@ -286,8 +283,6 @@ def rows(name: str, settings: HubData, left_out: Counter[str] | None = None) -> 
     """The sample that `settings` describe, in the course's own shapes (see `rows`).
 
     left_out: to be added to: how many rows on the way teach nothing, or are not wanted, by reason.
-
-    AnitaError, one line, for a data set that cannot be read, is empty or has unknown columns or damaged rows.
     """
     left_out = Counter() if left_out is None else left_out
     raw = _stream(name, settings)

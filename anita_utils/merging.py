@@ -24,11 +24,11 @@ from anita_utils.paths import write_text
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 PART = 10**9  # bytes in one file of a merged model, and so roughly what merging holds in memory
-GIB = 2**30
 AGAIN = "train the stage again, and report this if it comes back"
 
 
@@ -203,9 +203,7 @@ LENGTH = 64
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
 
 
-def check_merged(
-    base: str | Path, adapter: str | Path, merged: str | Path, dtype: str, tokenizer: PreTrainedTokenizerBase
-) -> dict:
+def check_merged(base: str | Path, adapter: str | Path, merged: str | Path, dtype: str, tokenizer: Tokenizer) -> dict:
     """Reads a merged model back and compares it with the base and the adapter that it was made of.
 
     First the tokenizer, and every weight with what merging would write. Then, where the free memory holds the model in
@@ -225,12 +223,14 @@ def check_merged(
     needed, free = 1.25 * 4 * sum(weight.numel() for weight in merge.weights.values()), free_memory()  # bytes
     if needed > free:
         _check_config(merge, merged)  # else the logits show it
-        return checked | {"logits": f"not compared: {needed / GIB:,.1f} GiB needed, {max(0, free) / GIB:,.1f} GiB free"}
+        return checked | {
+            "logits": f"not compared: {needed / 2**30:,.1f} GiB needed, {max(0, free) / 2**30:,.1f} GiB free"
+        }
     texts = [tokenizer(text)["input_ids"][:LENGTH] for text in TEXTS]
     return checked | {"logits": _compare_logits(base, adapter, merged, dtype, texts)}
 
 
-def _check_tokenizer(merged: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_tokenizer(merged: Path, tokenizer: Tokenizer) -> None:
     """AnitaError where the saved tokenizer makes other tokens of a text, or another text of a chat."""
     turns = [{"role": "user", "content": TEXTS[0]}, {"role": "assistant", "content": TEXTS[1]}]
 
@@ -385,12 +385,12 @@ def publish(stage: Path, base: str, before: list[str], revision: str | None = No
     base: the name of the model that the first stage began with; before: the stages that were merged into it first.
     Returns a sentence that says which model the adapter belongs on.
     """
-    adapter = _read_json(stage / "adapter" / "adapter_config.json")
+    settings = stage / "adapter" / "adapter_config.json"
+    adapter = _read_json(settings)
     # After the first stage this is no model's name on purpose: PEFT's AutoPeftModel would add it to the wrong weights.
     adapter["base_model_name_or_path"] = "+".join([base, *before])
     adapter["revision"] = None if before else revision
-    adapter["target_modules"] = sorted(adapter["target_modules"])
-    _write_json(stage / "adapter" / "adapter_config.json", adapter)
+    _write_json(settings, adapter | {"target_modules": sorted(adapter["target_modules"])})
     parent = f"{base} with the adapters of {', then '.join(before)} merged into it" if before else base
     needs = _read_json(stage / "merged" / "config.json").get("requires", "transformers 4.57 or 5")
     sentence = f"The adapter belongs on {parent}."

@@ -21,14 +21,13 @@ from anita_utils.paths import read_text
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from anita_utils.profile import Profile, Quantisation
 
 
-def load_tokenizer(
-    path: str | Path, revision: str | None = None, system_in_user: bool = False
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, revision: str | None = None, system_in_user: bool = False) -> Tokenizer:
     """The tokenizer of a model, padding on the left, never with the end of a turn.
 
     Right padding would put padding between a prompt and its answer; padding with EOS would teach the model that turns
@@ -65,9 +64,7 @@ def readable(path: str | Path, what: str) -> Iterator[None]:
         raise AnitaError(f"{shown(path)}: {what} cannot be read ({said}): {remedy}") from error
 
 
-def checked_tokenizer(
-    path: str | Path, system_in_user: bool = False, needs_template: bool = True
-) -> PreTrainedTokenizerBase:
+def checked_tokenizer(path: str | Path, system_in_user: bool = False, needs_template: bool = True) -> Tokenizer:
     """The tokenizer of the model in a folder, if its chat template and its ids fit; reads no weights.
 
     needs_template: False where running text may be all that is trained on: then a template may be missing.
@@ -182,7 +179,7 @@ def keep_gradients_exact(model: torch.nn.Module) -> None:
 
 def chat(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     prompts: list[str],
     system: str | None = None,
     max_new_tokens: int = 48,

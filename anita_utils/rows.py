@@ -139,10 +139,7 @@ def read_row(row: dict, others: bool = True) -> dict:
 
 
 def teaching(rows: Iterable[tuple[str, dict]], left_out: Counter[str], others: bool = True) -> Iterator[dict]:
-    """The rows that teach something, read by `read_row`; the others are counted in `left_out`, by reason.
-
-    rows: each with its place, which an AnitaError for a damaged row names.
-    """
+    """The rows, each given with its place, that teach something; the others are counted in `left_out`, by reason."""
     for place, row in rows:
         try:
             yield read_row(row, others)
