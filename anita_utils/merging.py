@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 PART = 10**9  # bytes in one file of a merged model, and so roughly what merging holds in memory
+GIB = 2**30
 AGAIN = "train the stage again, and report this if it comes back"
 
 
@@ -223,9 +224,7 @@ def check_merged(base: str | Path, adapter: str | Path, merged: str | Path, dtyp
     needed, free = 1.25 * 4 * sum(weight.numel() for weight in merge.weights.values()), free_memory()  # bytes
     if needed > free:
         _check_config(merge, merged)  # else the logits show it
-        return checked | {
-            "logits": f"not compared: {needed / 2**30:,.1f} GiB needed, {max(0, free) / 2**30:,.1f} GiB free"
-        }
+        return checked | {"logits": f"not compared: {needed / GIB:,.1f} GiB needed, {max(0, free) / GIB:,.1f} GiB free"}
     texts = [tokenizer(text)["input_ids"][:LENGTH] for text in TEXTS]
     return checked | {"logits": _compare_logits(base, adapter, merged, dtype, texts)}
 
@@ -385,12 +384,12 @@ def publish(stage: Path, base: str, before: list[str], revision: str | None = No
     base: the name of the model that the first stage began with; before: the stages that were merged into it first.
     Returns a sentence that says which model the adapter belongs on.
     """
-    settings = stage / "adapter" / "adapter_config.json"
-    adapter = _read_json(settings)
+    adapter = _read_json(stage / "adapter" / "adapter_config.json")
     # After the first stage this is no model's name on purpose: PEFT's AutoPeftModel would add it to the wrong weights.
     adapter["base_model_name_or_path"] = "+".join([base, *before])
     adapter["revision"] = None if before else revision
-    _write_json(settings, adapter | {"target_modules": sorted(adapter["target_modules"])})
+    adapter["target_modules"] = sorted(adapter["target_modules"])
+    _write_json(stage / "adapter" / "adapter_config.json", adapter)
     parent = f"{base} with the adapters of {', then '.join(before)} merged into it" if before else base
     needs = _read_json(stage / "merged" / "config.json").get("requires", "transformers 4.57 or 5")
     sentence = f"The adapter belongs on {parent}."
