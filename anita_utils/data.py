@@ -53,14 +53,6 @@ def render(messages: list[dict], tokenizer: Tokenizer, add_generation_prompt: bo
     return token_ids(render_text(messages, tokenizer, add_generation_prompt), tokenizer)
 
 
-def contents(row: dict) -> list[list[str]]:
-    """What a training row lets a model read, turn by turn: a text, a chat, or a prompt with each of two answers."""
-    if "text" in row:
-        return [[row["text"]]]
-    chats = [row["messages"]] if "messages" in row else [row["prompt"] + row[side] for side in ("chosen", "rejected")]
-    return [[turn["content"] for turn in turns] for turns in chats]
-
-
 @dataclass
 class RowCounts:
     """What became of a stage's rows: of those read, which are trained whole, which cut, which left out and why."""

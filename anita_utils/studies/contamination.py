@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from anita_utils.cache import cached
-from anita_utils.data import contents
 from anita_utils.evaluation.judges import language_of, normalise, straight
 from anita_utils.hub import SHIPPED_BASE, sample_file
 from anita_utils.paths import data_dir, file_hash
@@ -247,7 +246,10 @@ def naming(texts: list[str], names: Sequence[Iterable[str]]) -> list[list[int]]:
 
 def texts_of(row: dict) -> list[str]:
     """What a training row says, as plain text: one text, or one for each answer of a preference pair."""
-    return [" ".join(turns) for turns in contents(row)]
+    if "text" in row:
+        return [row["text"]]
+    chats = [row["messages"]] if "messages" in row else [row["prompt"] + row[side] for side in ("chosen", "rejected")]
+    return [" ".join(turn["content"] for turn in turns) for turns in chats]
 
 
 def read_items(file: str | Path) -> list[Item]:
