@@ -65,10 +65,8 @@ def render_text(messages: list[dict], tokenizer: Tokenizer, add_generation_promp
     for message in messages:
         role, words = message.get("role"), message.get("content")
         if role != "assistant" and isinstance(words, str) and words.strip() not in text:
-            raise AnitaError(
-                f"the chat template leaves out or changes the words of the role '{role}': drop such turns, or set "
-                "model.system_in_user: true in the profile where they are the system's"
-            )
+            remedy = "drop such turns, or set model.system_in_user: true in the profile where they are the system's"
+            raise AnitaError(f"the chat template leaves out or changes the words of the role '{role}': {remedy}")
     return text
 
 
@@ -130,10 +128,8 @@ def _end_of_turn(after: str, tokenizer: Tokenizer) -> tuple[str, int]:
     token = "" if first is None else tokenizer.decode([first])
     # A special token is left out of decoded answers, as the end of a turn should be
     if not token.strip() or not follows.startswith(token) or tokenizer.decode([first], skip_special_tokens=True):
-        raise AnitaError(
-            f"no special token of the tokenizer ends an answer in the chat template ({follows[:20]!r} follows it): "
-            f"{ANOTHER_MODEL}, or add that token to the tokenizer"
-        )
+        found = f"no special token of the tokenizer ends an answer in the chat template ({follows[:20]!r} follows it)"
+        raise AnitaError(f"{found}: {ANOTHER_MODEL}, or add that token to the tokenizer")
     return after[: len(after) - len(follows)] + token, first
 
 

@@ -138,7 +138,9 @@ class Merge:
         copies = {f"{prefix}.base_layer.weight" for prefix in changed.values()}  # what a layer was before: no loss
         if other := sorted((found - copies) ^ wanted):
             said = f"{len(other)} weights cannot be merged by adding ({other[0]})"
-            remedy = "train linear layers sharing no weights, with neither modules_to_save nor tokens, bias or use_dora"
+            remedy = (
+                "train linear layers that share no weights, with neither modules_to_save, tokens, bias nor use_dora"
+            )
             raise AnitaError(f"{shown(self.adapter.parent)}: {said}: {remedy}")
         return changed
 
