@@ -138,10 +138,8 @@ class Merge:
         copies = {f"{prefix}.base_layer.weight" for prefix in changed.values()}  # what a layer was before: no loss
         if other := sorted((found - copies) ^ wanted):
             said = f"{len(other)} weights cannot be merged by adding ({other[0]})"
-            remedy = (
-                "train linear layers that share no weights, with neither modules_to_save, tokens, bias nor use_dora"
-            )
-            raise AnitaError(f"{shown(self.adapter.parent)}: {said}: {remedy}")
+            way = "train linear layers that share no weights, with neither modules_to_save, tokens, bias nor use_dora"
+            raise AnitaError(f"{shown(self.adapter.parent)}: {said}: {way}")
         return changed
 
     def before(self, name: str) -> torch.Tensor:
