@@ -121,7 +121,7 @@ def report(
     runs: Annotated[list[str] | None, typer.Argument(help="A run under runs/, or two to be compared.")] = None,
     run: RunName = None,
 ) -> None:
-    """Build index.html and report.md of a run again; of two runs, a page with their paired differences."""
+    """Build index.html of a run again; of two runs, a page with their paired differences."""
     from anita_utils.course.report import write_report
     from anita_utils.course.side_by_side import write_comparison
     from anita_utils.run import Run, say_which
