@@ -71,7 +71,7 @@ def run_course(
             print(f"What ran is kept in {shown(run.folder)}", flush=True)
             return 1
         if update:
-            update_outputs(lesson, read(executed(lesson, run)))
+            update_outputs(lesson, nbformat.read(executed(lesson, run), as_version=4))
     print(f"Report: {shown(write_report(run))}", flush=True)
     return 0
 
@@ -87,7 +87,7 @@ def lessons_folder() -> Path:
 
 def select_lessons(folder: Path, only: Collection[str] = ()) -> list[Path]:
     """The lessons in `folder`, in order, or those whose number or name is in `only`."""
-    lessons = sorted(Path(folder).absolute().glob("[0-9][0-9]_*.ipynb"))
+    lessons = sorted(folder.absolute().glob("[0-9][0-9]_*.ipynb"))
     if not lessons:
         raise AnitaError(f"no lessons in {shown(folder)}: they are called like 01_load_llama3.ipynb")
     by_name = {lesson.stem: lesson for lesson in lessons} | {lesson.stem[:2]: lesson for lesson in lessons}
@@ -122,7 +122,7 @@ def run_lesson(lesson: Path, run: Run, parameters: dict, timeout: int) -> str | 
     with watch_memory() as peak:
         failure = execute(lesson, executed(lesson, run), parameters, timeout)
     seconds = time.monotonic() - start
-    notebook = clean_outputs(read(executed(lesson, run)))
+    notebook = clean_outputs(nbformat.read(executed(lesson, run), as_version=4))
     nbformat.write(notebook, executed(lesson, run))
     write_text(run.folder / "html" / f"{lesson.stem}.html", lesson_html(notebook, lesson.stem))
     run.lesson_done(lesson.stem, seconds, peak(), "failed" if failure else "done")
@@ -135,7 +135,7 @@ def execute(notebook: Path, output: Path, parameters: dict, timeout: int) -> str
 
     The cell that runs is shown: in a line that is rewritten on a terminal, else in a line for each cell of code.
     """
-    start, number, cells = time.monotonic(), 0, len(read(notebook).cells)
+    start, number, cells = time.monotonic(), 0, len(nbformat.read(notebook, as_version=4).cells)
     output.parent.mkdir(parents=True, exist_ok=True)
     # What the kernels must agree on with this process: where the runs are, and which environment python3 means
     agreed = {"ANITA_RUNS": str(runs_dir()), "JUPYTER_PREFER_ENV_PATH": "1"} | IDLE_THREADS
@@ -177,7 +177,7 @@ def execute(notebook: Path, output: Path, parameters: dict, timeout: int) -> str
 def watch_memory(interval: float = 0.2) -> Iterator[Callable[[], int]]:
     """Yields a function: the peak, so far, of the memory held by the processes started inside the block, in bytes.
 
-    Samples their resident memory every `interval` seconds with psutil, so a shorter peak can escape it.
+    Samples their resident memory every `interval` seconds, so a shorter peak can escape it.
     """
     this, over, peak = psutil.Process(), threading.Event(), 0
     older = set(this.children(recursive=True))
@@ -201,10 +201,6 @@ def watch_memory(interval: float = 0.2) -> Iterator[Callable[[], int]]:
 # ---------------------------------------------------------------- what ran
 
 
-def read(file: Path) -> NotebookNode:
-    return nbformat.read(file, as_version=4)
-
-
 def executed(lesson: Path, run: Run) -> Path:
     """Where a run keeps what ran of a lesson."""
     return run.folder / "notebooks" / lesson.name
@@ -219,9 +215,8 @@ def is_done(lesson: Path, run: Run, parameters: dict) -> bool:
     """Whether the run holds this lesson, ended well, with the same cells and the same parameters."""
     if run.info()["lessons"].get(lesson.stem, {}).get("status") != "done" or not executed(lesson, run).is_file():
         return False
-    ran = read(executed(lesson, run))
-    same_parameters = ran.metadata.get("papermill", {}).get("parameters") == parameters
-    return same_parameters and sources(ran) == sources(read(lesson))
+    now, ran = (nbformat.read(file, as_version=4) for file in (lesson, executed(lesson, run)))
+    return ran.metadata["papermill"]["parameters"] == parameters and sources(ran) == sources(now)
 
 
 def sources(notebook: NotebookNode) -> list[str]:
@@ -255,12 +250,9 @@ def cells_hash(notebook: NotebookNode) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
-def clean_outputs(notebook: NotebookNode, root: Path | None = None) -> NotebookNode:
-    """Takes this machine's paths out of a notebook's text outputs, in place: the checkout becomes ".", home "~".
-
-    root: the checkout, if not this package's own.
-    """
-    names = {runs_dir(): "runs", root or checkout(): ".", Path.home(): "~"}
+def clean_outputs(notebook: NotebookNode) -> NotebookNode:
+    """Takes this machine's paths out of a notebook's text outputs, in place: the checkout becomes ".", home "~"."""
+    names = {runs_dir(): "runs", checkout(): ".", Path.home(): "~"}
     paths = sorted((path for path in names if path and len(path.parts) > 1), key=lambda path: -len(path.parts))
     rules = [(re.compile(re.escape(str(path)) + r"(?![\w-])"), names[path]) for path in paths]
     # Where IPython says a warning arose: another file in every session

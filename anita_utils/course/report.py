@@ -2,8 +2,6 @@
 
 >>> write_report(Run.load("latest"))
 PosixPath('…/runs/latest/index.html')
->>> headline(known, ["base", "dpo"], changes).rows[0][0].value
-'mean of the English benchmarks'
 
 Nothing in these pages is loaded from the network.
 """
@@ -36,6 +34,8 @@ CAPTION = (
     "Shares in per cent, with 95 % intervals in brackets; the difference is the last stage minus the base, for shares "
     "in percentage points. Where two lessons measured the same thing, the later one counts."
 )
+SHARES = "Shares in per cent, 95 % intervals. "
+MATRIX = "Each stage minus the base, in percentage points for shares, with 95 % intervals. "
 IN_4_BITS = " All models were held in 4 bits to be measured (evaluation.load_in_4bit)."
 MARKS = (
     "▲ better and ▼ worse than the base, item by item on the same items: p < 0.05 after Holm's correction over the "
@@ -55,18 +55,23 @@ def write_report(run: Run) -> Path:
     tested = [stage for stage in stages if stage != "base" and {"base", stage} <= kept.keys()]
     changes = {(stage, *name_of(row)): row for stage in tested for row in compared(kept["base"], kept[stage])}
     caption = CAPTION + (IN_4_BITS if run.profile.evaluation.load_in_4bit else "")
-    first = [headline(known, stages, changes), forgetting(changes)]
-    first += published_sheets(known, stages, run.profile.evaluation.suite)
-    recorded, others = results(known, [*stages, *(stage for stage in measured if stage not in stages)], caption)
+    headline = Sheet("The stages in figures", SHARES + (MARKS if changes else NO_MARKS), ["", *stages])
+    matrix = Sheet("What each stage changed: the forgetting matrix", MATRIX + MARKS, ["", *tested])
+    every = ["", *stages, *(stage for stage in measured if stage not in stages)]
+    recorded, others = Sheet("Results", caption, every), Sheet("Further figures of the lessons", "", [*every])
     answers = read_answers(run)
     content = {
         "name": run.folder.name,
         "profile": info["profile"],
         "seed": info["seed"],
         "commit": (info["commit"] or "unknown").replace("+", " (with changes)"),
-        "first": first,
-        "second": [recorded, contrasts(rows), costs(run), leaks(run)],
-        "others": [others],
+        "first": [
+            by_stage(headline, "headline", known, changes),
+            by_stage(matrix, "changes", changes, changes, signed=True),
+            *published_sheets(known, stages, run.profile.evaluation.suite),
+        ],
+        "second": [with_differences(recorded, "results", known), contrasts(rows), costs(run), leaks(run)],
+        "others": [with_differences(others, "others", known)],
         "answers": answers,
         "answer_stages": list(dict.fromkeys(stage for prompt in answers for stage in prompt["stages"])),
         "lessons": [
@@ -189,24 +194,30 @@ def named(known: dict[tuple, dict], shown_in: str) -> list[tuple]:
     )
 
 
-def headline(known: dict[tuple, dict], stages: list[str], changes: dict[tuple, dict]) -> Sheet:
-    """What each stage does to the figures that the course is about. known: as `latest` gives it; changes: likewise."""
-    note = f"Shares in per cent, 95 % intervals. {MARKS if changes else NO_MARKS}"
-    sheet = Sheet("The stages in figures", note, ["", *stages])
-    for name in named(known, "headline"):
-        cells = [figure(known.get((stage, *name)), test=changes.get((stage, *name))) for stage in stages]
+def by_stage(
+    sheet: Sheet, shown_in: str, known: dict[tuple, dict], tests: dict[tuple, dict], signed: bool = False
+) -> Sheet:
+    """Fills a sheet, whose heads are stages, with the measures shown in it. known, tests: as `latest` gives them."""
+    for name in named(known, shown_in):
+        keys = [(stage, *name) for stage in sheet.head[1:]]
+        cells = [figure(known.get(key), signed, tests.get(key)) for key in keys]
         sheet.rows.append([Cell(metrics.words(*name)), *cells])
     return sheet
 
 
-def forgetting(changes: dict[tuple, dict]) -> Sheet:
-    """Each stage minus the base, skill by skill, paired: what it taught and what it cost."""
-    note = f"Each stage minus the base, in percentage points for shares, with 95 % intervals. {MARKS}"
-    stages = list(dict.fromkeys(key[0] for key in changes))
-    sheet = Sheet("What each stage changed: the forgetting matrix", note, ["", *stages])
-    for name in named(changes, "changes"):
-        rows = [changes.get((stage, *name)) for stage in stages]
-        sheet.rows.append([Cell(metrics.words(*name)), *(figure(row, signed=True, test=row) for row in rows)])
+def with_differences(sheet: Sheet, shown_in: str, known: dict[tuple, dict]) -> Sheet:
+    """Fills a sheet likewise, and adds a difference: the row that a lesson recorded under stage "difference", which has
+    an interval, else simply the last stage minus the base.
+    """
+    stages = sheet.head[1:]
+    by_stage(sheet, shown_in, known, {})
+    sheet.head.append("difference")
+    for name, row in zip(named(known, shown_in), sheet.rows, strict=True):
+        measured = [known[stage, *name] for stage in stages if (stage, *name) in known]
+        difference = figure(known.get(("difference", *name)), signed=True)
+        if not difference.value and len(measured) > 1 and measured[0]["stage"] == "base":
+            difference = bare_difference(measured[0], measured[-1])
+        row.append(difference)
     return sheet
 
 
@@ -231,25 +242,6 @@ def published_sheets(known: dict[tuple, dict], stages: list[str], suite: str) ->
                 sheet.rows.append([Cell(metrics.words(metric, language)), *cells])
         sheets.append(sheet)
     return sheets
-
-
-def results(known: dict[tuple, dict], stages: list[str], caption: str) -> tuple[Sheet, Sheet]:
-    """All figures of the recipe, and those that lessons record for themselves.
-
-    The difference is the row that a lesson recorded under stage "difference", which has an interval, else simply the
-    last stage minus the base.
-    """
-    head = ["", *stages, "difference"]
-    sheets = {"results": Sheet("Results", caption, head), "others": Sheet("Further figures of the lessons", "", head)}
-    for shown_in, sheet in sheets.items():
-        for name in named(known, shown_in):
-            measured = [known[stage, *name] for stage in stages if (stage, *name) in known]
-            difference = figure(known.get(("difference", *name)), signed=True)
-            if not difference.value and len(measured) > 1 and measured[0]["stage"] == "base":
-                difference = bare_difference(measured[0], measured[-1])
-            cells = [figure(known.get((stage, *name))) for stage in stages]
-            sheet.rows.append([Cell(metrics.words(*name)), *cells, difference])
-    return sheets["results"], sheets["others"]
 
 
 def contrasts(rows: pandas.DataFrame) -> Sheet:

@@ -127,14 +127,13 @@ def test_headline_and_forgetting_matrix(run):
     changes = {
         (stage, *report.name_of(row)): row for stage in STAGES[1:] for row in compared(kept["base"], kept[stage])
     }
-    headline = report.headline(known, list(STAGES), changes)
+    headline = report.by_stage(report.Sheet("", "", ["", *STAGES]), "headline", known, changes)
     mean = row_of(headline, "mean of the Italian benchmarks")
     assert [mean[stage].value for stage in STAGES] == ["25.0", "27.5", "87.5", "90.0"]
     assert [mean[stage].look for stage in STAGES] == ["", "", "better", "better"]
     assert re.fullmatch(r"\[\d+\.\d,\s\d+\.\d\] n\s240", mean["dpo"].note)
     assert row_of(headline, "bits a byte of Italian text")["italian"].value == "0.36"
-    matrix = report.forgetting(changes)
-    assert matrix.head == ["", "sft", "italian", "dpo"]
+    matrix = report.by_stage(report.Sheet("", "", ["", *STAGES[1:]]), "changes", changes, changes, signed=True)
     lost = row_of(matrix, "gsm8k, English")["italian"]
     assert (lost.value, lost.look) == ("-30.0", "worse") and "n\u00a040" in lost.note
     assert len([row for row in matrix.rows if row[0].value.split(",")[0] in FAMILIES]) == 12
@@ -238,7 +237,10 @@ def test_two_runs_are_compared_item_by_item(run, anita, runs):
 
 def test_all_figures_of_the_recipe_are_listed(run):
     run.record("00_start_here", [{"stage": "base", "metric": "model/parameters", "value": 123456}])
-    listed, others = report.results(report.latest(run.metrics()), list(STAGES), "caption")
+    listed, others = (
+        report.with_differences(report.Sheet("", "", ["", *STAGES]), name, report.latest(run.metrics()))
+        for name in ("results", "others")
+    )
     rows = {row[0].value: row[1:] for row in listed.rows}
     assert {"arc, English", "bits a byte of Italian text", "overconfidence, Italian"} <= set(rows)
     assert rows["arc, English"][-1].value == "-27.5" and rows["arc, English"][0].note.endswith("n\u00a040")
@@ -257,7 +259,8 @@ def test_recorded_difference_and_later_lesson_win(runs):
 
 def written(run):
     """The cells of the first row of results."""
-    listed, _ = report.results(report.latest(run.metrics()), ["base", "sft"], "")
+    sheet = report.Sheet("", "", ["", "base", "sft"])
+    listed = report.with_differences(sheet, "results", report.latest(run.metrics()))
     return [(cell.value, cell.note) for cell in listed.rows[0][1:]]
 
 
