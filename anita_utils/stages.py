@@ -4,8 +4,7 @@
 >>> stage.done, stage.key
 (True, '4c1a94be6f1c5d1f')
 
-A checkpoint counts only with its manifest: the hashes of its files, written last. Whatever was broken off before that,
-or changed since, is seen by it. What goes wrong inside `stage.training()` is explained in one line.
+A checkpoint counts only with its manifest: the hashes of its files, written last.
 """
 
 from __future__ import annotations

@@ -150,8 +150,6 @@ def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
 def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) -> Dataset:
     """The stage's data as its trainer takes it: packed rows for SFT and text, preference pairs for DPO.
 
-    documents: the stage's own, where they have been encoded already.
-
     What cannot be learnt from is left out before the order is fixed: `stage.counts` says how many rows are trained
     whole, how many cut, and how many left out and why. AnitaError where none is left, or where another stage than DPO
     is given preference pairs, or DPO anything else.

@@ -82,7 +82,14 @@ def refused(name: str, error: AnitaError) -> Finding:
 def doctor(profile: ProfileName = "cpu", as_json: Json = False) -> None:
     """Look at this machine for a profile: what is there, what is missing, and the remedy. Exit code 1 on a failure."""
     settings = load_profile(profile)
-    findings, recommended = diagnose(settings)
+    findings, recommended = list(packages()), NEEDS[-1].profile
+    try:
+        machine = detect_machine()
+        findings += [*hardware(machine, settings), *online(settings)]
+        reachable = any(finding.name == "hub" and finding.status == "ok" for finding in findings)
+        recommended = recommend(machine, reachable)
+    except ImportError as error:  # a missing package, which is itself a finding, ends the examination
+        findings.append(Finding("machine", "failure", f"cannot be looked at: {error}", INSTALL))
     if as_json:
         rows = [finding._asdict() for finding in findings]
         print(json.dumps({"profile": settings.name, "recommended": recommended, "findings": rows}, indent=2))
@@ -95,19 +102,6 @@ def doctor(profile: ProfileName = "cpu", as_json: Json = False) -> None:
             table.add_row(name, f"[{colours[status]}]{status}[/]", escape(found), escape(remedy))
         Console().print(table)
     raise typer.Exit(any(finding.status == "failure" for finding in findings))
-
-
-def diagnose(profile: Profile) -> tuple[list[Finding], str]:
-    """All findings about this machine for a profile, and the profile that fits it best."""
-    findings = list(packages())
-    try:
-        machine = detect_machine()
-        findings += [*hardware(machine, profile), *online(profile)]
-    except ImportError as error:  # a missing package, which is itself a finding, ends the examination
-        findings.append(Finding("machine", "failure", f"cannot be looked at: {error}", INSTALL))
-        return findings, NEEDS[-1].profile
-    reachable = any(finding.name == "hub" and finding.status == "ok" for finding in findings)
-    return findings, recommend(machine, reachable)
 
 
 def recommend(machine: Machine, reachable: bool) -> str:

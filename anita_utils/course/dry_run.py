@@ -27,7 +27,7 @@ from anita_utils.paths import data_dir, environment
 from anita_utils.profile import Profile, load_profile
 from anita_utils.run import Run
 from anita_utils.stages import Stage
-from anita_utils.training import lora_config, training_rows, trl_config
+from anita_utils.training import lora_config, tokenizer_of, training_rows, trl_config
 
 SAMPLE = 16  # rows of a shipped corpus; a fixture is taken whole
 
@@ -119,11 +119,8 @@ def tokenizer_facts(run: Run, base: str) -> str:
     """Which tokenizer renders the data here, and what its chat template does."""
     own = shown(Path(run.profile.model.base).expanduser())
     why = ", as the profile's own is on the Hub" if on_hub(base) else ""
-    return f"{own}'s{why}; {inspect_template(tokenizer_here(run))}"
-
-
-def tokenizer_here(run: Run) -> transformers.PreTrainedTokenizerBase:
-    return checked_tokenizer(resolve_model(run.profile.model.base), run.profile.model.system_in_user)
+    tokenizer = checked_tokenizer(resolve_model(run.profile.model.base), run.profile.model.system_in_user)
+    return f"{own}'s{why}; {inspect_template(tokenizer)}"
 
 
 def batch_of(run: Run, corpus: str, name: str | None) -> str:
@@ -138,7 +135,7 @@ def batch_of(run: Run, corpus: str, name: str | None) -> str:
         pairs = "chosen" in next(hub.rows(corpus, described[corpus]))
         name = next(name for name in stages if (name == "dpo") == pairs)
     stage = Stage(run, name, stages[name].model_copy(update={"data": [corpus], "examples": SAMPLE}))
-    tokenizer = tokenizer_here(run)
+    tokenizer = tokenizer_of(stage)
     rows = training_rows(stage, tokenizer)
     if name == "dpo":
         batch = preference_batch(stage, rows, tokenizer)

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
 from pathlib import Path
 
 import nbformat
 import papermill
-import psutil
 from nbclient.exceptions import CellTimeoutError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
@@ -66,7 +63,7 @@ def run_course(
         if resume and is_done(lesson, run, parameters):
             print(f"{lesson.stem}: done before", flush=True)
             continue
-        if run_lesson(lesson, run, parameters, timeout_per_cell) is not None:
+        if run_lesson(lesson, run, parameters, timeout_per_cell):
             write_report(run)
             print(f"What ran is kept in {shown(run.folder)}", flush=True)
             return 1
@@ -110,32 +107,14 @@ def check_parameters(lesson: Path) -> None:
             raise AnitaError(f"{shown(lesson)}: unknown parameter '{name}': {remedy}")
 
 
-# ---------------------------------------------------------------- one lesson
-
-
-def run_lesson(lesson: Path, run: Run, parameters: dict, timeout: int) -> str | None:
-    """Executes one lesson and notes how it went; what ran goes into the run's folder, even if it fails.
-
-    Returns why it failed, in one line, or None.
-    """
-    start = time.monotonic()
-    with watch_memory() as peak:
-        failure = execute(lesson, executed(lesson, run), parameters, timeout)
-    seconds = time.monotonic() - start
-    notebook = clean_outputs(nbformat.read(executed(lesson, run), as_version=4))
-    nbformat.write(notebook, executed(lesson, run))
-    write_text(run.folder / "html" / f"{lesson.stem}.html", lesson_html(notebook, lesson.stem))
-    run.lesson_done(lesson.stem, seconds, peak(), "failed" if failure else "done")
-    print(f"{lesson.stem}: {failure or f'done in {clock(seconds)}'}", flush=True)
-    return failure
-
-
-def execute(notebook: Path, output: Path, parameters: dict, timeout: int) -> str | None:
-    """Executes a notebook in its folder, and writes what ran to `output`. Returns why it failed, or None.
+def run_lesson(lesson: Path, run: Run, parameters: dict, timeout: int) -> str:
+    """Executes one lesson in its folder and notes how it went; what ran goes into the run's folder, even if it fails.
 
     The cell that runs is shown: in a line that is rewritten on a terminal, else in a line for each cell of code.
+    Returns why it failed, in one line; empty if it did not.
     """
-    start, number, cells = time.monotonic(), 0, len(nbformat.read(notebook, as_version=4).cells)
+    start, number, why, output = time.monotonic(), 0, "", executed(lesson, run)
+    cells = len(nbformat.read(lesson, as_version=4).cells)
     output.parent.mkdir(parents=True, exist_ok=True)
     # What the kernels must agree on with this process: where the runs are, and which environment python3 means
     agreed = {"ANITA_RUNS": str(runs_dir()), "JUPYTER_PREFER_ENV_PATH": "1"} | IDLE_THREADS
@@ -145,57 +124,38 @@ def execute(notebook: Path, output: Path, parameters: dict, timeout: int) -> str
         if is_injected(cell):
             return
         number += 1
-        line = f"{notebook.stem}: cell {number}/{cells} at {clock(time.monotonic() - start)}"
+        line = f"{lesson.stem}: cell {number}/{cells} at {clock(time.monotonic() - start)}"
         status.update(line)
         if cell.cell_type == "code" and not status.console.is_terminal:
             print(line, flush=True)
 
-    with environment(**agreed), Console().status(notebook.stem) as status:
+    with environment(**agreed), Console().status(lesson.stem) as status:
         try:
             papermill.execute_notebook(
-                str(notebook),
+                str(lesson),
                 str(output),
                 parameters,
                 kernel_name="python3",
                 progress_bar=False,
-                cwd=str(notebook.parent),
+                cwd=str(lesson.parent),
                 execution_timeout=timeout,
                 on_cell_start=show,  # nbclient's
                 config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else each kernel prints a warning
             )
-            return None
         except PapermillExecutionError as error:
             why = f"{error.ename}: {error.evalue}"
         except CellTimeoutError:
             why = f"no end after {timeout} s (--timeout)"
         except RuntimeError as error:  # nbclient's DeadKernelError, and a kernel that does not even start
             why = f"the kernel died, perhaps for want of memory ({error})"
-    return f"cell {number} of {cells} failed after {clock(time.monotonic() - start)}: {why}"
-
-
-@contextmanager
-def watch_memory(interval: float = 0.2) -> Iterator[Callable[[], int]]:
-    """Yields a function: the peak, so far, of the memory held by the processes started inside the block, in bytes.
-
-    Samples their resident memory every `interval` seconds, so a shorter peak can escape it.
-    """
-    this, over, peak = psutil.Process(), threading.Event(), 0
-    older = set(this.children(recursive=True))
-
-    def watch() -> None:
-        nonlocal peak
-        while not over.wait(interval):
-            with suppress(psutil.Error):  # a process ended meanwhile: the next sample will do
-                new = set(this.children(recursive=True)) - older
-                peak = max(peak, sum(process.memory_info().rss for process in new))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield lambda: peak
-    finally:
-        over.set()
-        thread.join()
+    seconds = time.monotonic() - start
+    failure = f"cell {number} of {cells} failed after {clock(seconds)}: {why}" if why else ""
+    notebook = clean_outputs(nbformat.read(output, as_version=4))
+    nbformat.write(notebook, output)
+    write_text(run.folder / "html" / f"{lesson.stem}.html", lesson_html(notebook, lesson.stem))
+    run.lesson_done(lesson.stem, seconds, "failed" if failure else "done")
+    print(f"{lesson.stem}: {failure or f'done in {clock(seconds)}'}", flush=True)
+    return failure
 
 
 # ---------------------------------------------------------------- what ran

@@ -74,10 +74,7 @@ def write_report(run: Run) -> Path:
         "others": [with_differences(others, "others", known)],
         "answers": answers,
         "answer_stages": list(dict.fromkeys(stage for prompt in answers for stage in prompt["stages"])),
-        "lessons": [
-            (name, lesson["status"], clock(lesson["seconds"]), mebibytes(lesson["peak_memory_bytes"]))
-            for name, lesson in info["lessons"].items()
-        ],
+        "lessons": [(name, lesson["status"], clock(lesson["seconds"])) for name, lesson in info["lessons"].items()],
         "figures": figures(run.folder),
         "machine": machine_text(info),
     }
@@ -91,10 +88,6 @@ def render(template: str, content: dict[str, Any], file: Path) -> Path:
     )
     write_text(file, environment.get_template(template).render(content) + "\n")
     return file
-
-
-def mebibytes(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
 
 
 # ---------------------------------------------------------------- what lessons left in the run's folder
@@ -267,7 +260,7 @@ def costs(run: Run) -> Sheet:
     infos = {stage: json.loads(file.read_text("utf-8")) for stage, file in files.items() if file.is_file()}
     for stage, info in infos.items():
         values = [stage, clock(info["seconds"]), f"{info['tokens']:,}", f"{info['tokens_per_second']:,.0f}",
-                  f"{info['steps']:,}", mebibytes(info["peak_memory_bytes"])]  # fmt: skip
+                  f"{info['steps']:,}", f"{info['peak_memory_bytes'] / 2**20:,.0f} MiB"]  # fmt: skip
         sheet.rows.append([Cell(value) for value in values])
     if len(infos) > 1:
         seconds, tokens = (sum(info[key] for info in infos.values()) for key in ("seconds", "tokens"))
