@@ -31,10 +31,9 @@ def dry_run(suite: str, as_json: bool) -> int:
         table = Table("benchmark", "task", "tasks", "shots", "score", "filter", "version", "chat", "kind",
                       title=f"suite {suite}: " + (f"{limit} items a task" if limit else "all items"))  # fmt: skip
         for row in found:
-            cells = [words(row["metric"], row["language"], row["split"])]
-            cells += [row[key] for key in ("task", "tasks", "shots", "score", "filter", "version")]
-            cells += ["yes" if row["chat"] else "no", row["problem"] or row["kind"]]
-            table.add_row(*map(str, cells), style="red" if row["problem"] else None)
+            name, chat = words(row["metric"], row["language"], row["split"]), "yes" if row["chat"] else "no"
+            asked = [str(row[key]) for key in ("task", "tasks", "shots", "score", "filter", "version")]
+            table.add_row(name, *asked, chat, row["problem"] or row["kind"], style="red" if row["problem"] else None)
         _print(table, suite)
     return 1 if any(row["problem"] for row in found) else 0
 

@@ -158,9 +158,6 @@ def run_lesson(lesson: Path, run: Run, parameters: dict, timeout: int) -> str:
     return failure
 
 
-# ---------------------------------------------------------------- what ran
-
-
 def executed(lesson: Path, run: Run) -> Path:
     """Where a run keeps what ran of a lesson."""
     return run.folder / "notebooks" / lesson.name

@@ -90,9 +90,6 @@ def render(template: str, content: dict[str, Any], file: Path) -> Path:
     return file
 
 
-# ---------------------------------------------------------------- what lessons left in the run's folder
-
-
 def read_answers(run: Run) -> list[dict[str, Any]]:
     """The stages' answers to the same prompts: [{"prompt", "language", "stages": {stage: answer}}]; empty if none.
 

@@ -46,8 +46,7 @@ def about(first: Run, second: Run) -> Sheet:
                "commit": info["commit"] or "unknown"}  # fmt: skip
         described.append(own | machine_text(info))
     sheet = Sheet("The two runs", "", ["", first.folder.name, second.folder.name])
-    for key, value in described[0].items():
-        other = described[1][key]
+    for (key, value), other in zip(described[0].items(), described[1].values(), strict=True):
         sheet.rows.append([Cell(key), Cell(value), Cell(other, look="changed" if other != value else "")])
     return sheet
 
