@@ -113,6 +113,10 @@ class Stage:
     before: Stage | None = None  # the stage it builds on; None builds on the profile's base
     counts: RowCounts = field(default_factory=RowCounts)  # of its rows, once they are read and encoded
 
+    @property
+    def parent(self) -> str:
+        return self.before.name if self.before else "base"
+
     @cached_property
     def parent_path(self) -> str:
         """The folder of the model it starts from; a base on the Hub is fetched, once."""
@@ -275,7 +279,7 @@ class Stage:
         return {
             "recipe": self.recipe,
             "key": self.key,
-            "parent": self.before.name if self.before else "base",
+            "parent": self.parent,
             "history": history,
             "steps": trainer.state.global_step,
             "tokens": tokens,
