@@ -110,7 +110,7 @@ def tests_table(tests: list[dict[str, Any]], title: str) -> Table:
     table = Table("", "difference", "p", "Holm's p", "n", title=title)
     for row in tests:
         mark = " *" if row["p_holm"] < LEVEL else ""
-        table.add_row(words(row["metric"], row["language"], row["split"]),
-                      text(row["metric"], row["difference"], signed=True), f"{row['p']:.4f}",
-                      f"{row['p_holm']:.4f}{mark}", f"{row['n']:,}")  # fmt: skip
+        name = words(row["metric"], row["language"], row["split"])
+        found = text(row["metric"], row["difference"], signed=True)
+        table.add_row(name, found, f"{row['p']:.4f}", f"{row['p_holm']:.4f}{mark}", f"{row['n']:,}")
     return table
