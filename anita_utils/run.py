@@ -211,9 +211,9 @@ class Run:
             last = stage if (link / "merged").is_dir() else last
         return last
 
-    def lesson_done(self, notebook: str, seconds: float, peak_memory_bytes: int | None, status: str) -> None:
+    def lesson_done(self, notebook: str, seconds: float, status: str) -> None:
         """Notes in run.json how a lesson went; `status` is "done" or "failed" (later maybe "outdated")."""
-        lesson = {"seconds": round(seconds, 1), "peak_memory_bytes": peak_memory_bytes, "status": status}
+        lesson = {"seconds": round(seconds, 1), "status": status}
         with self._changing() as info:
             info["lessons"] = dict(sorted((info["lessons"] | {notebook: lesson}).items()))
 

@@ -4,8 +4,7 @@
 >>> stage.done, stage.key
 (True, '4c1a94be6f1c5d1f')
 
-A checkpoint counts only with its manifest: the hashes of its files, written last. Whatever was broken off before that,
-or changed since, is seen by it. What goes wrong inside `stage.training()` is explained in one line.
+A checkpoint counts only with its manifest: the hashes of its files, written last.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,8 +76,7 @@ def damage(folder: Path) -> str | None:
 
 def checkpoints(work: Path) -> list[Path]:
     """The checkpoints in a stage's working folder, good or not, the newest first."""
-    found = [folder for folder in work.glob("checkpoint-*") if folder.name.partition("-")[2].isdigit()]
-    return sorted(found, key=lambda folder: -int(folder.name.partition("-")[2]))
+    return sorted(work.glob("checkpoint-[0-9]*"), key=lambda folder: -int(folder.name.removeprefix("checkpoint-")))
 
 
 def last_good(work: Path) -> Path | None:
@@ -157,13 +156,13 @@ class Stage:
 
         `counts` then says how many were read, and how many left out and why.
         """
-        rows, left_out = [], Counter()
+        rows, left_out, described = [], Counter(), self.run.profile.datasets
         for path in self.corpora:
             good, others = read_rows(path)
             rows += good
             left_out += others
-        for corpus in set(self.settings.data) & set(self.run.profile.datasets):
-            left_out += left_out_of(corpus, self.run.profile.datasets[corpus])
+        for corpus in set(self.settings.data) & set(described):
+            left_out += left_out_of(corpus, described[corpus])
         Random(self.run.seed).shuffle(rows)
         taken = rows[: self.settings.examples]
         self.counts = RowCounts(len(rows) + left_out.total(), left_out, len(rows) - len(taken))
@@ -247,14 +246,14 @@ class Stage:
         The merged model is read back and compared first. AnitaError where it is not what was trained, or not finite.
         """
         finished = self.folder.with_name(f".{self.folder.name}.new")
-        adapter, merged, order = finished / "adapter", finished / "merged", self.run.profile.order
-        model, tokenizer = self.run.profile.model, trainer.processing_class
+        adapter, merged = finished / "adapter", finished / "merged"
+        model, order = self.run.profile.model, self.run.profile.order
         shutil.rmtree(finished, ignore_errors=True)
         try:
             trainer.model.save_pretrained(adapter)
             merge_adapter(self.parent_path, adapter, merged, model.dtype)
             summary = self.summary(trainer)  # now: its peak of memory is not to be that of the check
-            summary["checked"] = check_merged(self.parent_path, adapter, merged, model.dtype, tokenizer)
+            summary["checked"] = check_merged(self.parent_path, adapter, merged, model.dtype, trainer.processing_class)
             commit = model.revision if on_hub(model.base) else None
             summary["adapter"] = publish(finished, public_name(model.base), order[: order.index(self.name)], commit)
             write_text(finished / "stage.json", json.dumps(summary, indent=1) + "\n")
@@ -271,12 +270,12 @@ class Stage:
 
     def summary(self, trainer) -> dict:
         """What stage.json holds. The seconds are those of all the trainer's lives, where it was killed."""
-        # num_tokens: the library's count, which begins at 0 again when a killed training goes on
-        rows = [row for row in trainer.state.log_history if "loss" in row]
-        history = [{key: value for key, value in row.items() if key != "num_tokens"} for row in rows]
-        runtime = next(row["train_runtime"] for row in reversed(trainer.state.log_history) if "train_runtime" in row)
+        logged, tokens = trainer.state.log_history, token_count(trainer.train_dataset)
+        history = [{**row} for row in logged if "loss" in row]
+        for row in history:
+            row.pop("num_tokens", None)  # the library's count begins at 0 again when a killed training goes on
+        runtime = next(row["train_runtime"] for row in reversed(logged) if "train_runtime" in row)
         seconds = trained_seconds(self.work / f"checkpoint-{trainer.state.global_step}") or runtime
-        tokens = token_count(trainer.train_dataset)
         return {
             "recipe": self.recipe,
             "key": self.key,
@@ -328,7 +327,6 @@ def cut_tokens(dataset: Dataset, max_length: int) -> int:
 def peak_memory() -> int:
     """The most memory the process has held so far: the GPU's where there is one, else resident memory, in bytes."""
     import resource
-    import sys
 
     import torch
 
@@ -343,9 +341,8 @@ def find_stage(run: Run, name: str) -> Stage:
     profile = run.profile
     if name not in profile.order:
         raise AnitaError(f"profile '{profile.name}' has no stage '{name}': its order is {', '.join(profile.order)}")
-    position = profile.order.index(name)
-    before = find_stage(run, profile.order[position - 1]) if position else None
-    return Stage(run, name, profile.stages[name], before)
+    before = profile.order[: profile.order.index(name)]
+    return Stage(run, name, profile.stages[name], find_stage(run, before[-1]) if before else None)
 
 
 # ---------------------------------------------------------------- failures
@@ -366,24 +363,19 @@ def explained(stage: Stage) -> Iterator[None]:
         for folder in checkpoints(stage.work):
             if not (folder / MANIFEST).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
-        said = explanation(stage, error)
-        if said is None:
+        number = getattr(error, "errno", None)
+        if no_memory(error):
+            said = out_of_memory(stage)
+        elif number in LOCKED:
+            said = os_failure(error, stage.work)
+        elif number in FULL or any(sign in str(error) for sign in UNWRITTEN):
+            place = shown(getattr(error, "filename", None) or stage.work)
+            why = "no room" if number in FULL else "perhaps no room"
+            again = "run the same again: training goes on from the last whole checkpoint"
+            said = f"{place} could not be written ({why}): free some space, then {again}"
+        else:
             raise
         raise AnitaError(f"stage '{stage.name}': {said}") from error
-
-
-def explanation(stage: Stage, error: Exception) -> str | None:
-    """What, where, remedy: of memory, disk or permissions; None for another error."""
-    if no_memory(error):
-        return out_of_memory(stage)
-    number = getattr(error, "errno", None)
-    if number in LOCKED:
-        return os_failure(error, stage.work)
-    if number in FULL or any(sign in str(error) for sign in UNWRITTEN):
-        place, why = getattr(error, "filename", None) or stage.work, "no room" if number in FULL else "perhaps no room"
-        again = "run the same again: training goes on from the last whole checkpoint"
-        return f"{shown(place)} could not be written ({why}): free some space, then {again}"
-    return None
 
 
 def out_of_memory(stage: Stage) -> str:

@@ -62,8 +62,7 @@ def train_stage(stage: Stage, resume: bool = True, callbacks: Sequence[TrainerCa
 
     resume: False deletes the checkpoints of a killed training first. callbacks: transformers' own kind, added last.
 
-    AnitaError, one line, for a full disk, a folder that may not be written, a loss that is no number, or too little
-    memory; then nothing is left half-written.
+    AnitaError, one line, for what `stage.training` explains, or a loss that is no number.
     """
     if not stage.done:
         with suppress(TrainedMeanwhile), stage.training(resume) as checkpoint:
@@ -93,14 +92,14 @@ def training_arguments(stage: Stage) -> dict:
     """Keyword arguments for SFTConfig or DPOConfig, from the stage's settings and the machine."""
     import torch
 
-    precision = stage.run.profile.precision
+    precision, on_gpu = stage.run.profile.precision, torch.cuda.is_available()
     return {
         **stage.settings.model_dump(include=AS_IN_TRL),
         "output_dir": str(stage.work),
         "train_sampling_strategy": "sequential" if stage.name == "dpo" else "random",
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
-        "use_cpu": not torch.cuda.is_available(),  # without it the defaults raise on a CPU
+        "use_cpu": not on_gpu,  # without it the defaults raise on a CPU
         "logging_steps": LOG_EVERY,
         "logging_nan_inf_filter": False,  # else a loss that is no number would be logged as a fine one
         "save_strategy": "steps",
@@ -109,7 +108,7 @@ def training_arguments(stage: Stage) -> dict:
         "run_name": stage.name,
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": on_gpu,
         "seed": stage.run.seed,
         "data_seed": stage.run.seed,
     }
@@ -151,10 +150,9 @@ def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
 def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) -> Dataset:
     """The stage's data as its trainer takes it: packed rows for SFT and text, preference pairs for DPO.
 
-    documents: the stage's own, where they have been encoded already.
-
     What cannot be learnt from is left out before the order is fixed: `stage.counts` says how many rows are trained
-    whole, how many cut, and how many left out and why. AnitaError where none is left.
+    whole, how many cut, and how many left out and why. AnitaError where none is left, or where another stage than DPO
+    is given preference pairs, or DPO anything else.
 
     TRL's DPO packs nothing, so the pairs come in batches of like length, and the trainer must keep that order (its
     own `group_by_length` looks for a column that its DPO does not have, and raises).
@@ -163,7 +161,11 @@ def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) 
 
     settings = stage.settings
     documents = stage.documents() if documents is None else documents
-    check_kind(stage, documents)
+    wrong = sum(("chosen" in row) != (stage.name == "dpo") for row in documents)
+    if wrong:
+        where = f"stages.{stage.name}.data: {wrong:,} rows of {', '.join(settings.data)}"
+        are = "no preference pairs" if stage.name == "dpo" else "preference pairs, which only dpo takes"
+        raise AnitaError(f"{where} are {are}: name another corpus")
     counts = data.RowCounts(stage.counts.read, stage.counts.left_out, stage.counts.not_taken)  # of reading alone
     if stage.name == "dpo":
         pairs = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in documents]
@@ -180,15 +182,6 @@ def training_rows(stage: Stage, tokenizer, documents: list[dict] | None = None) 
     return rows
 
 
-def check_kind(stage: Stage, documents: list[dict]) -> None:
-    """AnitaError where another stage than DPO is given preference pairs, or DPO anything else."""
-    wrong = sum(("chosen" in row) != (stage.name == "dpo") for row in documents)
-    if wrong:
-        where = f"stages.{stage.name}.data: {wrong:,} rows of {', '.join(stage.settings.data)}"
-        are = "no preference pairs" if stage.name == "dpo" else "preference pairs, which only dpo takes"
-        raise AnitaError(f"{where} are {are}: name another corpus")
-
-
 def build_trainer(stage: Stage):
     """The stage's TRL trainer, as the lessons build it step by step."""
     from trl import DPOTrainer, SFTTrainer
@@ -196,11 +189,9 @@ def build_trainer(stage: Stage):
     rows = training_rows(stage, tokenizer_of(stage))  # before the weights: what is wrong with the data shows at once
     model, tokenizer = load_for_training(stage)
     parts = {"args": trl_config(stage), "train_dataset": rows, "processing_class": tokenizer}
-    parts["peft_config"] = lora_config(stage)
-    if stage.name == "dpo":
-        trainer = DPOTrainer(model, **parts)
-    else:
-        trainer = SFTTrainer(model, data_collator=data.PackedCollator(tokenizer.pad_token_id), **parts)
+    if stage.name != "dpo":
+        parts["data_collator"] = data.PackedCollator(tokenizer.pad_token_id)
+    trainer = (DPOTrainer if stage.name == "dpo" else SFTTrainer)(model, peft_config=lora_config(stage), **parts)
     prepare(trainer)
     return trainer
 
@@ -237,7 +228,6 @@ def packing_summary(rows: Dataset, row_length: int) -> dict[str, float]:
 
 EVERY = 30  # seconds between two lines where a line cannot be rewritten
 SAVE_SECONDS = 240  # a kill loses at most five minutes, the time of a few updates included
-LEAST_LOGS = 5  # of a training, where it has so many updates
 
 
 class Progress:
@@ -275,8 +265,8 @@ class Watch(TrainerCallback):
             cut_warm_up(args, state, optimizer, lr_scheduler)
         self.began = self.saved = time.monotonic()
         self.first = state.global_step
-        # A short training is logged often enough to have a curve; a log changes nothing of the training
-        state.logging_steps = max(1, min(state.logging_steps, state.max_steps // LEAST_LOGS))
+        # A short training is logged often enough, five times, to have a curve; a log changes nothing of the training
+        state.logging_steps = max(1, min(state.logging_steps, state.max_steps // 5))
         self.before = trained_seconds(checkpoint(args, state)) or 0.0
         self.tokens = token_count(train_dataloader.dataset) * args.num_train_epochs / state.max_steps  # an update
         self.progress = Progress()
@@ -304,8 +294,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
-        if state.is_world_process_zero:
-            write_manifest(checkpoint(args, state), self.before + self.saved - self.began)
+        write_manifest(checkpoint(args, state), self.before + self.saved - self.began)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.progress.show(f"{self.line(args, state)}, done in {clock(time.monotonic() - self.began)}", last=True)
@@ -345,11 +334,8 @@ AT_ONCE = 64  # tokens whose entropy is worked out together: their logits stay i
 def score_labels_only(model) -> None:
     """Lets TRL's trainers compute the head on labelled tokens only; on a GPU with Triton they do so by themselves.
 
-    The plain way multiplies every token's state by the whole vocabulary, then drops the scores that have no label; for
-    a small model on a CPU that is half of all the work. The other order gives the same scores:
-
-        head(states)[mask]      # plain: questions and padding are scored too
-        head(states[mask])      # here
+    The plain way, head(states)[mask], multiplies every token's state by the whole vocabulary, then drops the scores
+    without a label: half of all the work of a small model on a CPU. head(states[mask]) gives the same scores.
 
     TRL asks its model for scores by `model(…, labels=labels, fused_lm_head=True)`, a switch of its own. This puts a
     function in front of the model's `forward` that answers such calls itself and hands on every other.
@@ -379,8 +365,8 @@ def score_labels_only(model) -> None:
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """What TRL's trainers log and learn from, for each token: log-probability, entropy, mean logit, and whether right.
 
-    logits: shape (tokens, vocabulary); labels: shape (tokens,). The first, "log_probs", has a gradient; the others,
-    "entropy" in nats, "mean_logits" and "is_top1", are for the log.
+    logits: shape (tokens, vocabulary); labels: shape (tokens,). The first has a gradient; the others are for the
+    log, the entropy in nats.
     """
     import torch
 

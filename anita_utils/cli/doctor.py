@@ -30,7 +30,6 @@ from anita_utils.profile import Profile, load_profile
 GIB = 2**30
 INSTALL = "pip install --constraint constraints.txt --editable ."
 TORCHAO = "0.16"  # peft 0.21 refuses to load beside an older one; Colab brings 0.10
-HUB_SECONDS = 5  # how long the Hub may take to answer
 
 
 class Need(NamedTuple):
@@ -60,11 +59,6 @@ NEEDS = [
 ]
 
 
-def need_of(profile: Profile) -> Need:
-    """What is known of the profile's needs; for one that is not the course's own, the least."""
-    return next((need for need in NEEDS if need.profile == profile.name), NEEDS[-1])
-
-
 class Finding(NamedTuple):
     """One thing looked at. With a failure among them, the profile cannot run."""
 
@@ -88,7 +82,14 @@ def refused(name: str, error: AnitaError) -> Finding:
 def doctor(profile: ProfileName = "cpu", as_json: Json = False) -> None:
     """Look at this machine for a profile: what is there, what is missing, and the remedy. Exit code 1 on a failure."""
     settings = load_profile(profile)
-    findings, recommended = diagnose(settings)
+    findings, recommended = list(packages()), NEEDS[-1].profile
+    try:
+        machine = detect_machine()
+        findings += [*hardware(machine, settings), *online(settings)]
+        reachable = any(finding.name == "hub" and finding.status == "ok" for finding in findings)
+        recommended = recommend(machine, reachable)
+    except ImportError as error:  # a missing package, which is itself a finding, ends the examination
+        findings.append(Finding("machine", "failure", f"cannot be looked at: {error}", INSTALL))
     if as_json:
         rows = [finding._asdict() for finding in findings]
         print(json.dumps({"profile": settings.name, "recommended": recommended, "findings": rows}, indent=2))
@@ -103,28 +104,12 @@ def doctor(profile: ProfileName = "cpu", as_json: Json = False) -> None:
     raise typer.Exit(any(finding.status == "failure" for finding in findings))
 
 
-def diagnose(profile: Profile) -> tuple[list[Finding], str]:
-    """All findings about this machine for a profile, and the profile that fits it best."""
-    findings = list(packages())
-    try:
-        machine, answer = detect_machine(), the_hub(profile)
-        reachable = answer.status == "ok"
-        findings += [*hardware(machine, profile), disk(profile), answer, token(profile), *the_model(profile, reachable)]
-    except ImportError as error:  # a missing package, which is itself a finding, ends the examination
-        findings.append(Finding("machine", "failure", f"cannot be looked at: {error}", INSTALL))
-        return findings, NEEDS[-1].profile
-    return findings, recommend(machine, reachable)
-
-
 def recommend(machine: Machine, reachable: bool) -> str:
     """The most demanding profile that fits; where the Hub cannot be reached, only the shipped model is left."""
     for need in NEEDS if reachable else ():
         if need.has_gpu(machine) and need.has_memory(machine) and machine.cores >= need.cores:
             return need.profile
     return NEEDS[-1].profile
-
-
-# ---------------------------------------------------------------- what is installed
 
 
 def packages() -> Iterator[Finding]:
@@ -141,134 +126,98 @@ def packages() -> Iterator[Finding]:
             wrong.append(f"{requirement.name} is {installed}, needed {requirement.specifier}")
     found = "; ".join(wrong) or "all that the course needs"
     yield check("packages", found, not wrong, f"{INSTALL} (then restart the kernel)")
-    yield versions()
+
+    root, others = checkout(), []
+    lines = (root / "constraints.txt").read_text("utf-8").splitlines() if root else []
+    for package, tested in (line.split("==") for line in lines if not line.startswith("#")):
+        installed = version_of(package)
+        if installed and Version(installed).public != Version(tested).public:  # torch's +cpu or +cu128 is left open
+            others.append(f"{package} {installed} (tested: {tested})")
+    found = "as tested" if root else "not compared: constraints.txt is only in the checkout"
+    found = f"{len(others)} not as tested: {', '.join(others[:8])}" if others else found
+    yield check("versions", found, not others, f"figures may differ; for the tested ones: {INSTALL}", "warning")
+
     torchao = version_of("torchao")
     fine = torchao is None or Version(torchao) >= Version(TORCHAO)
     found = torchao or "not installed, not needed"
     yield check("torchao", found, fine, "peft does not load beside it: pip uninstall --yes torchao")
 
 
-def versions() -> Finding:
-    """Installed versions against constraints.txt, which holds the tested ones."""
-    root = checkout()
-    if root is None:
-        return Finding("versions", "ok", "not compared: constraints.txt is only in the checkout")
-    lines = (root / "constraints.txt").read_text("utf-8").splitlines()
-    others = []
-    for package, tested in (line.split("==") for line in lines if not line.startswith("#")):
-        installed = version_of(package)
-        if installed and Version(installed).public != Version(tested).public:  # torch's +cpu or +cu128 is left open
-            others.append(f"{package} {installed} (tested: {tested})")
-    some = ", ".join(others[:8]) + (", …" if len(others) > 8 else "")
-    found = f"{len(others)} not as tested: {some}" if others else "as tested"
-    return check("versions", found, not others, f"figures may differ; for the tested ones: {INSTALL}", "warning")
-
-
-# ---------------------------------------------------------------- the machine
-
-
 def hardware(machine: Machine, profile: Profile) -> Iterator[Finding]:
-    """Cores, memory, GPU and arithmetic, against what the profile asks."""
-    need = need_of(profile)
+    """Cores, memory, GPU, arithmetic and room on the disks, against what the profile asks."""
+    import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    # Of a profile that is not the course's own nothing is known
+    need = next((need for need in NEEDS if need.profile == profile.name), NEEDS[-1])
     yield check("cores", f"{machine.cores} ({machine.cpu})", machine.cores > 1, "expect twice the time", "warning")
     remedy = f"close other programs, about {need.memory_gib} GiB are needed"
     yield check("memory", f"{machine.memory_bytes / GIB:.1f} GiB", need.has_memory(machine), remedy, "warning")
-    yield gpu(machine, need)
-    try:
-        profile.check(machine)
-    except AnitaError as error:
-        yield refused("precision", error)
-    else:
-        bf16 = "true bf16" if machine.bf16 else "no true bf16 (at most emulated)"
-        yield Finding("precision", "ok", f"{bf16}; the profile computes in {profile.precision}")
 
-
-def gpu(machine: Machine, need: Need) -> Finding:
-    """The first GPU, its memory and compute capability; a warning where several are visible."""
-    import torch
-
-    found = "none"
+    found, count = "none", torch.cuda.device_count()
     if machine.gpu is not None:
         capability = ".".join(map(str, machine.gpu_capability))
         found = f"{machine.gpu}, {machine.gpu_memory_bytes / GIB:.1f} GiB, capability {capability}"
     if not need.has_gpu(machine):
         remedy = f"take --profile {recommend(machine, True)}, or a machine with such a GPU"
-        return Finding("gpu", "failure", f"{found}; needed: {need.gpu_gib} GiB", remedy)
-    count = torch.cuda.device_count()
-    if count > 1:  # Kaggle shows two T4s, and TRL refuses several in one process
+        yield Finding("gpu", "failure", f"{found}; needed: {need.gpu_gib} GiB", remedy)
+    elif count > 1:  # Kaggle shows two T4s, and TRL refuses several in one process
         remedy = "set CUDA_VISIBLE_DEVICES=0 before Python starts"
-        return Finding("gpu", "warning", f"{found}, the first of {count}", remedy)
-    return Finding("gpu", "ok", found)
+        yield Finding("gpu", "warning", f"{found}, the first of {count}", remedy)
+    else:
+        yield Finding("gpu", "ok", found)
 
+    try:
+        profile.check(machine)
+        bf16 = "true bf16" if machine.bf16 else "no true bf16 (at most emulated)"
+        yield Finding("precision", "ok", f"{bf16}; the profile computes in {profile.precision}")
+    except AnitaError as error:
+        yield refused("precision", error)
 
-def disk(profile: Profile) -> Finding:
-    """Room for the runs and, for a model from the Hub, for its cache."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    needed = need_of(profile).disk_gb
     folders = {"ANITA_RUNS": runs_dir()} | ({"HF_HOME": Path(HF_HUB_CACHE)} if hub.on_hub(profile.model.base) else {})
     there = {key: next(path for path in (folder, *folder.parents) if path.is_dir()) for key, folder in folders.items()}
     free, setting = min((shutil.disk_usage(folder).free / 1e9, key) for key, folder in there.items())
-    remedy = f"make room or set {setting} to another disk, about {needed} GB are needed"
+    remedy = f"make room or set {setting} to another disk, about {need.disk_gb} GB are needed"
     bad = "failure" if free < 0.5 else "warning"  # below, not even the small model's run has room
-    return check("disk", f"{free:.1f} GB free for {shown(folders[setting])}", free >= needed, remedy, bad)
+    yield check("disk", f"{free:.1f} GB free for {shown(folders[setting])}", free >= need.disk_gb, remedy, bad)
 
 
-# ---------------------------------------------------------------- the Hub and the model
-
-
-def the_hub(profile: Profile) -> Finding:
-    """Whether the Hub answers: a failure only if the profile's model must still come from it."""
-    from huggingface_hub import constants, errors
+def online(profile: Profile) -> Iterator[Finding]:
+    """Whether the Hub answers, whether a token is there (never which), and the base model: here and whole, or to be had
+    at the revision that the profile pins. Nothing of a model that can only be asked of a Hub that does not answer.
+    """
+    from huggingface_hub import constants, errors, get_token
     from huggingface_hub.utils import get_session
 
+    base, revision, on_hub = profile.model.base, profile.model.revision, hub.on_hub(profile.model.base)
     try:
-        status = get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).status_code
+        folder = hub.cached_model(base, revision) if on_hub else None
+        needs_hub = on_hub and not (folder and hub.check_model_folder(folder))
+    except AnitaError:  # what the cache holds is not whole
+        needs_hub = True
+    try:
+        status = get_session().head(constants.ENDPOINT, timeout=5).status_code
         said = f"is in trouble (HTTP {status})" if status >= 500 else "answers"
     except errors.OfflineModeIsEnabled:
         said = "is not asked, as HF_HUB_OFFLINE is set"
     except errors.HTTPError as error:
         said = f"cannot be reached ({error})"
-    remedy, bad = "check connection, proxy and HF_ENDPOINT, and unset HF_HUB_OFFLINE", "failure"
-    if whole_here(profile):
-        remedy, bad = f"this model needs no Hub; for others: {remedy}", "warning"
-    return check("hub", f"{constants.ENDPOINT} {said}", said == "answers", remedy, bad)
+    remedy = "check connection, proxy and HF_ENDPOINT, and unset HF_HUB_OFFLINE"
+    remedy = remedy if needs_hub else f"this model needs no Hub; for others: {remedy}"
+    bad = "failure" if needs_hub else "warning"
+    yield check("hub", f"{constants.ENDPOINT} {said}", said == "answers", remedy, bad)
 
+    found = "there" if get_token() else "none" if on_hub else "none, not needed"
+    yield check(
+        "token", found, found != "none", "`hf auth login` or HF_TOKEN: a gated model is refused without", "warning"
+    )
 
-def whole_here(profile: Profile) -> bool:
-    """Whether the profile's model needs no Hub: it is none of the Hub's, or whole in the local cache."""
-    if not hub.on_hub(profile.model.base):
-        return True
-    folder = hub.cached_model(profile.model.base, profile.model.revision)
     try:
-        return folder is not None and bool(hub.check_model_folder(folder))
-    except AnitaError:
-        return False
-
-
-def token(profile: Profile) -> Finding:
-    """Whether a token is there; never which."""
-    from huggingface_hub import get_token
-
-    if get_token():
-        return Finding("token", "ok", "there")
-    if not hub.on_hub(profile.model.base):
-        return Finding("token", "ok", "none, not needed")
-    return Finding("token", "warning", "none", "`hf auth login` or HF_TOKEN: a gated model is refused without")
-
-
-def the_model(profile: Profile, reachable: bool) -> Iterator[Finding]:
-    """Whether the base model is here and whole or, on the Hub, may be had at the revision that the profile pins.
-
-    Nothing when it can only be asked of a Hub that does not answer.
-    """
-    base, revision = profile.model.base, profile.model.revision
-    try:
-        if not hub.on_hub(base):
+        if not on_hub:
             yield Finding("model", "ok", shown(hub.resolve_model(base)))
-        elif whole_here(profile):
+        elif not needs_hub:
             yield Finding("model", "ok", f"{base} is in the local cache")
-        elif reachable:
+        elif said == "answers":
             hub.check_access(base)
             remedy = f"set model.revision to {hub.resolve_revision(base, revision)}, its commit today"
             found = f"{base} may be downloaded, {revision or 'not pinned'}"

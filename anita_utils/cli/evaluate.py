@@ -1,7 +1,7 @@
 """What `anita eval` does: measures a model and shows its figures, or says how a suite would be asked.
 
->>> [measured] = measure(["dpo"], profile_for("dpo", None, "quick", 20))     # `anita eval dpo --suite quick --limit 20`
->>> Console().print(figures_table(measured, "quick", "dpo"))
+anita eval dpo --suite quick --limit 20
+anita eval --suite paper --dry-run
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from anita_utils import hub
 from anita_utils.evaluation.benchmarks import SUITES, resolve, suite_named
 from anita_utils.evaluation.metrics import PUBLISHED, VERSIONS, interval_text, published, text, words
 from anita_utils.machine import detect_machine
-from anita_utils.profile import Profile, load_profile
-from anita_utils.run import Run
+from anita_utils.profile import load_profile
+from anita_utils.run import chosen_run
 from anita_utils.stats import LEVEL, Measurement, paired_tests, rows
 
 
-def dry_run(suite: str, as_json: bool = False) -> int:
+def dry_run(suite: str, as_json: bool) -> int:
     """Prints how each benchmark of the suite is asked, by the installed lm-eval; returns 1 where that does not fit."""
     found = resolve(suite)
     limit = SUITES[suite].limit
@@ -31,70 +31,58 @@ def dry_run(suite: str, as_json: bool = False) -> int:
         table = Table("benchmark", "task", "tasks", "shots", "score", "filter", "version", "chat", "kind",
                       title=f"suite {suite}: " + (f"{limit} items a task" if limit else "all items"))  # fmt: skip
         for row in found:
-            cells = [words(row["metric"], row["language"], row["split"])]
-            cells += [row[key] for key in ("task", "tasks", "shots", "score", "filter", "version")]
-            cells += ["yes" if row["chat"] else "no", row["problem"] or row["kind"]]
-            table.add_row(*map(str, cells), style="red" if row["problem"] else None)
+            name, chat = words(row["metric"], row["language"], row["split"]), "yes" if row["chat"] else "no"
+            asked = [str(row[key]) for key in ("task", "tasks", "shots", "score", "filter", "version")]
+            table.add_row(name, *asked, chat, row["problem"] or row["kind"], style="red" if row["problem"] else None)
         _print(table, suite)
     return 1 if any(row["problem"] for row in found) else 0
 
 
-def profile_for(
-    model: str, profile: str | None, suite: str | None, limit: int | None, run: Run | None = None
-) -> Profile:
-    """The profile to measure a model by: the one named, that of the run for a stage, else cpu.
+def evaluate_models(
+    model: str | None,
+    against: str | None,
+    suite: str | None,
+    limit: int | None,
+    only: str | None,
+    profile: str | None,
+    run_name: str | None,
+    dry: bool,
+    as_json: bool,
+) -> int:
+    """What `anita eval` does: measures a model, or takes it from the cache, and `against` in the same way; prints the
+    figures and their paired tests. With a suite, the profile's limit no longer holds. Returns the exit code.
 
-    suite and limit take the place of the profile's own; with a suite, the profile's limit no longer holds.
-    AnitaError for one that there is not, or that this machine cannot compute.
+    AnitaError for a model, suite or benchmark that cannot be had, or a profile that this machine cannot compute.
     """
-    of_run = run is not None and profile is None and model in hub.STAGES
-    settings = run.profile if of_run else load_profile(profile or "cpu")
+    staged = model is None or {model, against} & set(hub.STAGES)
+    run = chosen_run(run_name) if staged or run_name else None
+    model = model or (run.last_stage() if run else "base")
+    settings = run.profile if run and not profile and model in hub.STAGES else load_profile(profile or "cpu")
+    chosen = settings.evaluation
     if suite:
         suite_named(suite)
-        settings.evaluation.suite, settings.evaluation.limit = suite, None
-    settings.evaluation.limit = limit or settings.evaluation.limit
-    return settings
-
-
-def measure(
-    models: list[str], settings: Profile, only: str | None = None, run: Run | None = None
-) -> list[list[Measurement]]:
-    """Every measure of each model (a stage of the run, a folder, a name on the Hub), cached or new.
-
-    only: "benchmarks", or "answers" for all others.
-
-    AnitaError for a model that is not there or has no chat template, or a benchmark that cannot be had.
-    """
+        chosen.suite, chosen.limit = suite, None
+    chosen.limit = limit or chosen.limit
+    if dry:
+        return dry_run(chosen.suite, as_json)
     settings.check(detect_machine())
     pinned = {settings.model.base: settings.model.revision}
-    paths = [hub.resolve_model(model, pinned.get(model), run) for model in models]
+    paths = [hub.resolve_model(name, pinned.get(name), run) for name in ([model, against] if against else [model])]
 
     from anita_utils.evaluation.measuring import evaluate  # slow to import: after a wrong name was reported
 
-    return [evaluate(path, settings, only != "answers", only != "benchmarks") for path in paths]
-
-
-def evaluate_models(
-    model: str,
-    against: str | None,
-    settings: Profile,
-    as_json: bool,
-    only: str | None = None,
-    run: Run | None = None,
-) -> None:
-    """Measures a model, and `against`, another one, in the same way; prints the figures, and their paired tests."""
-    suite = settings.evaluation.suite
-    after, *others = measure([model, against] if against else [model], settings, only, run)
+    after, *others = [evaluate(path, settings, only != "answers", only != "benchmarks") for path in paths]
     tests = paired_tests(others[0], after) if others else []
     if as_json:
-        outcome = {"model": model, "profile": settings.name, "evaluation": settings.evaluation.model_dump()}
+        outcome = {"model": model, "profile": settings.name, "evaluation": chosen.model_dump()}
         outcome |= {"figures": rows(after, model)}
         outcome |= {"against": against, "figures_against": rows(others[0], against), "tests": tests} if others else {}
         print(json.dumps(outcome, indent=2, ensure_ascii=False))
-        return
-    _print(figures_table(after, suite, model), suite)
+        return 0
+    _print(figures_table(after, chosen.suite, model), chosen.suite)
     if others:
         Console().print(tests_table(tests, f"{model} minus {against}, paired"))
+    return 0
 
 
 def _print(table: Table, suite: str) -> None:
@@ -122,7 +110,7 @@ def tests_table(tests: list[dict[str, Any]], title: str) -> Table:
     table = Table("", "difference", "p", "Holm's p", "n", title=title)
     for row in tests:
         mark = " *" if row["p_holm"] < LEVEL else ""
-        table.add_row(words(row["metric"], row["language"], row["split"]),
-                      text(row["metric"], row["difference"], signed=True), f"{row['p']:.4f}",
-                      f"{row['p_holm']:.4f}{mark}", f"{row['n']:,}")  # fmt: skip
+        name = words(row["metric"], row["language"], row["split"])
+        found = text(row["metric"], row["difference"], signed=True)
+        table.add_row(name, found, f"{row['p']:.4f}", f"{row['p_holm']:.4f}{mark}", f"{row['n']:,}")
     return table

@@ -1,9 +1,7 @@
 """What can the `anita` command do? Its short verbs are here; a longer one has a file of its own beside this one.
 
 anita course --only 02
-anita plan --model meta-llama/Meta-Llama-3-8B-Instruct --length 2048
 anita eval dpo --suite quick --against base
-anita chat italian --prompt "Qual è la capitale del Piemonte?"
 """
 
 from __future__ import annotations
@@ -67,13 +65,10 @@ def course(
         from anita_utils.course.dry_run import dry_run
 
         raise typer.Exit(dry_run(profile))
-    if rehearse:
-        from anita_utils.course.rehearsal import rehearse_course
+    from anita_utils.course import lessons, rehearsal
 
-        raise typer.Exit(rehearse_course(profile, run, seed, only or [], resume, timeout))
-    from anita_utils.course.lessons import run_course
-
-    raise typer.Exit(run_course(profile, run, seed, only or [], resume, timeout, update))
+    options = (profile, run, seed, only or [], resume, timeout)
+    raise typer.Exit(rehearsal.rehearse_course(*options) if rehearse else lessons.run_course(*options, update))
 
 
 @app.command()
@@ -103,17 +98,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model: benchmarks, free answers, perplexity, language, refusal, with intervals."""
-    from anita_utils.cli.evaluate import dry_run, evaluate_models, profile_for
-    from anita_utils.hub import STAGES
-    from anita_utils.run import chosen_run
+    from anita_utils.cli.evaluate import evaluate_models
 
-    staged = model is None or {model, against} & set(STAGES)
-    used = chosen_run(run) if staged or run else None
-    model = model or (used.last_stage() if used else "base")
-    settings = profile_for(model, profile, suite, limit, used)
-    if dry:
-        raise typer.Exit(dry_run(settings.evaluation.suite, as_json))
-    evaluate_models(model, against, settings, as_json, only, used)
+    raise typer.Exit(evaluate_models(model, against, suite, limit, only, profile, run, dry, as_json))
 
 
 @app.command()
@@ -121,7 +108,7 @@ def report(
     runs: Annotated[list[str] | None, typer.Argument(help="A run under runs/, or two to be compared.")] = None,
     run: RunName = None,
 ) -> None:
-    """Build index.html and report.md of a run again; of two runs, a page with their paired differences."""
+    """Build index.html of a run again; of two runs, a page with their paired differences."""
     from anita_utils.course.report import write_report
     from anita_utils.course.side_by_side import write_comparison
     from anita_utils.run import Run, say_which
@@ -148,10 +135,9 @@ def cache(
     print(f"{shown(cache_dir())}: {len(found)} entries, {megabytes(found)} MB")
     for kind in dict.fromkeys(one.kind for one in found):
         own = [one for one in found if one.kind == kind]
-        old = [one for one in own if one.old]
-        used = sum(bool(one.runs) for one in own)
+        old, used = [one for one in own if one.old], [one for one in own if one.runs]
         left = f", {len(old)} not taken any more ({megabytes(old)} MB)" if old else ""
-        print(f"{kind}: {len(own)} entries, {megabytes(own)} MB, {used} used by runs{left}")
+        print(f"{kind}: {len(own)} entries, {megabytes(own)} MB, {len(used)} used by runs{left}")
     for reason in dict.fromkeys(one.old for one in found if one.old):
         print(f"- not taken: {reason}")
 

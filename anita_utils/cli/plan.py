@@ -51,7 +51,15 @@ def plan(
         raise AnitaError(f"no quantisation '{quant}': choose nf4 or none")
     options = {"model": model, "r": r, "batch": batch, "length": length, "optimizer": optimizer}
     options |= {"checkpointing": checkpointing, "quantisation": QUANTISATIONS.get(quant)}
-    job = chosen_job(settings, stage, {name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    if settings is not None:
+        job = replace(job_of(settings, stage), **given)
+    elif model is None:
+        raise AnitaError("nothing to plan: give --profile (and --stage), or --model")
+    elif stage not in (None, *STAGES):
+        raise AnitaError(f"no stage '{stage}': choose sft, italian, dpo or evaluation")
+    else:
+        job = Job(pairs=stage == "dpo", trained=stage != "evaluation", **given)
     outcome = plan_of(job)
     if as_json:
         print(json.dumps(outcome, indent=2))
@@ -61,17 +69,6 @@ def plan(
     console.print(gpus_table(job, outcome))
     for line in [*outcome["advice"], "time, and memory without a GPU: --here measures both on this machine"]:
         console.print(f"- {line}", markup=False, highlight=False)
-
-
-def chosen_job(profile: Profile | None, stage: str | None, options: dict) -> Job:
-    """A profile's stage, or a model without a profile, with the fields of `Job` that were given in place of its own."""
-    if profile is not None:
-        return replace(job_of(profile, stage), **options)
-    if "model" not in options:
-        raise AnitaError("nothing to plan: give --profile (and --stage), or --model")
-    if stage is not None and stage not in STAGES:
-        raise AnitaError(f"no stage '{stage}': choose sft, italian, dpo or evaluation")
-    return Job(pairs=stage == "dpo", trained=stage != "evaluation", **options)
 
 
 def parts_table(job: Job, outcome: dict) -> Table:

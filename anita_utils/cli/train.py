@@ -56,31 +56,24 @@ def train(
 
     own = f"{settings.name}-train" if base or changes else "latest"  # so that the course's own run keeps its models
     first = not (runs_dir() / "latest").exists()  # only lessons move it, but there may be none yet
-    opened = Run.open(run or own, settings, seed, newest=first)
-    wanted = open_stage(opened, stage)
-    kept = wanted.done
+    wanted = open_stage(Run.open(run or own, settings, seed, newest=first), stage)
+    kept, name = wanted.done, wanted.run.folder.name
     train_stage(wanted, resume)
     print(summary(wanted, kept))
-    print(f"run '{opened.folder.name}': `anita chat {stage} --run {opened.folder.name}` asks it")
+    print(f"run '{name}': `anita chat {stage} --run {name}` asks it")
 
 
 def check_rows(name: str, settings: Profile, seed: int) -> RowCounts:
-    """What would become of a stage's rows: read and encoded as for training, but nothing is trained or written.
-
-    AnitaError where a row is damaged, or none can be trained on.
-    """
+    """What would become of a stage's rows: read and encoded as for training, but nothing is trained or written."""
     quieten()
-    from anita_utils.hub import resolve_model
-    from anita_utils.model import checked_tokenizer
     from anita_utils.run import Run
     from anita_utils.stages import find_stage
-    from anita_utils.training import training_rows
+    from anita_utils.training import tokenizer_of, training_rows
 
     stage = find_stage(Run(Path("unwritten"), settings, seed), name)
+    stage.before = None  # which need not be trained: the base's tokenizer is that of all stages
     documents = stage.documents()  # before a model is looked for: a wrong file is reported at once
-    base = resolve_model(settings.model.base, settings.model.revision)
-    tokenizer = checked_tokenizer(base, settings.model.system_in_user, needs_template=False)
-    training_rows(stage, tokenizer, documents)
+    training_rows(stage, tokenizer_of(stage), documents)
     return stage.counts
 
 

@@ -27,7 +27,7 @@ from anita_utils.paths import data_dir, environment
 from anita_utils.profile import Profile, load_profile
 from anita_utils.run import Run
 from anita_utils.stages import Stage
-from anita_utils.training import lora_config, training_rows, trl_config
+from anita_utils.training import lora_config, tokenizer_of, training_rows, trl_config
 
 SAMPLE = 16  # rows of a shipped corpus; a fixture is taken whole
 
@@ -63,10 +63,10 @@ def checks(profile: Profile) -> list[tuple]:
     for name in profile.order:
         stage = Stage(run, name, profile.stages[name].model_copy(update={"data": []}))  # these two read no data
         listed += [(f"{name}, trainer", configured, stage), (f"{name}, adapter", adapted, stage, base)]
-    listed += [("tokenizer", tokenizer_facts, run, base)]
+    listed.append(("tokenizer", tokenizer_facts, run, base))
     for name in profile.order:
         listed += [(corpus, batch_of, run, corpus, name) for corpus in profile.stages[name].data]
-    tried = {row[0] for row in listed}
+    tried = {what for what, *_ in listed}
     listed += [(corpus, batch_of, run, corpus, None) for corpus in profile.datasets if corpus not in tried]
     return listed + [(f"{name}, memory", memory_of, profile, name) for name in (*profile.order, "evaluation")]
 
@@ -119,11 +119,8 @@ def tokenizer_facts(run: Run, base: str) -> str:
     """Which tokenizer renders the data here, and what its chat template does."""
     own = shown(Path(run.profile.model.base).expanduser())
     why = ", as the profile's own is on the Hub" if on_hub(base) else ""
-    return f"{own}'s{why}; {inspect_template(tokenizer_here(run))}"
-
-
-def tokenizer_here(run: Run) -> transformers.PreTrainedTokenizerBase:
-    return checked_tokenizer(resolve_model(run.profile.model.base), run.profile.model.system_in_user)
+    tokenizer = checked_tokenizer(resolve_model(run.profile.model.base), run.profile.model.system_in_user)
+    return f"{own}'s{why}; {inspect_template(tokenizer)}"
 
 
 def batch_of(run: Run, corpus: str, name: str | None) -> str:
@@ -138,33 +135,30 @@ def batch_of(run: Run, corpus: str, name: str | None) -> str:
         pairs = "chosen" in next(hub.rows(corpus, described[corpus]))
         name = next(name for name in stages if (name == "dpo") == pairs)
     stage = Stage(run, name, stages[name].model_copy(update={"data": [corpus], "examples": SAMPLE}))
-    (height, width), scored = preference_batch(stage) if name == "dpo" else packed_batch(stage)
+    tokenizer = tokenizer_of(stage)
+    rows = training_rows(stage, tokenizer)
+    if name == "dpo":
+        batch = preference_batch(stage, rows, tokenizer)
+        scored = batch["completion_mask"].sum()
+    else:
+        batch = PackedCollator(tokenizer.pad_token_id)(rows.to_list()[: stage.settings.per_device_train_batch_size])
+        scored = (batch["labels"] != IGNORED).sum()
+    height, width = batch["input_ids"].shape
     return f"{name}: {len(stage.documents())} rows, a batch of {height} × {width} tokens, {scored:,} of them scored"
 
 
-def packed_batch(stage: Stage) -> tuple[torch.Size, int]:
-    """The shape of a batch of packed rows, and how many of its tokens are scored."""
-    tokenizer = tokenizer_here(stage.run)
-    rows = training_rows(stage, tokenizer).to_list()[: stage.settings.per_device_train_batch_size]
-    batch = PackedCollator(tokenizer.pad_token_id)(rows)
-    return batch["input_ids"].shape, int((batch["labels"] != IGNORED).sum())
-
-
-def preference_batch(stage: Stage) -> tuple[torch.Size, int]:
-    """The same of a batch of pairs as TRL's trainer makes it; a model of one layer stands in, since it wants one."""
-    tokenizer = tokenizer_here(stage.run)
+def preference_batch(stage: Stage, rows: datasets.Dataset, tokenizer) -> dict[str, torch.Tensor]:
+    """A batch of pairs as TRL's trainer makes it; a model of one layer stands in, since it wants one."""
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = transformers.LlamaConfig(vocab_size=len(tokenizer), **shape)
     trainer = DPOTrainer(
-        transformers.LlamaForCausalLM(config),
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(tokenizer), **shape)),
         # Without the profile's precision and optimiser: a trainer, unlike its configuration, refuses what is not here
         args=trl_config(stage, bf16=False, fp16=False, optim="adamw_torch"),
-        train_dataset=training_rows(stage, tokenizer),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora_config(stage),
     )
-    batch = next(iter(trainer.get_train_dataloader()))
-    return batch["input_ids"].shape, int(batch["completion_mask"].sum())
+    return next(iter(trainer.get_train_dataloader()))
 
 
 def memory_of(profile: Profile, name: str) -> str:

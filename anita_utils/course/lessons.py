@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
 from pathlib import Path
 
 import nbformat
 import papermill
-import psutil
 from nbclient.exceptions import CellTimeoutError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
@@ -66,12 +63,12 @@ def run_course(
         if resume and is_done(lesson, run, parameters):
             print(f"{lesson.stem}: done before", flush=True)
             continue
-        if run_lesson(lesson, run, parameters, timeout_per_cell) is not None:
+        if run_lesson(lesson, run, parameters, timeout_per_cell):
             write_report(run)
             print(f"What ran is kept in {shown(run.folder)}", flush=True)
             return 1
         if update:
-            update_outputs(lesson, read(executed(lesson, run)))
+            update_outputs(lesson, nbformat.read(executed(lesson, run), as_version=4))
     print(f"Report: {shown(write_report(run))}", flush=True)
     return 0
 
@@ -87,7 +84,7 @@ def lessons_folder() -> Path:
 
 def select_lessons(folder: Path, only: Collection[str] = ()) -> list[Path]:
     """The lessons in `folder`, in order, or those whose number or name is in `only`."""
-    lessons = sorted(Path(folder).absolute().glob("[0-9][0-9]_*.ipynb"))
+    lessons = sorted(folder.absolute().glob("[0-9][0-9]_*.ipynb"))
     if not lessons:
         raise AnitaError(f"no lessons in {shown(folder)}: they are called like 01_load_llama3.ipynb")
     by_name = {lesson.stem: lesson for lesson in lessons} | {lesson.stem[:2]: lesson for lesson in lessons}
@@ -110,32 +107,14 @@ def check_parameters(lesson: Path) -> None:
             raise AnitaError(f"{shown(lesson)}: unknown parameter '{name}': {remedy}")
 
 
-# ---------------------------------------------------------------- one lesson
-
-
-def run_lesson(lesson: Path, run: Run, parameters: dict, timeout: int) -> str | None:
-    """Executes one lesson and notes how it went; what ran goes into the run's folder, even if it fails.
-
-    Returns why it failed, in one line, or None.
-    """
-    start = time.monotonic()
-    with watch_memory() as peak:
-        failure = execute(lesson, executed(lesson, run), parameters, timeout)
-    seconds = time.monotonic() - start
-    notebook = clean_outputs(read(executed(lesson, run)))
-    nbformat.write(notebook, executed(lesson, run))
-    write_text(run.folder / "html" / f"{lesson.stem}.html", lesson_html(notebook, lesson.stem))
-    run.lesson_done(lesson.stem, seconds, peak(), "failed" if failure else "done")
-    print(f"{lesson.stem}: {failure or f'done in {clock(seconds)}'}", flush=True)
-    return failure
-
-
-def execute(notebook: Path, output: Path, parameters: dict, timeout: int) -> str | None:
-    """Executes a notebook in its folder, and writes what ran to `output`. Returns why it failed, or None.
+def run_lesson(lesson: Path, run: Run, parameters: dict, timeout: int) -> str:
+    """Executes one lesson in its folder and notes how it went; what ran goes into the run's folder, even if it fails.
 
     The cell that runs is shown: in a line that is rewritten on a terminal, else in a line for each cell of code.
+    Returns why it failed, in one line; empty if it did not.
     """
-    start, number, cells = time.monotonic(), 0, len(read(notebook).cells)
+    start, number, why, output = time.monotonic(), 0, "", executed(lesson, run)
+    cells = len(nbformat.read(lesson, as_version=4).cells)
     output.parent.mkdir(parents=True, exist_ok=True)
     # What the kernels must agree on with this process: where the runs are, and which environment python3 means
     agreed = {"ANITA_RUNS": str(runs_dir()), "JUPYTER_PREFER_ENV_PATH": "1"} | IDLE_THREADS
@@ -145,64 +124,38 @@ def execute(notebook: Path, output: Path, parameters: dict, timeout: int) -> str
         if is_injected(cell):
             return
         number += 1
-        line = f"{notebook.stem}: cell {number}/{cells} at {clock(time.monotonic() - start)}"
+        line = f"{lesson.stem}: cell {number}/{cells} at {clock(time.monotonic() - start)}"
         status.update(line)
         if cell.cell_type == "code" and not status.console.is_terminal:
             print(line, flush=True)
 
-    with environment(**agreed), Console().status(notebook.stem) as status:
+    with environment(**agreed), Console().status(lesson.stem) as status:
         try:
             papermill.execute_notebook(
-                str(notebook),
+                str(lesson),
                 str(output),
                 parameters,
                 kernel_name="python3",
                 progress_bar=False,
-                cwd=str(notebook.parent),
+                cwd=str(lesson.parent),
                 execution_timeout=timeout,
                 on_cell_start=show,  # nbclient's
                 config=Config({"KernelManager": {"transport_encryption": "auto"}}),  # else each kernel prints a warning
             )
-            return None
         except PapermillExecutionError as error:
             why = f"{error.ename}: {error.evalue}"
         except CellTimeoutError:
             why = f"no end after {timeout} s (--timeout)"
         except RuntimeError as error:  # nbclient's DeadKernelError, and a kernel that does not even start
             why = f"the kernel died, perhaps for want of memory ({error})"
-    return f"cell {number} of {cells} failed after {clock(time.monotonic() - start)}: {why}"
-
-
-@contextmanager
-def watch_memory(interval: float = 0.2) -> Iterator[Callable[[], int]]:
-    """Yields a function: the peak, so far, of the memory held by the processes started inside the block, in bytes.
-
-    Samples their resident memory every `interval` seconds with psutil, so a shorter peak can escape it.
-    """
-    this, over, peak = psutil.Process(), threading.Event(), 0
-    older = set(this.children(recursive=True))
-
-    def watch() -> None:
-        nonlocal peak
-        while not over.wait(interval):
-            with suppress(psutil.Error):  # a process ended meanwhile: the next sample will do
-                new = set(this.children(recursive=True)) - older
-                peak = max(peak, sum(process.memory_info().rss for process in new))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield lambda: peak
-    finally:
-        over.set()
-        thread.join()
-
-
-# ---------------------------------------------------------------- what ran
-
-
-def read(file: Path) -> NotebookNode:
-    return nbformat.read(file, as_version=4)
+    seconds = time.monotonic() - start
+    failure = f"cell {number} of {cells} failed after {clock(seconds)}: {why}" if why else ""
+    notebook = clean_outputs(nbformat.read(output, as_version=4))
+    nbformat.write(notebook, output)
+    write_text(run.folder / "html" / f"{lesson.stem}.html", lesson_html(notebook, lesson.stem))
+    run.lesson_done(lesson.stem, seconds, "failed" if failure else "done")
+    print(f"{lesson.stem}: {failure or f'done in {clock(seconds)}'}", flush=True)
+    return failure
 
 
 def executed(lesson: Path, run: Run) -> Path:
@@ -219,9 +172,8 @@ def is_done(lesson: Path, run: Run, parameters: dict) -> bool:
     """Whether the run holds this lesson, ended well, with the same cells and the same parameters."""
     if run.info()["lessons"].get(lesson.stem, {}).get("status") != "done" or not executed(lesson, run).is_file():
         return False
-    ran = read(executed(lesson, run))
-    same_parameters = ran.metadata.get("papermill", {}).get("parameters") == parameters
-    return same_parameters and sources(ran) == sources(read(lesson))
+    now, ran = (nbformat.read(file, as_version=4) for file in (lesson, executed(lesson, run)))
+    return ran.metadata["papermill"]["parameters"] == parameters and sources(ran) == sources(now)
 
 
 def sources(notebook: NotebookNode) -> list[str]:
@@ -255,12 +207,9 @@ def cells_hash(notebook: NotebookNode) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
-def clean_outputs(notebook: NotebookNode, root: Path | None = None) -> NotebookNode:
-    """Takes this machine's paths out of a notebook's text outputs, in place: the checkout becomes ".", home "~".
-
-    root: the checkout, if not this package's own.
-    """
-    names = {runs_dir(): "runs", root or checkout(): ".", Path.home(): "~"}
+def clean_outputs(notebook: NotebookNode) -> NotebookNode:
+    """Takes this machine's paths out of a notebook's text outputs, in place: the checkout becomes ".", home "~"."""
+    names = {runs_dir(): "runs", checkout(): ".", Path.home(): "~"}
     paths = sorted((path for path in names if path and len(path.parts) > 1), key=lambda path: -len(path.parts))
     rules = [(re.compile(re.escape(str(path)) + r"(?![\w-])"), names[path]) for path in paths]
     # Where IPython says a warning arose: another file in every session

@@ -4,8 +4,7 @@
 >>> rehearsed.name, rehearsed.stages["dpo"].lora.r, rehearsed.stages["dpo"].gradient_accumulation_steps
 ('rehearsal-h100', 64, 12)
 
-So no branch of a lesson is first run on a rented GPU. Its figures mean nothing: they stay in a run of their own, which
-`runs/latest` never points at.
+Its figures mean nothing: they stay in a run of their own, which `runs/latest` never points at.
 """
 
 from __future__ import annotations
@@ -118,8 +117,7 @@ def rehearse_course(
     run_name: str = "latest",
     seed: int = 42,
     only: Collection[str] = (),
-    resume: bool = False,
-    timeout_per_cell: int = 600,
+    *others,
     notebooks: Path | None = None,
 ) -> int:
     """Runs the course as a rehearsal of `profile`; the arguments and what is returned are those of `run_course`.
@@ -129,8 +127,8 @@ def rehearse_course(
     select_lessons(notebooks or lessons_folder(), only)  # before anything is written
     rehearsed = rehearse(load_profile(profile), detect_machine())
     run = Run.open(rehearsed.name if run_name == "latest" else run_name, rehearsed, seed)
-    file = run.folder / f"{rehearsed.name}.yaml"
-    write_text(file, f"# {summary(rehearsed)}\n" + yaml.safe_dump(rehearsed.model_dump(mode="json"), sort_keys=False))
+    file, values = run.folder / f"{rehearsed.name}.yaml", rehearsed.model_dump(mode="json")
+    write_text(file, f"# {summary(rehearsed)}\n" + yaml.safe_dump(values, sort_keys=False))
     print(summary(rehearsed), flush=True)
     with environment(ANITA_DATA=str(small_data(run.folder / "data"))):
-        return run_course(str(file), run.folder.name, seed, only, resume, timeout_per_cell, notebooks=notebooks)
+        return run_course(str(file), run.folder.name, seed, only, *others, notebooks=notebooks)

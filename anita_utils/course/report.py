@@ -1,9 +1,7 @@
-"""The report of a run, made of what its lessons recorded: index.html, report.md, and a page a lesson.
+"""The report of a run, made of what its lessons recorded: index.html, and a page a lesson.
 
 >>> write_report(Run.load("latest"))
 PosixPath('…/runs/latest/index.html')
->>> headline(known, ["base", "dpo"], changes).rows[0][0].value
-'mean of the English benchmarks'
 
 Nothing in these pages is loaded from the network.
 """
@@ -18,6 +16,9 @@ from typing import Any
 import jinja2
 import nbformat
 import pandas
+from latex2mathml.converter import convert
+from nbconvert.exporters.html import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from anita_utils import AnitaError, clock, shown
 from anita_utils.ablation.arms import load_ablation
@@ -33,8 +34,9 @@ CAPTION = (
     "Shares in per cent, with 95 % intervals in brackets; the difference is the last stage minus the base, for shares "
     "in percentage points. Where two lessons measured the same thing, the later one counts."
 )
+SHARES = "Shares in per cent, 95 % intervals. "
+MATRIX = "Each stage minus the base, in percentage points for shares, with 95 % intervals. "
 IN_4_BITS = " All models were held in 4 bits to be measured (evaluation.load_in_4bit)."
-SIGNS = {"better": "▲", "worse": "▼", "changed": "◆", "": ""}
 MARKS = (
     "▲ better and ▼ worse than the base, item by item on the same items: p < 0.05 after Holm's correction over the "
     "measures of a kind and a stage (McNemar's test, or sign flips by cluster)."
@@ -45,57 +47,47 @@ NO_MARKS = (
 
 
 def write_report(run: Run) -> Path:
-    """Writes report.md and index.html of `run`, in place of older ones; returns the latter.
-
-    AnitaError for damaged records.
-    """
-    content = _content(run)
-    render("report.md.j2", content, run.folder / "report.md")
+    """Writes index.html of `run`, in place of an older one; returns its path. AnitaError for damaged records."""
+    info, rows, kept = run.info(), run.metrics(), stored(run)
+    known = latest(rows)
+    measured = [stage for stage in dict.fromkeys(key[0] for key in known) if stage != "difference"]
+    stages = [stage for stage in ["base", *run.profile.order] if stage in measured]
+    tested = [stage for stage in stages if stage != "base" and {"base", stage} <= kept.keys()]
+    changes = {(stage, *name_of(row)): row for stage in tested for row in compared(kept["base"], kept[stage])}
+    caption = CAPTION + (IN_4_BITS if run.profile.evaluation.load_in_4bit else "")
+    headline = Sheet("The stages in figures", SHARES + (MARKS if changes else NO_MARKS), ["", *stages])
+    matrix = Sheet("What each stage changed: the forgetting matrix", MATRIX + MARKS, ["", *tested])
+    every = ["", *stages, *(stage for stage in measured if stage not in stages)]
+    recorded, others = Sheet("Results", caption, every), Sheet("Further figures of the lessons", "", [*every])
+    answers = read_answers(run)
+    content = {
+        "name": run.folder.name,
+        "profile": info["profile"],
+        "seed": info["seed"],
+        "commit": (info["commit"] or "unknown").replace("+", " (with changes)"),
+        "first": [
+            by_stage(headline, "headline", known, changes),
+            by_stage(matrix, "changes", changes, changes, signed=True),
+            *published_sheets(known, stages, run.profile.evaluation.suite),
+        ],
+        "second": [with_differences(recorded, "results", known), contrasts(rows), costs(run), leaks(run)],
+        "others": [with_differences(others, "others", known)],
+        "answers": answers,
+        "answer_stages": list(dict.fromkeys(stage for prompt in answers for stage in prompt["stages"])),
+        "lessons": [(name, lesson["status"], clock(lesson["seconds"])) for name, lesson in info["lessons"].items()],
+        "figures": figures(run.folder),
+        "machine": machine_text(info),
+    }
     return render("index.html.j2", content, run.folder / "index.html")
 
 
 def render(template: str, content: dict[str, Any], file: Path) -> Path:
     """Writes one of the templates, filled; returns the file."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=lambda name: name.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    write_text(file, environment.get_template(template).render(content))
+    write_text(file, environment.get_template(template).render(content) + "\n")
     return file
-
-
-def _content(run: Run) -> dict[str, Any]:
-    """Everything the two templates show."""
-    info, rows, kept = run.info(), run.metrics(), stored(run)
-    known = latest(rows)
-    measured = [stage for stage in dict.fromkeys(key[0] for key in known) if stage != "difference"]
-    stages = [stage for stage in ["base", *run.profile.order] if stage in measured]
-    changes = {s: compared(kept["base"], kept[s]) for s in stages if s != "base" and {"base", s} <= kept.keys()}
-    caption = CAPTION + (IN_4_BITS if run.profile.evaluation.load_in_4bit else "")
-    first = [headline(known, stages, changes), forgetting(changes)]
-    first += published_sheets(known, stages, run.profile.evaluation.suite)
-    recorded, others = results(known, [*stages, *(stage for stage in measured if stage not in stages)], caption)
-    second = [recorded, contrasts(rows), costs(run), leaks(run)]
-    answers = read_answers(run)
-    return {
-        "name": run.folder.name,
-        "profile": info["profile"],
-        "seed": info["seed"],
-        "commit": (info.get("commit") or "unknown").replace("+", " (with changes)"),
-        "first": [sheet for sheet in first if sheet.rows],
-        "second": [sheet for sheet in second if sheet.rows],
-        "others": [others] if others.rows else [],
-        "answers": answers,
-        "answer_stages": list(dict.fromkeys(stage for prompt in answers for stage in prompt["stages"])),
-        "lessons": [_lesson(name, lesson) for name, lesson in info["lessons"].items()],
-        "figures": figures(run.folder),
-        "machine": machine_text(info),
-    }
-
-
-# ---------------------------------------------------------------- what lessons left in the run's folder
 
 
 def read_answers(run: Run) -> list[dict[str, Any]]:
@@ -118,32 +110,20 @@ def read_answers(run: Run) -> list[dict[str, Any]]:
 
 def figures(folder: Path) -> list[dict[str, str]]:
     """For each figure that `Run.show` saved: `file`, `alt` (what it shows), `caption` (how to read it)."""
-    made = []
-    for file in sorted((folder / "figures").glob("*.png")):
-        beside = file.with_suffix(".json")
-        said = json.loads(read_text(beside)) if beside.is_file() else {"alt": file.stem, "caption": ""}
-        made.append({"file": file.name, **said})
-    return made
-
-
-def _lesson(name: str, lesson: dict[str, Any]) -> dict[str, str]:
-    memory = lesson["peak_memory_bytes"]
-    peak = f"{memory / 2**20:,.0f} MiB" if memory else ""
-    return {"name": name, "status": lesson["status"], "time": clock(lesson["seconds"]), "memory": peak}
+    described = sorted((folder / "figures").glob("*.json"))
+    return [{"file": f"{file.stem}.png", **json.loads(read_text(file))} for file in described]
 
 
 def machine_text(info: dict[str, Any]) -> dict[str, str]:
     """Processor, memory, GPU, system and libraries of a run.json, as text."""
-    machine = info.get("machine", {})
-    memory, gpu_memory = (machine.get(key) for key in ("memory_bytes", "gpu_memory_bytes"))
-    gpu = f"{machine.get('gpu')}, {gpu_memory / 2**30:.1f} GiB" if gpu_memory else machine.get("gpu")
-    versions = ", ".join(f"{library} {version}" for library, version in info.get("versions", {}).items())
+    machine = info["machine"]
+    gpu = f"{machine['gpu']}, {machine['gpu_memory_bytes'] / 2**30:.1f} GiB" if machine["gpu"] else "none"
     return {
-        "processor": f"{machine.get('cpu', 'unknown')}, {machine.get('cores', '?')} cores",
-        "memory": f"{memory / 2**30:.1f} GiB" if memory else "unknown",
-        "GPU": gpu or "none",
-        "system": f"{machine.get('system', 'unknown')}, Python {machine.get('python', '?')}",
-        "libraries": versions or "unknown",
+        "processor": f"{machine['cpu']}, {machine['cores']} cores",
+        "memory": f"{machine['memory_bytes'] / 2**30:.1f} GiB",
+        "GPU": gpu,
+        "system": f"{machine['system']}, Python {machine['python']}",
+        "libraries": ", ".join(f"{library} {version}" for library, version in info["versions"].items()),
     }
 
 
@@ -158,10 +138,6 @@ class Cell:
     note: str = ""
     look: str = ""
 
-    @property
-    def sign(self) -> str:
-        return SIGNS[self.look]
-
 
 @dataclass
 class Sheet:
@@ -173,14 +149,14 @@ class Sheet:
     rows: list[list[Cell]] = field(default_factory=list)
 
 
-def figure(row: dict[str, Any] | None, signed: bool = False, look: str = "") -> Cell:
-    """A row of figures as a cell, with interval and n; empty where there is no row."""
+def figure(row: dict[str, Any] | None, signed: bool = False, test: dict[str, Any] | None = None) -> Cell:
+    """A row of figures as a cell, with interval and n; empty where there is no row. test: what marks it, if known."""
     if row is None:
         return Cell()
     n = f"n {row['n']:,.0f}" if pandas.notna(row["n"]) else ""
     # A line ends between interval and n, not within one of them
     note = " ".join(part.replace(" ", "\u00a0") for part in (metrics.interval_text(row), n) if part)
-    return Cell(metrics.text(row["metric"], row["value"], signed), note, look)
+    return Cell(metrics.text(row["metric"], row["value"], signed), note, metrics.change(test) if test else "")
 
 
 def bare_difference(first: dict[str, Any], last: dict[str, Any]) -> Cell:
@@ -208,26 +184,30 @@ def named(known: dict[tuple, dict], shown_in: str) -> list[tuple]:
     )
 
 
-def headline(known: dict[tuple, dict], stages: list[str], changes: dict[str, list[dict]]) -> Sheet:
-    """What each stage does to the figures that the course is about. known: as `latest` gives it."""
-    looks = {(stage, *name_of(row)): metrics.change(row) for stage, rows in changes.items() for row in rows}
-    note = f"Shares in per cent, 95 % intervals. {MARKS if changes else NO_MARKS}"
-    sheet = Sheet("The stages in figures", note, ["", *stages])
-    for name in named(known, "headline"):
-        cells = [figure(known.get((stage, *name)), look=looks.get((stage, *name), "")) for stage in stages]
+def by_stage(
+    sheet: Sheet, shown_in: str, known: dict[tuple, dict], tests: dict[tuple, dict], signed: bool = False
+) -> Sheet:
+    """Fills a sheet, whose heads are stages, with the measures shown in it. known, tests: as `latest` gives them."""
+    for name in named(known, shown_in):
+        keys = [(stage, *name) for stage in sheet.head[1:]]
+        cells = [figure(known.get(key), signed, tests.get(key)) for key in keys]
         sheet.rows.append([Cell(metrics.words(*name)), *cells])
     return sheet
 
 
-def forgetting(changes: dict[str, list[dict]]) -> Sheet:
-    """Each stage minus the base, skill by skill, paired: what it taught and what it cost. changes: rows by stage."""
-    note = f"Each stage minus the base, in percentage points for shares, with 95 % intervals. {MARKS}"
-    sheet = Sheet("What each stage changed: the forgetting matrix", note, ["", *changes])
-    known = {(stage, *name_of(row)): row for stage, rows in changes.items() for row in rows}
-    for name in named(known, "changes"):
-        found = [known.get((stage, *name)) for stage in changes]
-        cells = [figure(row, signed=True, look=metrics.change(row) if row else "") for row in found]
-        sheet.rows.append([Cell(metrics.words(*name)), *cells])
+def with_differences(sheet: Sheet, shown_in: str, known: dict[tuple, dict]) -> Sheet:
+    """Fills a sheet likewise, and adds a difference: the row that a lesson recorded under stage "difference", which has
+    an interval, else simply the last stage minus the base.
+    """
+    stages = sheet.head[1:]
+    by_stage(sheet, shown_in, known, {})
+    sheet.head.append("difference")
+    for name, row in zip(named(known, shown_in), sheet.rows, strict=True):
+        measured = [known[stage, *name] for stage in stages if (stage, *name) in known]
+        difference = figure(known.get(("difference", *name)), signed=True)
+        if not difference.value and len(measured) > 1 and measured[0]["stage"] == "base":
+            difference = bare_difference(measured[0], measured[-1])
+        row.append(difference)
     return sheet
 
 
@@ -252,25 +232,6 @@ def published_sheets(known: dict[tuple, dict], stages: list[str], suite: str) ->
                 sheet.rows.append([Cell(metrics.words(metric, language)), *cells])
         sheets.append(sheet)
     return sheets
-
-
-def results(known: dict[tuple, dict], stages: list[str], caption: str) -> tuple[Sheet, Sheet]:
-    """All figures of the recipe, and those that lessons record for themselves.
-
-    The difference is the row that a lesson recorded under stage "difference", which has an interval, else simply the
-    last stage minus the base.
-    """
-    head = ["", *stages, "difference"]
-    sheets = {"results": Sheet("Results", caption, head), "others": Sheet("Further figures of the lessons", "", head)}
-    for shown_in, sheet in sheets.items():
-        for name in named(known, shown_in):
-            measured = [known[stage, *name] for stage in stages if (stage, *name) in known]
-            difference = figure(known.get(("difference", *name)), signed=True)
-            if not difference.value and len(measured) > 1 and measured[0]["stage"] == "base":
-                difference = bare_difference(measured[0], measured[-1])
-            cells = [figure(known.get((stage, *name))) for stage in stages]
-            sheet.rows.append([Cell(metrics.words(*name)), *cells, difference])
-    return sheets["results"], sheets["others"]
 
 
 def contrasts(rows: pandas.DataFrame) -> Sheet:
@@ -330,51 +291,44 @@ def leaks(run: Run) -> Sheet:
 # ---------------------------------------------------------------- a lesson's page
 
 
+def mathml(formula: str, display: str, fallback: str) -> str:
+    try:
+        # Within HTML the namespace goes without saying; in headings nbconvert would make a prefix of it
+        return convert(formula, display=display).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+    except Exception:  # TeX that the converter does not know: show it as it was written
+        return fallback
+
+
+class Renderer(IPythonRenderer):
+    """Turns formulas into MathML here, instead of by a script from the network."""
+
+    def image(self, text, url, title=None):
+        """A picture; but one from the network, such as a badge, becomes its words."""
+        return text if url.startswith(("http://", "https://")) else super().image(text, url, title)
+
+    def block_math(self, body):
+        return mathml(body, "block", super().block_math(body))
+
+    def inline_math(self, body):
+        return mathml(body, "inline", super().inline_math(body))
+
+    def latex_environment(self, name, body):
+        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block", super().latex_environment(name, body))
+
+
+class LessonExporter(HTMLExporter):
+    @jinja2.pass_context
+    def markdown2html(self, context, source):
+        attachments = context.get("cell", {}).get("attachments", {})
+        # embed_images would parse raw HTML piece by piece, and so close each <details> where it opens
+        renderer = Renderer(escape=False, attachments=attachments, anchor_link_text=self.anchor_link_text)
+        return MarkdownWithMath(renderer=renderer).render(source)
+
+
 def lesson_html(notebook: nbformat.NotebookNode, title: str) -> str:
     """An executed lesson as one HTML page without scripts: styles and pictures embedded, formulas as MathML."""
-    exporter = _exporter_class()(
+    exporter = LessonExporter(
         template_name="lesson", extra_template_basedirs=[str(TEMPLATES)], embed_images=True, anchor_link_text=""
     )
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     return page
-
-
-def _exporter_class():
-    """nbconvert's HTML exporter with formulas turned into MathML here instead of by a script from the network.
-
-    Made on demand, because nbconvert takes a second to import.
-    """
-    from latex2mathml.converter import convert
-    from nbconvert.exporters.html import HTMLExporter
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-
-    def mathml(formula: str, display: str, fallback: str) -> str:
-        try:
-            # Within HTML the namespace goes without saying; in headings nbconvert would make a prefix of it
-            return convert(formula, display=display).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
-        except Exception:  # TeX that the converter does not know: show it as it was written
-            return fallback
-
-    class Renderer(IPythonRenderer):
-        def image(self, text, url, title=None):
-            """A picture; but one from the network, such as a badge, becomes its words."""
-            return text if url.startswith(("http://", "https://")) else super().image(text, url, title)
-
-        def block_math(self, body):
-            return mathml(body, "block", super().block_math(body))
-
-        def inline_math(self, body):
-            return mathml(body, "inline", super().inline_math(body))
-
-        def latex_environment(self, name, body):
-            return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block", super().latex_environment(name, body))
-
-    class LessonExporter(HTMLExporter):
-        @jinja2.pass_context
-        def markdown2html(self, context, source):
-            attachments = context.get("cell", {}).get("attachments", {})
-            # embed_images would parse raw HTML piece by piece, and so close each <details> where it opens
-            renderer = Renderer(escape=False, attachments=attachments, anchor_link_text=self.anchor_link_text)
-            return MarkdownWithMath(renderer=renderer).render(source)
-
-    return LessonExporter

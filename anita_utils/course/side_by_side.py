@@ -11,7 +11,7 @@ from pathlib import Path
 from anita_utils import AnitaError
 from anita_utils.course.report import Cell, Sheet, bare_difference, figure, latest, machine_text, name_of, render
 from anita_utils.evaluation.measuring import compared, stored
-from anita_utils.evaluation.metrics import change, words
+from anita_utils.evaluation.metrics import words
 from anita_utils.run import Run
 
 MARKS = (
@@ -22,7 +22,7 @@ MARKS = (
 
 
 def write_comparison(first: Run, second: Run) -> Path:
-    """Writes against-FIRST.html and .md into the second run's folder; returns the former.
+    """Writes against-FIRST.html into the second run's folder; returns its path.
 
     AnitaError when they are one run, or have no stage in common.
     """
@@ -33,7 +33,6 @@ def write_comparison(first: Run, second: Run) -> Path:
     if len(sheets) == 1:
         raise AnitaError(f"runs '{names[0]}' and '{names[1]}' have measured no stage in common: run lesson 05 in both")
     content = {"title": f"{names[1]} against {names[0]}", "sheets": sheets}
-    render("against.md.j2", content, second.folder / f"against-{names[0]}.md")
     return render("against.html.j2", content, second.folder / f"against-{names[0]}.html")
 
 
@@ -44,11 +43,10 @@ def about(first: Run, second: Run) -> Sheet:
         info = run.info()
         own = {"profile": info["profile"]["name"], "base": info["profile"]["model"]["base"], "seed": str(info["seed"]),
                "order": ", ".join(run.profile.order), "suite": run.profile.evaluation.suite,
-               "commit": info.get("commit") or "unknown"}  # fmt: skip
+               "commit": info["commit"] or "unknown"}  # fmt: skip
         described.append(own | machine_text(info))
     sheet = Sheet("The two runs", "", ["", first.folder.name, second.folder.name])
-    for key, value in described[0].items():
-        other = described[1][key]
+    for (key, value), other in zip(described[0].items(), described[1].values(), strict=True):
         sheet.rows.append([Cell(key), Cell(value), Cell(other, look="changed" if other != value else "")])
     return sheet
 
@@ -68,7 +66,7 @@ def stage_sheets(first: Run, second: Run) -> list[Sheet]:
         sheet = Sheet(stage, note, ["", first.folder.name, second.folder.name, "difference"])
         for key in keys:
             row = paired.get(key[1:])
-            difference = figure(row, signed=True, look=change(row)) if row else bare_difference(old[key], new[key])
+            difference = figure(row, signed=True, test=row) if row else bare_difference(old[key], new[key])
             sheet.rows.append([Cell(words(*key[1:])), figure(old[key]), figure(new[key]), difference])
         sheets.append(sheet)
     return sheets

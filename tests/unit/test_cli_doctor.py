@@ -9,7 +9,6 @@ import pytest
 import yaml
 from hub_server import HubServer, commit_of
 
-from anita_utils.cli import doctor
 from anita_utils.cli.doctor import GIB, hardware, packages, recommend
 from anita_utils.machine import Machine
 from anita_utils.profile import PROFILES, load_profile
@@ -78,6 +77,7 @@ def test_a_small_machine_is_enough_for_the_small_model():
         "memory": "warning",
         "gpu": "ok",
         "precision": "ok",
+        "disk": "ok",
     }
     assert "about 4 GiB are needed" in found["memory"].remedy
 
@@ -190,9 +190,7 @@ LOOK_AT_THE_HUB = """
 import json, sys
 from anita_utils.cli import doctor
 profile = doctor.load_profile(sys.argv[1])
-hub = doctor.the_hub(profile)
-findings = [hub, doctor.token(profile), *doctor.the_model(profile, hub.status == "ok")]
-print(json.dumps({finding.name: finding._asdict() for finding in findings}))
+print(json.dumps({finding.name: finding._asdict() for finding in doctor.online(profile)}))
 """
 
 
@@ -261,7 +259,6 @@ def test_a_hub_out_of_reach_matters_until_the_model_is_here(ask):
 
 
 def test_a_full_disk_is_a_failure(monkeypatch):
-    profile = load_profile("cpu")
     for free, status in ((2e9, "ok"), (8e8, "warning"), (1e8, "failure")):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
-        assert doctor.disk(profile).status == status
+        assert look(machine())["disk"].status == status

@@ -1,5 +1,6 @@
 """The tables of the report, made of a run whose models answered as the tests say."""
 
+import html
 import json
 import re
 from dataclasses import asdict
@@ -91,6 +92,13 @@ LEAKS = [
 ]
 
 
+def plain(page):
+    """A page without its tags: a line a row of a table, a bar after each cell."""
+    page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    text = html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"</t[hd]>", " | ", page)))
+    return re.sub(r"[ \u00a0]+", " ", text)
+
+
 def row_of(sheet, name):
     [found] = [row for row in sheet.rows if row[0].value == name]
     return dict(zip(sheet.head[1:], found[1:], strict=True))
@@ -116,17 +124,18 @@ def test_differences_to_the_base_are_paired_and_marked(run):
 def test_headline_and_forgetting_matrix(run):
     write_report(run)
     known, kept = report.latest(run.metrics()), stored(run)
-    changes = {stage: compared(kept["base"], kept[stage]) for stage in STAGES[1:]}
-    headline = report.headline(known, list(STAGES), changes)
+    changes = {
+        (stage, *report.name_of(row)): row for stage in STAGES[1:] for row in compared(kept["base"], kept[stage])
+    }
+    headline = report.by_stage(report.Sheet("", "", ["", *STAGES]), "headline", known, changes)
     mean = row_of(headline, "mean of the Italian benchmarks")
     assert [mean[stage].value for stage in STAGES] == ["25.0", "27.5", "87.5", "90.0"]
-    assert [mean[stage].sign for stage in STAGES] == ["", "", "▲", "▲"]
+    assert [mean[stage].look for stage in STAGES] == ["", "", "better", "better"]
     assert re.fullmatch(r"\[\d+\.\d,\s\d+\.\d\] n\s240", mean["dpo"].note)
     assert row_of(headline, "bits a byte of Italian text")["italian"].value == "0.36"
-    matrix = report.forgetting(changes)
-    assert matrix.head == ["", "sft", "italian", "dpo"]
+    matrix = report.by_stage(report.Sheet("", "", ["", *STAGES[1:]]), "changes", changes, changes, signed=True)
     lost = row_of(matrix, "gsm8k, English")["italian"]
-    assert (lost.value, lost.look, lost.sign) == ("-30.0", "worse", "▼") and "n\u00a040" in lost.note
+    assert (lost.value, lost.look) == ("-30.0", "worse") and "n\u00a040" in lost.note
     assert len([row for row in matrix.rows if row[0].value.split(",")[0] in FAMILIES]) == 12
 
 
@@ -176,31 +185,26 @@ def test_the_ablations_claims_stand_in_a_table_of_their_own(run):
     assert "claim/synergy" not in page  # not among the stages' own figures
 
 
-def test_both_files_hold_every_table(run):
-    index = write_report(run)
-    pages = [index.read_text("utf-8"), (index.parent / "report.md").read_text("utf-8")]
+def test_the_page_holds_every_table(run):
+    page = write_report(run).read_text("utf-8")
     titles = ["The stages in figures", "forgetting matrix", "The published figures, English",
               "The published figures, Italian", "Costs", "Contamination", "Machine"]  # fmt: skip
-    for page in pages:
-        places = [page.index(title) for title in titles]
-        assert places == sorted(places)
-        assert "▲" in page and "▼" in page and run.info()["commit"].rstrip("+") in page
-    lines = [line for line in pages[1].splitlines() if line.startswith("|")]
-    for above, below in zip(lines, lines[1:], strict=False):
-        if below.startswith("|---"):
-            assert above.count("|") == below.count("|"), above
-    assert "@media print" in pages[0] and "viewport" in pages[0]
+    places = [page.index(title) for title in titles]
+    assert places == sorted(places)
+    assert "▲" in page and "▼" in page and run.info()["commit"].rstrip("+") in page
+    assert "@media print" in page and "viewport" in page
+    for table in page.split("<table>")[1:-3]:  # the others are the lessons' and the machine's
+        cells = [len(re.findall(r"<t[hd]\b", row)) for row in table.split("<tr>")[1:]]
+        assert len(set(cells)) == 1, table
 
 
 def test_figures_have_words(run):
     figure, axes = plt.subplots()
     axes.bar(["SFT", "DPO"], [1, 2])
     run.show(figure, "05_evaluation-benchmarks", alt='Two bars, "SFT" & DPO.', caption="Each bar is one stage.")
-    (run.folder / "figures" / "06_older.png").write_bytes(b"")  # of a run before figures had words
-    words, older = report.figures(run.folder)
+    [words] = report.figures(run.folder)
     assert words == {"file": "05_evaluation-benchmarks.png", "alt": 'Two bars, "SFT" & DPO.',
                      "caption": "Each bar is one stage."}  # fmt: skip
-    assert older == {"file": "06_older.png", "alt": "06_older", "caption": ""}
     page = write_report(run).read_text("utf-8")
     assert 'alt="Two bars, &#34;SFT&#34; &amp; DPO."' in page and "Each bar is one stage." in page
 
@@ -216,16 +220,16 @@ def test_two_runs_are_compared_item_by_item(run, anita, runs):
     code, out, err = anita("report", "trial", "other")
     assert code == 0 and err.startswith("run 'trial' (profile cpu, seed 42)\nrun 'other'")
     assert out.strip().endswith("against-trial.html")
-    text = (other.folder / "against-trial.md").read_text("utf-8").replace("\u00a0", " ")
-    assert text.count("\n## ") == 5  # the two runs, and four stages
-    dpo = text.partition("## dpo")[2]
-    assert re.search(r"\| arc, English \| 22\.5 .* \| 75\.0 .* \| \+52\.5 ▲ \[\S+, \S+\] n 40 \|", dpo)
-    assert re.search(r"\| arc, Italian \| 90\.0 .* \| 90\.0 .* \| \+0\.0 \[0\.0, 0\.0\] n 40 \|", dpo)
+    page = (other.folder / "against-trial.html").read_text("utf-8")
+    assert page.count("<h2>") == 5  # the two runs, and four stages
+    dpo = plain(page.partition("<h2>dpo")[2])
+    assert re.search(r"arc, English \|\s+22\.5 .* \| 75\.0 .* \| \+52\.5 ▲ \[\S+, \S+\] n 40 \|", dpo)
+    assert re.search(r"arc, Italian \|\s+90\.0 .* \| 90\.0 .* \| \+0\.0 \[0\.0, 0\.0\] n 40 \|", dpo)
     for file in (runs / "cache" / "evaluations").iterdir():
         file.unlink()
     anita("report", "trial", "other")
-    text = (other.folder / "against-trial.md").read_text("utf-8")
-    assert "Not paired" in text and "▲" not in text and "| +52.5 |" in text.partition("## dpo")[2]
+    page = (other.folder / "against-trial.html").read_text("utf-8")
+    assert "Not paired" in page and "▲" not in page and "| +52.5 |" in plain(page.partition("<h2>dpo")[2])
     assert anita("report", "trial", "trial")[0] == 2
     code, _, err = anita("report", "trial", "other", "third")
     assert code == 2 and err.count("\n") == 1
@@ -233,7 +237,10 @@ def test_two_runs_are_compared_item_by_item(run, anita, runs):
 
 def test_all_figures_of_the_recipe_are_listed(run):
     run.record("00_start_here", [{"stage": "base", "metric": "model/parameters", "value": 123456}])
-    listed, others = report.results(report.latest(run.metrics()), list(STAGES), "caption")
+    listed, others = (
+        report.with_differences(report.Sheet("", "", ["", *STAGES]), name, report.latest(run.metrics()))
+        for name in ("results", "others")
+    )
     rows = {row[0].value: row[1:] for row in listed.rows}
     assert {"arc, English", "bits a byte of Italian text", "overconfidence, Italian"} <= set(rows)
     assert rows["arc, English"][-1].value == "-27.5" and rows["arc, English"][0].note.endswith("n\u00a040")
@@ -252,7 +259,8 @@ def test_recorded_difference_and_later_lesson_win(runs):
 
 def written(run):
     """The cells of the first row of results."""
-    listed, _ = report.results(report.latest(run.metrics()), ["base", "sft"], "")
+    sheet = report.Sheet("", "", ["", "base", "sft"])
+    listed = report.with_differences(sheet, "results", report.latest(run.metrics()))
     return [(cell.value, cell.note) for cell in listed.rows[0][1:]]
 
 
@@ -261,8 +269,8 @@ def test_ablations_stay_out_of_the_results_and_benchmarks_come_first(runs):
     rows = [("train/seconds", 9), ("perplexity", 3), ("benchmark/arc", 0.5)]
     run.record("05", [{"stage": "base", "metric": metric, "value": value} for metric, value in rows])
     run.record("06", [{"stage": "base", "metric": "perplexity", "value": 7777, "arm": "dpo_only"}])
-    page = (write_report(run).parent / "report.md").read_text("utf-8").partition("## Results")[2]
-    assert page.index("| arc |") < page.index("| perplexity of text |") < page.index("| seconds of training |")
+    page = plain(write_report(run).read_text("utf-8").partition("<h2>Results")[2])
+    assert page.index("arc |") < page.index("perplexity of text |") < page.index("seconds of training |")
     assert "7,777.00" not in page and "3.00" in page
     assert "4 bits" not in page
     profile = load_profile("cpu")

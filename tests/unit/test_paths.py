@@ -139,7 +139,7 @@ run = Run.load("t")
 for number in range(30):
     name = f"{sys.argv[1]}_{number}"
     run.record(name, [{"stage": "base", "metric": "perplexity", "value": 1.0}])
-    run.lesson_done(name, 1.0, None, "done")
+    run.lesson_done(name, 1.0, "done")
 """
 
 

@@ -49,17 +49,17 @@ def test_latest_is_reused_for_the_same_profile_and_else_made(runs):
 def test_opening_again_keeps_what_was_recorded(runs):
     run = Run.open("trial", "cpu")
     run.record("02_sft", [ROW])
-    run.lesson_done("02_sft", 12.34, 2**20, "done")
+    run.lesson_done("02_sft", 12.34, "done")
     again = Run.open("trial", "cpu")
     assert len(again.metrics()) == 1
-    assert again.info()["lessons"] == {"02_sft": {"seconds": 12.3, "peak_memory_bytes": 2**20, "status": "done"}}
+    assert again.info()["lessons"] == {"02_sft": {"seconds": 12.3, "status": "done"}}
 
 
 def test_lessons_that_ran_on_other_terms_are_outdated(runs):
     profile = load_profile("cpu")
     changed = profile.model_copy(update={"evaluation": profile.evaluation.model_copy(update={"limit": 7})})
     for terms in ({"profile": changed}, {"profile": "cpu", "seed": 1}):
-        Run.open("trial", "cpu").lesson_done("02_sft", 1, None, "done")
+        Run.open("trial", "cpu").lesson_done("02_sft", 1, "done")
         assert Run.open("trial", "cpu").info()["lessons"]["02_sft"]["status"] == "done"
         assert Run.open("trial", **terms).info()["lessons"]["02_sft"]["status"] == "outdated"
 
