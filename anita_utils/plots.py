@@ -48,11 +48,8 @@ def stage_bars(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
     stages = [stage for stage in COLOURS if stage in set(table["stage"])]
     width = 0.8 / len(stages)
     for number, stage in enumerate(stages):
-        rows = table[table["stage"] == stage].set_index(by)
-        places = [
-            group + (number - (len(stages) - 1) / 2) * width for group, name in enumerate(groups) if name in rows.index
-        ]
-        rows = rows.loc[[name for name in groups if name in rows.index]]
+        rows = table[table["stage"] == stage]
+        places = [groups.index(name) + (number - (len(stages) - 1) / 2) * width for name in rows[by]]
         errors = [rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]]
         ax.bar(places, rows["value"], width * 0.9, yerr=errors, color=COLOURS[stage], label=stage,
                error_kw={"elinewidth": 0.8, "capsize": 2})  # fmt: skip
@@ -73,24 +70,6 @@ def difference_points(ax: Axes, table: pandas.DataFrame, by: str = "metric", zer
         ax.plot(row["value"], place, "o", color="#0072b2", markerfacecolor="#0072b2" if clear else "white")
     ax.set_yticks(range(len(rows)), [str(name) for name in rows[by]])
     ax.axvline(zero, color="black", linewidth=0.8)
-    return ax
-
-
-def memory_bars(ax: Axes, plans: dict[str, dict[str, int]], limits: dict[str, float]) -> Axes:
-    """A stacked bar for each plan, a part in each colour, and a line for what each GPU holds.
-
-    plans: name to bytes by part, as `memory.bytes_by_part` gives them. limits: GPU to GiB.
-    """
-    ends = [0.0] * len(plans)
-    for part, colour in PARTS.items():
-        sizes = [parts[part] / 2**30 for parts in plans.values()]
-        ax.barh(list(plans), sizes, 0.5, left=ends, color=colour, label=part)
-        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
-    for gpu, limit in limits.items():
-        ax.axvline(limit, color="black", linewidth=0.8, linestyle=":")
-        ax.text(limit, 1.01, gpu, transform=ax.get_xaxis_transform(), rotation=60, fontsize=8)
-    ax.set_xlabel("GiB")
-    ax.legend(ncols=len(PARTS), loc="upper center", bbox_to_anchor=(0.5, -0.45), fontsize=8, columnspacing=1)
     return ax
 
 
@@ -125,8 +104,21 @@ def gigabyte_bars(ax: Axes, table: pandas.DataFrame, limits: dict[str, float], c
     for name, gigabytes in limits.items():
         ax.axvline(gigabytes, color="black", linewidth=0.8, linestyle=":")
         ax.text(gigabytes, 1.01, name, transform=ax.get_xaxis_transform(), rotation=30, fontsize=8)
-    ax.set_xlim(0, 1.1 * table.sum(axis=1).max())
+    ax.set_xlim(0, 1.1 * max(table.sum(axis=1).max(), *limits.values()))
     ax.set_xlabel("GB")
+    return ax
+
+
+def memory_bars(ax: Axes, plans: dict[str, dict[str, int]], limits: dict[str, float]) -> Axes:
+    """A stacked bar for each plan, a part in each colour, and a line for what each GPU holds.
+
+    plans: name to bytes by part, as `memory.bytes_by_part` gives them. limits: GPU to GiB.
+    """
+    import pandas
+
+    gigabyte_bars(ax, pandas.DataFrame(plans).T[list(PARTS)] / 2**30, limits, list(PARTS.values()))
+    ax.set_xlabel("GiB")
+    ax.legend(ncols=len(PARTS), loc="upper center", bbox_to_anchor=(0.5, -0.45), fontsize=8, columnspacing=1)
     return ax
 
 
@@ -211,14 +203,6 @@ def training_curves(ax: Axes, history: list[dict], keys: list[str], colours: dic
     return ax
 
 
-def box_rows(ax: Axes, groups: dict) -> Axes:
-    """Box plots lying on their side, the first group on top. groups: name to values."""
-    ax.boxplot(list(groups.values())[::-1], orientation="horizontal", widths=0.6)
-    ax.set_yticks(range(1, len(groups) + 1), list(groups)[::-1])
-    ax.axvline(0, color="black", linewidth=0.8)
-    return ax
-
-
 # ---- figures of the ablation and the studies
 
 
@@ -254,28 +238,15 @@ def seed_points(ax: Axes, values: dict[str, Sequence[float]], reference: float) 
     return ax
 
 
-def seed_lines(ax: Axes, table: pandas.DataFrame, colour: str, label: str | None = None) -> Axes:
-    """A thin line for each seed, a thick one for their mean. table: a row for each place, a column for each seed."""
-    ax.plot(table, color=colour, alpha=0.25, linewidth=0.8)
-    ax.plot(table.mean(axis=1), "o-", color=colour, label=label, markersize=3)
-    return ax
-
-
 def stacked_gains(ax: Axes, gains: pandas.DataFrame, whole: Sequence[float]) -> Axes:
     """Two bars a group: what the parts gain alone, stacked; beside it, in black, what they gain together.
 
     gains: a row for each group, a column for each part, named like its stage; losses are stacked downwards.
     """
-    for place, (_, parts) in enumerate(gains.iterrows()):
-        ends = {True: 0.0, False: 0.0}
-        for stage, gain in parts.items():
-            ax.bar(place - 0.2, gain, 0.35, bottom=ends[gain > 0], color=COLOURS[stage])
-            ends[gain > 0] += gain
-    ax.bar([place + 0.2 for place in range(len(gains))], whole, 0.35, color="black")
-    for stage in gains:
-        ax.bar(0, 0, color=COLOURS[stage], label=f"{stage} alone")
-    ax.bar(0, 0, color="black", label="all three")
-    ax.set_xticks(range(len(gains)), list(gains.index))
+    colours = [COLOURS[stage] for stage in gains]
+    gains.add_suffix(" alone").plot.bar(stacked=True, ax=ax, color=colours, width=0.35, position=1.05, rot=0)
+    ax.bar(range(len(gains)), whole, 0.35, align="edge", color="black", label="all three")
+    ax.set_xlim(-0.6, len(gains) - 0.4)
     ax.axhline(0, color="black", linewidth=0.8)
     return ax
 
