@@ -142,10 +142,9 @@ def task_manager(suite: Suite) -> TaskManager:
 
 def load_suite(name: str) -> list[tuple[Benchmark, list[Task]]]:
     """All tasks of a suite with their data, before hours go into the first. AnitaError as for `load_tasks`."""
-    suite = suite_named(name)
     with without_bars():
-        manager = task_manager(suite)
-        return [(one, load_tasks(one, manager)) for one in suite.benchmarks]
+        manager = task_manager(suite_named(name))
+        return [(one, load_tasks(one, manager)) for one in SUITES[name].benchmarks]
 
 
 def run_benchmarks(
@@ -154,8 +153,7 @@ def run_benchmarks(
     """The benchmarks of the profile's suite, the other of acc and acc_norm where there is one, and calibration.
 
     loaded: what `load_suite` returned, if that was done before. A limit, the profile's or the suite's, is of items a
-    task, of which MMLU has one for each of its 57 subjects.
-    AnitaError when a benchmark's task or data cannot be had, or holds no items.
+    task, of which MMLU has one for each of its 57 subjects. AnitaError as for `load_tasks`.
     """
     from anita_utils.evaluation.ranker import Ranker, spare_time
 
@@ -174,7 +172,8 @@ def run_benchmarks(
                 items = _items(benchmark, {task.task_name: found[task.task_name] for task in tasks})
                 measured += _scored(benchmark, items)
                 if benchmark.score in ("acc", "acc_norm") and benchmark.family != "truthfulqa":  # one answer is right
-                    confidence += [(benchmark.language, *pair) for pair in items if _ranked(pair[1])]
+                    ranked = [pair for pair in items if "acc" in pair[1] and len(pair[1]["filtered_resps"]) > 1]
+                    confidence += [(benchmark.language, *pair) for pair in ranked]
     return [*measured, *_calibration(confidence)]
 
 
@@ -241,12 +240,8 @@ def _scored(benchmark: Benchmark, items: list[tuple[str, dict]]) -> list[Measure
     return made
 
 
-def _ranked(sample: dict) -> bool:
-    return "acc" in sample and len(sample["filtered_resps"]) > 1
-
-
 def _calibration(items: list[tuple[str, str, dict]]) -> list[Measurement]:
-    """How much surer the model is than it is right: its share of probability on the answer it ranks first, minus acc.
+    """How much surer the model is than it is right: its probability of the answer it ranks first, minus acc.
 
     On average, where too sure here and too careful there cancel; and within bins of equal width by how sure it is,
     where they do not: the expected calibration error (Naeini and others, 2015).
@@ -267,10 +262,9 @@ def _calibration(items: list[tuple[str, str, dict]]) -> list[Measurement]:
 
 
 def resolve(name: str, manager: TaskManager | None = None) -> list[dict]:
-    """Each benchmark of a suite held against the tasks of the installed lm-eval, without data, model or network.
+    """The settings of each benchmark of a suite held against the installed lm-eval, without data, model or network.
 
-    Returns the settings of each with `tasks` (how many it is made of), `kind` (lm-eval's output type) and
-    `problem`: what does not fit, in words; empty when all does.
+    With `tasks` (how many it is made of), `kind` (lm-eval's output type) and `problem`: what does not fit, in words.
     """
     suite = suite_named(name)
     with without_bars():

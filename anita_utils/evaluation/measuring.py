@@ -169,14 +169,8 @@ def pair_clusters(pairs: list[dict]) -> list[str]:
     return [pair["prompt"][0]["content"] for pair in pairs]
 
 
-# ---------------------------------------------------------------- a whole evaluation
-
-
 def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True, answers: bool = True) -> list[Measurement]:
-    """Every measure of the model at `path`, from the cache when the same model was measured the same way before.
-
-    benchmarks: False leaves them out; answers: False leaves out all others.
-    """
+    """Every measure of the model at `path`, cached: `benchmarks`, and with `answers` all others."""
     # The benchmarks first: one that is broken is reported before minutes go into answers
     parts = [part for part, wanted in zip(PARTS, (benchmarks, answers), strict=True) if wanted]
     return [one for _, measured in _cached(path, profile, parts) for one in measured]
@@ -242,9 +236,7 @@ class Stored(NamedTuple):
 
 
 def stored(run: Run) -> dict[str, Stored]:
-    """What the cache holds of the base and of each stage of the run. Nothing is measured, resolved or downloaded: the
-    base may be on another machine.
-    """
+    """What the cache holds of the base and of each stage. Nothing is resolved: the base may be on another machine."""
     merged = {stage: run.model_dir(stage) / "merged" for stage in run.profile.order}
     models = {"base": run.base_key} | {stage: model_key(path) for stage, path in merged.items() if path.is_dir()}
     found = {}
