@@ -40,10 +40,7 @@ def training_curve(ax: Axes, history: list[dict], key: str = "loss", label: str 
 
 
 def stage_bars(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
-    """Bars with 95 % intervals: a group for each value of `by`, a bar for each stage in it.
-
-    table: rows of metrics.jsonl with the columns stage, value, ci_low, ci_high and `by`.
-    """
+    """Metric rows as bars with 95 % intervals: a group for each value of `by`, a bar for each stage in it."""
     groups = list(dict.fromkeys(table[by]))
     stages = [stage for stage in COLOURS if stage in set(table["stage"])]
     width = 0.8 / len(stages)
@@ -59,10 +56,7 @@ def stage_bars(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
 
 
 def difference_points(ax: Axes, table: pandas.DataFrame, by: str = "metric", zero: float = 0) -> Axes:
-    """Differences with their 95 % intervals as points on a line, a row each; where the interval misses `zero`, filled.
-
-    table: rows with value, ci_low, ci_high and `by`.
-    """
+    """Differences (value, ci_low, ci_high) as points, a row each; filled where the interval misses `zero`."""
     rows = table.iloc[::-1].reset_index(drop=True)
     for place, row in rows.iterrows():
         clear = row["ci_low"] > zero or row["ci_high"] < zero
@@ -93,10 +87,7 @@ TOKENS = {"padding": "#f2f2f2", "read": "#9ecae1", "scored": "#009e73"}
 
 
 def gigabyte_bars(ax: Axes, table: pandas.DataFrame, limits: dict[str, float], colours: list[str]) -> Axes:
-    """A bar for each row of the table, a part for each column, its total at the end; a dotted line for each limit.
-
-    table: gigabytes. limits: name to gigabytes. colours: one for each column.
-    """
+    """A bar for each row, a part for each column, its total at the end; a dotted line for each limit."""
     table.plot.barh(stacked=True, ax=ax, color=colours, width=0.6, legend=len(table.columns) > 1)
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for place, total in enumerate(table.sum(axis=1)):
@@ -110,10 +101,7 @@ def gigabyte_bars(ax: Axes, table: pandas.DataFrame, limits: dict[str, float], c
 
 
 def memory_bars(ax: Axes, plans: dict[str, dict[str, int]], limits: dict[str, float]) -> Axes:
-    """A stacked bar for each plan, a part in each colour, and a line for what each GPU holds.
-
-    plans: name to bytes by part, as `memory.bytes_by_part` gives them. limits: GPU to GiB.
-    """
+    """A stacked bar, in GiB, for each plan (of `memory.bytes_by_part`); a line for what each GPU holds."""
     import pandas
 
     gigabyte_bars(ax, pandas.DataFrame(plans).T[list(PARTS)] / 2**30, limits, list(PARTS.values()))
@@ -142,10 +130,7 @@ def share_map(ax: Axes, shares, columns: list[str], rows: list[str], label: str 
 
 
 def token_grid(ax: Axes, rows: list[list[int]]) -> Axes:
-    """A batch as a grid, a line for each row: padding, tokens that are read, tokens that are scored.
-
-    rows: the labels of each row, IGNORED where nothing is scored; shorter rows are padded up to the longest.
-    """
+    """A batch as a grid, a line for each row of labels: padding, tokens that are read, tokens that are scored."""
     import numpy as np
     from matplotlib.colors import ListedColormap
 
@@ -239,10 +224,7 @@ def seed_points(ax: Axes, values: dict[str, Sequence[float]], reference: float) 
 
 
 def stacked_gains(ax: Axes, gains: pandas.DataFrame, whole: Sequence[float]) -> Axes:
-    """Two bars a group: what the parts gain alone, stacked; beside it, in black, what they gain together.
-
-    gains: a row for each group, a column for each part, named like its stage; losses are stacked downwards.
-    """
+    """Two bars a row: what each part (a stage's column) gains alone, stacked; in black, what all gain together."""
     colours = [COLOURS[stage] for stage in gains]
     gains.add_suffix(" alone").plot.bar(stacked=True, ax=ax, color=colours, width=0.35, position=1.05, rot=0)
     ax.bar(range(len(gains)), whole, 0.35, align="edge", color="black", label="all three")
@@ -252,10 +234,7 @@ def stacked_gains(ax: Axes, gains: pandas.DataFrame, whole: Sequence[float]) -> 
 
 
 def bands(ax: Axes, table: pandas.DataFrame) -> Axes:
-    """A band and a point a row: where a figure should fall and where it fell; orange, if outside.
-
-    table: the columns value, low, high.
-    """
+    """Where a figure should fall, a band from `low` to `high`, and its `value`, a point: orange, if outside."""
     for place, row in enumerate(table.iloc[::-1].itertuples()):
         ax.plot([row.low, row.high], [place, place], color="#56b4e9", linewidth=5, alpha=0.5)
         ax.plot(row.value, place, "o", color="#0072b2" if row.low <= row.value <= row.high else "#d55e00")
@@ -280,10 +259,7 @@ def text_map(
 
 
 def stated_and_measured(ax: Axes, table: pandas.DataFrame, parts: dict[str, Sequence[float]]) -> Axes:
-    """Measured figures with their 95 % intervals beside stated ones (dotted), and what each is the mean of, in grey.
-
-    table: a row for each, with the columns stated, value, ci_low, ci_high and recovered (filled, if True).
-    """
+    """Figures with their 95 % intervals beside stated ones (dotted), and what each is the mean of, in grey."""
     for place, row in enumerate(table.itertuples()):
         ax.plot([place + 0.22] * len(parts[row.Index]), parts[row.Index], "o", markersize=3, color="#bbbbbb")
         ax.plot([place, place], [row.ci_low, row.ci_high], color="#0072b2")

@@ -275,20 +275,17 @@ class Paired:
         return Paired(np.where(swap, self.after, self.before), np.where(swap, self.before, self.after))
 
 
-class Groups:
+class Groups(Paired):
     """Different facts: the share right of the first group minus that of the second, and Fisher's exact test."""
 
     test = "Fisher"
 
     def __init__(self, first: Sequence[float], second: Sequence[float]) -> None:
-        self.first, self.second = np.array(first, float), np.array(second, float)
+        self.first, self.second = self.after, self.before = np.array(first, float), np.array(second, float)
         self.size, self.n = min(len(self.first), len(self.second)), f"{len(self.first)} and {len(self.second)}"
 
     def samples(self) -> np.ndarray:
         return _means(self.first) - _means(self.second, seed=1)
-
-    def difference(self) -> float:
-        return _mean(self.first) - _mean(self.second)
 
     def p(self) -> float:
         return float(fisher_exact([[part.sum(), len(part) - part.sum()] for part in (self.first, self.second)]).pvalue)

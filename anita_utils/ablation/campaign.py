@@ -76,10 +76,7 @@ class Trial:
 
 
 def trials_of(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Trial]:
-    """Every arm with every seed, seed after seed. Nothing is trained; data sets and a base on the Hub are fetched.
-
-    AnitaError for an arm that cannot be, on this machine or at all.
-    """
+    """Every arm with every seed, seed after seed; nothing is trained. AnitaError for an arm that cannot be."""
     machine = detect_machine()
     arms = {name: arm_profile(run.profile, name, arm) for name, arm in ablation.arms.items()}
     for profile, _ in arms.values():

@@ -132,10 +132,7 @@ def add(kept: Kept, line: dict, weights: dict) -> Kept:
 
 
 def make_line(place: dict[str, Any], figures: list[dict], measured: list[Measurement], curve: Iterable[dict]):
-    """A line and the weights of its clusters.
-
-    place: arm, seed, made, and whatever else says where it comes from. figures: rows with the keys of FIGURE.
-    """
+    """A line and the weights of its clusters. place: whatever says where it comes from; figures: with FIGURE's keys."""
     scores, weights = {}, {}
     for m in counted(measured):
         if m.bins or "ablation" not in measure(m.metric).shown:

@@ -44,10 +44,7 @@ def stated_lean(skew: float, groups: int) -> float:
 
 
 def stated_gap(axis: dict, kind: str) -> float:
-    """How much more often, in the text, a person comes with a word of the own group than another person does.
-
-    The mean over all ordered pairs of groups; kind: "trades" or "traits".
-    """
+    """How much more often, in the text, a person comes with a word (of a kind) of the own group than others do."""
     groups, skew = sorted(axis["groups"]), axis["skew"]
     words = [word["leans"] for word in axis[kind]]
 

@@ -278,10 +278,7 @@ def _overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> It
 
 
 def course_overlaps(profile: Profile) -> list[dict]:
-    """`overlaps` of the corpora shipped, and of what the profile trains on, with every benchmark shipped.
-
-    A sample of a data set on the Hub that is not here yet is left out.
-    """
+    """`overlaps` of the corpora shipped, and of what the profile trains on if it is here, with every benchmark."""
     corpora = {file.stem: [file] for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
     for name in (corpus for stage in profile.order for corpus in profile.stages[stage].data):
         file = sample_file(name, profile.datasets[name]) if name in profile.datasets else Path(name)

@@ -18,16 +18,7 @@ from transformers import TrainerCallback
 
 from anita_utils.cache import Entry, cached
 from anita_utils.data import IGNORED, encode_chat
-from anita_utils.evaluation.measuring import (
-    ask,
-    judge_answers,
-    measured_with,
-    pair_clusters,
-    pair_likelihoods,
-    perplexity,
-    probes,
-    scored_logits,
-)
+from anita_utils.evaluation import measuring
 from anita_utils.profile import Profile
 from anita_utils.stages import Stage
 from anita_utils.stats import Measurement
@@ -58,7 +49,7 @@ def watched(stage: Stage, points: int, measure: Callable | None = None, kind: st
 
 def curve(stage: Stage, points: int, kind: str = "held_out") -> Entry:
     """Where the cache keeps what was measured on the way."""
-    return cached(f"curves/{kind}", THIN, stage.key, points, measured_with(stage.run.profile))
+    return cached(f"curves/{kind}", THIN, stage.key, points, measuring.measured_with(stage.run.profile))
 
 
 def complete(entry: Entry) -> bool:
@@ -111,13 +102,13 @@ class OnTheWay(TrainerCallback):
 def held_out(model, tokenizer, profile: Profile) -> list[dict]:
     """Pairs by kind, both answers' log-probabilities, entropy, length, and a few of each skill: rows without update."""
     batch_size = profile.evaluation.batch_size
-    asked = {name: probes(name)[::THIN] for name in ("chat", "conduct")}
-    answered = {name: ask(model, tokenizer, items, profile) for name, items in asked.items()}
-    texts = probes("perplexity")[::2]
-    pairs = [pair for n, pair in enumerate(probes("preferences")) if pair["kind"] in FACTS or n % 4 == 0]
+    asked = {name: measuring.probes(name)[::THIN] for name in ("chat", "conduct")}
+    answered = {name: measuring.ask(model, tokenizer, items, profile) for name, items in asked.items()}
+    texts = measuring.probes("perplexity")[::2]
+    pairs = [pair for n, pair in enumerate(measuring.probes("preferences")) if pair["kind"] in FACTS or n % 4 == 0]
     measured = [
-        *judge_answers(answered | {"new_kinds": [], "fidelity": []}),
-        *perplexity(model, tokenizer, texts, batch_size),
+        *measuring.judge_answers(answered | {"new_kinds": [], "fidelity": []}),
+        *measuring.perplexity(model, tokenizer, texts, batch_size),
         *pair_measures(model, tokenizer, pairs, batch_size),
         entropy(model, tokenizer, answered["chat"], batch_size),
     ]
@@ -129,7 +120,7 @@ def held_out(model, tokenizer, profile: Profile) -> list[dict]:
 
 def pair_measures(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
     """How often the chosen answer is the likelier one, by a rule or a fact; each side's log-probability, in nats."""
-    sides, clusters = pair_likelihoods(model, tokenizer, pairs, batch_size), pair_clusters(pairs)
+    sides, clusters = measuring.pair_likelihoods(model, tokenizer, pairs, batch_size), measuring.pair_clusters(pairs)
     measured = [Measurement(f"pairs/{side}_logp", "all", None, values, clusters) for side, values in sides.items()]
     wins = [float(good > bad) for good, bad in zip(sides["chosen"], sides["rejected"], strict=True)]
     for split in ("rule", "fact"):
@@ -146,7 +137,7 @@ def entropy(model, tokenizer, answered: list[dict], batch_size: int) -> Measurem
         said = [{"role": "user", "content": item["prompt"]}, {"role": "assistant", "content": item["answer"]}]
         encoded.append(encode_chat(said, tokenizer, 1024))
     totals, counts = [0.0] * len(encoded), [0.0] * len(encoded)
-    for numbers, logits, labels in scored_logits(model, encoded, batch_size):
+    for numbers, logits, labels in measuring.scored_logits(model, encoded, batch_size):
         logs, scored = logits.log_softmax(-1), labels != IGNORED
         sums = (-(logs.exp() * logs).sum(-1) * scored).sum(1).tolist()
         for number, total, count in zip(numbers, sums, scored.sum(1).tolist(), strict=True):
