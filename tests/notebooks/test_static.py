@@ -47,7 +47,6 @@ def set_up_cell(repository):
 
 
 SETUP = set_up_cell(REPOSITORY)
-COLAB = "https://colab.research.google.com"
 ABSOLUTE = re.compile(r"(?<![\w.:~/<-])/(?:home|root|Users|tmp|work|mnt|var|opt|usr|content)/[\w.]|\b[A-Z]:\\\\?[A-Z]")
 
 
@@ -247,17 +246,6 @@ def test_the_setup_prints_nothing_and_lets_errors_through():
     code = "import runpy, torch, warnings; runpy.run_path('set_up.py'); warnings.warn('x', FutureWarning); 1 / 0"
     done = subprocess.run([sys.executable, "-c", code], cwd=NOTEBOOKS, capture_output=True, text=True)
     assert done.stdout == "" and "ZeroDivisionError" in done.stderr and "FutureWarning" not in done.stderr
-
-
-@pytest.mark.parametrize("name", LESSONS)
-def test_a_badge_opens_the_lesson_itself_on_colab(name):
-    place = f"{REPOSITORY.removeprefix('https://')}/blob/main/notebooks/{name}.ipynb".replace("github.com", "github")
-    badge = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/{place})"
-    first = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[0]
-    assert first.cell_type == "markdown" and first.source.count(COLAB + "/github") == 1
-    assert first.source.splitlines()[2] == badge
-    rows = [line for line in (NOTEBOOKS.parent / "README.md").read_text("utf-8").splitlines() if badge in line]
-    assert len(rows) == 1 and f"(notebooks/{name}.ipynb)" in rows[0]
 
 
 def loads(source):

@@ -91,3 +91,11 @@ def test_other_addresses_are_refused(copy, address):
 def test_the_first_push_sets_it():
     workflow = (ROOT / ".github" / "workflows" / "address.yml").read_text("utf-8")
     assert 'scripts/set_repository.py --once "https://github.com/$GITHUB_REPOSITORY"' in workflow
+
+
+def test_every_lesson_has_its_badge_where_the_address_is_known():
+    for name in LESSONS if anita_utils.REPOSITORY else []:
+        repository = anita_utils.REPOSITORY.removeprefix("https://github.com/")
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        assert notebook.cells[0].source.splitlines()[2] == badge(repository, name)
+        assert badge(repository, name) in (ROOT / "README.md").read_text("utf-8")
