@@ -81,8 +81,6 @@ def coloured_tokens(tokens: list[str], scored: list[bool]):
     return HTML(f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>')
 
 
-# ---------------------------------------------------------------- figures of single lessons
-
 TOKENS = {"padding": "#f2f2f2", "read": "#9ecae1", "scored": "#009e73"}
 
 
@@ -186,9 +184,6 @@ def training_curves(ax: Axes, history: list[dict], keys: list[str], colours: dic
         ax.set_ylabel(group)
         ax.legend()
     return ax
-
-
-# ---- figures of the ablation and the studies
 
 
 def dotted(ax: Axes, values: Sequence[float], half: float = 0.45, **line) -> Axes:

@@ -107,9 +107,8 @@ def select(trials: list[Trial], only: Iterable[str]) -> list[Trial]:
     return [trial for trial in trials if not only or trial.arm in only]
 
 
-def remaining(trials: Iterable[Trial], kept: Kept = NOTHING) -> dict[str, tuple[int, int]]:
+def remaining(trials: list[Trial], kept: Kept = NOTHING) -> dict[str, tuple[int, int]]:
     """How many trainings and evaluations are still to be done, of how many; what arms share or was kept counts once."""
-    trials = list(trials)
     to_do = [trial for trial in trials if trial.made not in kept.by_hash]
     stages = {stage.key for trial in trials for stage in trial.stages}
     missing = {stage.key for trial in to_do for stage in trial.stages if not stage.done}

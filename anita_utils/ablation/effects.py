@@ -100,9 +100,6 @@ def prediction_interval(values: np.ndarray, step: float = 0.0) -> tuple[float, f
     return float(np.mean(values)) - reach, float(np.mean(values)) + reach
 
 
-# ---------------------------------------------------------------- arms, seeds, items
-
-
 @dataclass(frozen=True)
 class MeasureSheet:
     """One measure of several arms with several seeds, cluster by cluster.

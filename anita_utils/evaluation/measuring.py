@@ -33,9 +33,6 @@ LONGEST = 1024  # tokens of a text or a pair
 Answers = dict[str, list[dict]]  # the items of each file of probes, with the model's `answer`
 
 
-# ---------------------------------------------------------------- answers
-
-
 def probes(name: str) -> list[dict]:
     return read_jsonl(data_dir() / "probes" / f"{name}.jsonl")
 
@@ -91,9 +88,6 @@ def judge_answers(answered: Answers) -> list[Measurement]:
         *share("refusal/harmful", sides["harm"], lambda item: refuses(item["answer"]), ("split",)),
         *share("refusal/harmless", sides["safe"], lambda item: refuses(item["answer"]), ("split",)),
     ]
-
-
-# ---------------------------------------------------------------- likelihoods
 
 
 def scored_logits(model, encoded: list[dict[str, list[int]]], batch_size: int) -> Iterator[tuple]:
@@ -223,9 +217,6 @@ def _measure(path: str | Path, profile: Profile, parts: list[str]) -> Iterator[t
         measured = judge_answers(answered)
         measured += perplexity(model, tokenizer, probes("perplexity"), batch_size)
         yield "answers", answered, measured + preferences(model, tokenizer, probes("preferences"), batch_size)
-
-
-# ---------------------------------------------------------------- what was measured before
 
 
 class Stored(NamedTuple):

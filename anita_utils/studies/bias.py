@@ -145,9 +145,6 @@ def recovery(axes: list[dict], measured: dict[str, Measurement]) -> pandas.DataF
     return pandas.DataFrame(rows).set_index("axis")
 
 
-# ---------------------------------------------------------------- what the model writes
-
-
 def leaning_named(text: str, words: list[dict], language: str) -> str | None:
     """The leaning of the first of the words that the text's first sentence names; None where it names none."""
     first = re.split(r"[.?!\n]", straight(text))[0]
@@ -204,9 +201,6 @@ def same_decision(metric: str, items: list[dict], by: str) -> Measurement:
         groups[item[by]].append(item)
     same = [float(len({refuses(item["answer"]) for item in group}) == 1) for group in groups.values()]
     return Measurement(metric, "all", None, same, [group[0]["cluster"] for group in groups.values()])
-
-
-# ---------------------------------------------------------------- before and after
 
 
 def effect_size(before: Measurement, after: Measurement) -> float:

@@ -87,9 +87,8 @@ def settings_table(profile: str | Path | Profile) -> pandas.DataFrame:
         value, source = _ours(loaded, said, stage, parameter)
         rows[stage, parameter] = [*row.loc[FIRST], *row.loc[LAST], value, source]
     columns = pandas.MultiIndex.from_product([[FIRST, LAST, ours], ["value", "source"]])
-    table = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
-    table.index = pandas.MultiIndex.from_tuples(rows, names=["stage", "parameter"])
-    return table
+    index = pandas.MultiIndex.from_tuples(rows, names=["stage", "parameter"])
+    return pandas.DataFrame(list(rows.values()), index, columns)
 
 
 def _ours(profile: Profile, said: dict[str, str], stage: str, parameter: str) -> tuple[str, str]:
