@@ -155,7 +155,7 @@ def matrix_rate(dtype: torch.dtype) -> float:
 def flop_a_token(profile: Profile, name: str) -> int:
     """Of the products with frozen weights, layers and head, as if every token were scored."""
     shape, job = architecture(profile.model.base), job_of(profile, name)
-    return (4 + 2 * job.checkpointing + 2 * job.pairs) * (shape.quantised + shape.vocabulary * shape.hidden)
+    return (4 + 2 * job.checkpointing + 2 * job.pairs) * (shape.quantised + shape.config.vocab_size * shape.config.hidden_size)
 
 
 def case_of(profile: Profile, name: str) -> dict:
