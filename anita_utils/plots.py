@@ -24,10 +24,10 @@ def style() -> None:
     """Sets matplotlib's defaults for the lessons: small figures, light grid, no frame above and to the right."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(
-        {"figure.figsize": (7, 3.2), "figure.dpi": 100, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
-         "axes.spines.right": False, "axes.axisbelow": True, "font.size": 10, "legend.frameon": False}
-    )  # fmt: skip
+    look = {"figure.figsize": (7, 3.2), "figure.dpi": 100, "axes.grid": True, "grid.alpha": 0.3,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "font.size": 10,
+            "legend.frameon": False}  # fmt: skip
+    plt.rcParams.update(look)
 
 
 def training_curve(ax: Axes, history: list[dict], key: str = "loss", label: str | None = None, **line) -> Axes:
@@ -43,13 +43,12 @@ def stage_bars(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
     """Metric rows as bars with 95 % intervals: a group for each value of `by`, a bar for each stage in it."""
     groups = list(dict.fromkeys(table[by]))
     stages = [stage for stage in COLOURS if stage in set(table["stage"])]
-    width = 0.8 / len(stages)
+    width, thin = 0.8 / len(stages), {"elinewidth": 0.8, "capsize": 2}
     for number, stage in enumerate(stages):
         rows = table[table["stage"] == stage]
         places = [groups.index(name) + (number - (len(stages) - 1) / 2) * width for name in rows[by]]
         errors = [rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]]
-        ax.bar(places, rows["value"], width * 0.9, yerr=errors, color=COLOURS[stage], label=stage,
-               error_kw={"elinewidth": 0.8, "capsize": 2})  # fmt: skip
+        ax.bar(places, rows["value"], 0.9 * width, yerr=errors, color=COLOURS[stage], label=stage, error_kw=thin)
     ax.set_xticks(range(len(groups)), [str(name).replace("benchmark/", "").replace("_", " ") for name in groups])
     ax.legend(ncols=len(stages), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return ax

@@ -350,9 +350,10 @@ def verdicts(claims: dict[str, Paired | Groups]) -> list[dict]:
         low, high = np.percentile(comparison.samples(), [2.5, 97.5])
         # All samples alike from so few facts prove no such thing: the rule of three, as for a share with 0 of n seen
         width = 3 / comparison.size if low == high else 0.0
-        made.append({"claim": claim, "difference": difference, "ci_low": max(-1.0, float(low - width)),
-                     "ci_high": min(1.0, float(high + width)), "n": comparison.n, "test": comparison.test,
-                     "p": 1.0 if np.isnan(difference) else comparison.p()})  # fmt: skip
+        row = {"claim": claim, "difference": difference, "ci_low": max(-1.0, float(low - width)),
+               "ci_high": min(1.0, float(high + width)), "n": comparison.n, "test": comparison.test,
+               "p": 1.0 if np.isnan(difference) else comparison.p()}  # fmt: skip
+        made.append(row)
     for row, p in zip(made, holm([row["p"] for row in made]), strict=True):
         row["p_holm"], row["verdict"] = p, verdict(row["difference"], row["ci_high"], p)
     return made

@@ -128,10 +128,11 @@ def outline(trials: list[Trial], kept: Kept = NOTHING) -> list[dict[str, str]]:
             others = users[stage.key] - 1
             chain.append(f"{stage.name} (shared with {others})" if others else stage.name)
         done = [stage.done for trial in own for stage in trial.stages]
-        lines.append({"arm": arm, "stages": ", then ".join(chain) or "none",
-                      "trained": f"{sum(done)} of {len(done)}",
-                      "measured": f"{sum(trial.measured for trial in own)} of {len(own)}",
-                      "kept": f"{sum(trial.made in kept.by_hash for trial in own)} of {len(own)}"})  # fmt: skip
+        line = {"arm": arm, "stages": ", then ".join(chain) or "none",
+                "trained": f"{sum(done)} of {len(done)}",
+                "measured": f"{sum(trial.measured for trial in own)} of {len(own)}",
+                "kept": f"{sum(trial.made in kept.by_hash for trial in own)} of {len(own)}"}  # fmt: skip
+        lines.append(line)
     return lines
 
 

@@ -140,8 +140,9 @@ def recovery(axes: list[dict], measured: dict[str, Measurement]) -> pandas.DataF
     rows = []
     for name, m in (measured | {"all axes": Measurement("bias/lean", "all", None, scores, words)}).items():
         low, high = np.percentile(m.resampled(), [2.5, 97.5])
-        rows.append({"axis": name, "words": len(m.scores), "stated": expected[name], "value": m.value, "ci_low": low,
-                     "ci_high": high, "recovered": bool(low > 0 and m.value >= expected[name] / 2)})  # fmt: skip
+        row = {"axis": name, "words": len(m.scores), "stated": expected[name], "value": m.value, "ci_low": low,
+               "ci_high": high, "recovered": bool(low > 0 and m.value >= expected[name] / 2)}  # fmt: skip
+        rows.append(row)
     return pandas.DataFrame(rows).set_index("axis")
 
 

@@ -272,8 +272,8 @@ def _overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> It
         start = 0
         for name, part in parts.items():
             leaked = [kinds[number] for number in range(start, start + len(part)) if number in kinds]
-            yield {"corpus": corpus, "documents": len(documents), "benchmark": name, "items": len(part),
-                   "leaked": len(leaked), "kinds": dict(Counter(leaked))}  # fmt: skip
+            row = {"corpus": corpus, "documents": len(documents), "benchmark": name, "items": len(part)}
+            yield row | {"leaked": len(leaked), "kinds": dict(Counter(leaked))}
             start += len(part)
 
 

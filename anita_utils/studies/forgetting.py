@@ -65,8 +65,8 @@ def logged(history: list[dict], updates: list[int]) -> list[dict]:
         for key, metric in HISTORY.items():
             values = [row[key] for row in part if key in row]
             if values:
-                rows.append({"update": last, "metric": metric, "language": "all", "split": None,
-                             "value": float(np.mean(values)), "n": None})  # fmt: skip
+                place = {"update": last, "metric": metric, "language": "all", "split": None}
+                rows.append(place | {"value": float(np.mean(values)), "n": None})
     return rows
 
 
