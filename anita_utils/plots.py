@@ -24,10 +24,10 @@ def style() -> None:
     """Sets matplotlib's defaults for the lessons: small figures, light grid, no frame above and to the right."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(
-        {"figure.figsize": (7, 3.2), "figure.dpi": 100, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
-         "axes.spines.right": False, "axes.axisbelow": True, "font.size": 10, "legend.frameon": False}
-    )  # fmt: skip
+    look = {"figure.figsize": (7, 3.2), "figure.dpi": 100, "axes.grid": True, "grid.alpha": 0.3,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "font.size": 10,
+            "legend.frameon": False}  # fmt: skip
+    plt.rcParams.update(look)
 
 
 def training_curve(ax: Axes, history: list[dict], key: str = "loss", label: str | None = None, **line) -> Axes:
@@ -40,32 +40,22 @@ def training_curve(ax: Axes, history: list[dict], key: str = "loss", label: str 
 
 
 def stage_bars(ax: Axes, table: pandas.DataFrame, by: str = "metric") -> Axes:
-    """Bars with 95 % intervals: a group for each value of `by`, a bar for each stage in it.
-
-    table: rows of metrics.jsonl with the columns stage, value, ci_low, ci_high and `by`.
-    """
+    """Metric rows as bars with 95 % intervals: a group for each value of `by`, a bar for each stage in it."""
     groups = list(dict.fromkeys(table[by]))
     stages = [stage for stage in COLOURS if stage in set(table["stage"])]
-    width = 0.8 / len(stages)
+    width, thin = 0.8 / len(stages), {"elinewidth": 0.8, "capsize": 2}
     for number, stage in enumerate(stages):
-        rows = table[table["stage"] == stage].set_index(by)
-        places = [
-            group + (number - (len(stages) - 1) / 2) * width for group, name in enumerate(groups) if name in rows.index
-        ]
-        rows = rows.loc[[name for name in groups if name in rows.index]]
+        rows = table[table["stage"] == stage]
+        places = [groups.index(name) + (number - (len(stages) - 1) / 2) * width for name in rows[by]]
         errors = [rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]]
-        ax.bar(places, rows["value"], width * 0.9, yerr=errors, color=COLOURS[stage], label=stage,
-               error_kw={"elinewidth": 0.8, "capsize": 2})  # fmt: skip
+        ax.bar(places, rows["value"], 0.9 * width, yerr=errors, color=COLOURS[stage], label=stage, error_kw=thin)
     ax.set_xticks(range(len(groups)), [str(name).replace("benchmark/", "").replace("_", " ") for name in groups])
     ax.legend(ncols=len(stages), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return ax
 
 
 def difference_points(ax: Axes, table: pandas.DataFrame, by: str = "metric", zero: float = 0) -> Axes:
-    """Differences with their 95 % intervals as points on a line, a row each; where the interval misses `zero`, filled.
-
-    table: rows with value, ci_low, ci_high and `by`.
-    """
+    """Differences (value, ci_low, ci_high) as points, a row each; filled where the interval misses `zero`."""
     rows = table.iloc[::-1].reset_index(drop=True)
     for place, row in rows.iterrows():
         clear = row["ci_low"] > zero or row["ci_high"] < zero
@@ -73,24 +63,6 @@ def difference_points(ax: Axes, table: pandas.DataFrame, by: str = "metric", zer
         ax.plot(row["value"], place, "o", color="#0072b2", markerfacecolor="#0072b2" if clear else "white")
     ax.set_yticks(range(len(rows)), [str(name) for name in rows[by]])
     ax.axvline(zero, color="black", linewidth=0.8)
-    return ax
-
-
-def memory_bars(ax: Axes, plans: dict[str, dict[str, int]], limits: dict[str, float]) -> Axes:
-    """A stacked bar for each plan, a part in each colour, and a line for what each GPU holds.
-
-    plans: name to bytes by part, as `memory.bytes_by_part` gives them. limits: GPU to GiB.
-    """
-    ends = [0.0] * len(plans)
-    for part, colour in PARTS.items():
-        sizes = [parts[part] / 2**30 for parts in plans.values()]
-        ax.barh(list(plans), sizes, 0.5, left=ends, color=colour, label=part)
-        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
-    for gpu, limit in limits.items():
-        ax.axvline(limit, color="black", linewidth=0.8, linestyle=":")
-        ax.text(limit, 1.01, gpu, transform=ax.get_xaxis_transform(), rotation=60, fontsize=8)
-    ax.set_xlabel("GiB")
-    ax.legend(ncols=len(PARTS), loc="upper center", bbox_to_anchor=(0.5, -0.45), fontsize=8, columnspacing=1)
     return ax
 
 
@@ -108,16 +80,11 @@ def coloured_tokens(tokens: list[str], scored: list[bool]):
     return HTML(f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>')
 
 
-# ---------------------------------------------------------------- figures of single lessons
-
 TOKENS = {"padding": "#f2f2f2", "read": "#9ecae1", "scored": "#009e73"}
 
 
 def gigabyte_bars(ax: Axes, table: pandas.DataFrame, limits: dict[str, float], colours: list[str]) -> Axes:
-    """A bar for each row of the table, a part for each column, its total at the end; a dotted line for each limit.
-
-    table: gigabytes. limits: name to gigabytes. colours: one for each column.
-    """
+    """A bar for each row, a part for each column, its total at the end; a dotted line for each limit."""
     table.plot.barh(stacked=True, ax=ax, color=colours, width=0.6, legend=len(table.columns) > 1)
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for place, total in enumerate(table.sum(axis=1)):
@@ -125,8 +92,18 @@ def gigabyte_bars(ax: Axes, table: pandas.DataFrame, limits: dict[str, float], c
     for name, gigabytes in limits.items():
         ax.axvline(gigabytes, color="black", linewidth=0.8, linestyle=":")
         ax.text(gigabytes, 1.01, name, transform=ax.get_xaxis_transform(), rotation=30, fontsize=8)
-    ax.set_xlim(0, 1.1 * table.sum(axis=1).max())
+    ax.set_xlim(0, 1.1 * max(table.sum(axis=1).max(), *limits.values()))
     ax.set_xlabel("GB")
+    return ax
+
+
+def memory_bars(ax: Axes, plans: dict[str, dict[str, int]], limits: dict[str, float]) -> Axes:
+    """A stacked bar, in GiB, for each plan (of `memory.bytes_by_part`); a line for what each GPU holds."""
+    import pandas
+
+    gigabyte_bars(ax, pandas.DataFrame(plans).T[list(PARTS)] / 2**30, limits, list(PARTS.values()))
+    ax.set_xlabel("GiB")
+    ax.legend(ncols=len(PARTS), loc="upper center", bbox_to_anchor=(0.5, -0.45), fontsize=8, columnspacing=1)
     return ax
 
 
@@ -150,10 +127,7 @@ def share_map(ax: Axes, shares, columns: list[str], rows: list[str], label: str 
 
 
 def token_grid(ax: Axes, rows: list[list[int]]) -> Axes:
-    """A batch as a grid, a line for each row: padding, tokens that are read, tokens that are scored.
-
-    rows: the labels of each row, IGNORED where nothing is scored; shorter rows are padded up to the longest.
-    """
+    """A batch as a grid, a line for each row of labels: padding, tokens that are read, tokens that are scored."""
     import numpy as np
     from matplotlib.colors import ListedColormap
 
@@ -211,17 +185,6 @@ def training_curves(ax: Axes, history: list[dict], keys: list[str], colours: dic
     return ax
 
 
-def box_rows(ax: Axes, groups: dict) -> Axes:
-    """Box plots lying on their side, the first group on top. groups: name to values."""
-    ax.boxplot(list(groups.values())[::-1], orientation="horizontal", widths=0.6)
-    ax.set_yticks(range(1, len(groups) + 1), list(groups)[::-1])
-    ax.axvline(0, color="black", linewidth=0.8)
-    return ax
-
-
-# ---- figures of the ablation and the studies
-
-
 def dotted(ax: Axes, values: Sequence[float], half: float = 0.45, **line) -> Axes:
     """A dotted line at each of the values, across the bars of groups 0, 1, 2, …: what guessing gets, what is stated."""
     places = range(len(values))
@@ -254,37 +217,18 @@ def seed_points(ax: Axes, values: dict[str, Sequence[float]], reference: float) 
     return ax
 
 
-def seed_lines(ax: Axes, table: pandas.DataFrame, colour: str, label: str | None = None) -> Axes:
-    """A thin line for each seed, a thick one for their mean. table: a row for each place, a column for each seed."""
-    ax.plot(table, color=colour, alpha=0.25, linewidth=0.8)
-    ax.plot(table.mean(axis=1), "o-", color=colour, label=label, markersize=3)
-    return ax
-
-
 def stacked_gains(ax: Axes, gains: pandas.DataFrame, whole: Sequence[float]) -> Axes:
-    """Two bars a group: what the parts gain alone, stacked; beside it, in black, what they gain together.
-
-    gains: a row for each group, a column for each part, named like its stage; losses are stacked downwards.
-    """
-    for place, (_, parts) in enumerate(gains.iterrows()):
-        ends = {True: 0.0, False: 0.0}
-        for stage, gain in parts.items():
-            ax.bar(place - 0.2, gain, 0.35, bottom=ends[gain > 0], color=COLOURS[stage])
-            ends[gain > 0] += gain
-    ax.bar([place + 0.2 for place in range(len(gains))], whole, 0.35, color="black")
-    for stage in gains:
-        ax.bar(0, 0, color=COLOURS[stage], label=f"{stage} alone")
-    ax.bar(0, 0, color="black", label="all three")
-    ax.set_xticks(range(len(gains)), list(gains.index))
+    """Two bars a row: what each part (a stage's column) gains alone, stacked; in black, what all gain together."""
+    colours = [COLOURS[stage] for stage in gains]
+    gains.add_suffix(" alone").plot.bar(stacked=True, ax=ax, color=colours, width=0.35, position=1.05, rot=0)
+    ax.bar(range(len(gains)), whole, 0.35, align="edge", color="black", label="all three")
+    ax.set_xlim(-0.6, len(gains) - 0.4)
     ax.axhline(0, color="black", linewidth=0.8)
     return ax
 
 
 def bands(ax: Axes, table: pandas.DataFrame) -> Axes:
-    """A band and a point a row: where a figure should fall and where it fell; orange, if outside.
-
-    table: the columns value, low, high.
-    """
+    """Where a figure should fall, a band from `low` to `high`, and its `value`, a point: orange, if outside."""
     for place, row in enumerate(table.iloc[::-1].itertuples()):
         ax.plot([row.low, row.high], [place, place], color="#56b4e9", linewidth=5, alpha=0.5)
         ax.plot(row.value, place, "o", color="#0072b2" if row.low <= row.value <= row.high else "#d55e00")
@@ -309,10 +253,7 @@ def text_map(
 
 
 def stated_and_measured(ax: Axes, table: pandas.DataFrame, parts: dict[str, Sequence[float]]) -> Axes:
-    """Measured figures with their 95 % intervals beside stated ones (dotted), and what each is the mean of, in grey.
-
-    table: a row for each, with the columns stated, value, ci_low, ci_high and recovered (filled, if True).
-    """
+    """Figures with their 95 % intervals beside stated ones (dotted), and what each is the mean of, in grey."""
     for place, row in enumerate(table.itertuples()):
         ax.plot([place + 0.22] * len(parts[row.Index]), parts[row.Index], "o", markersize=3, color="#bbbbbb")
         ax.plot([place, place], [row.ci_low, row.ci_high], color="#0072b2")

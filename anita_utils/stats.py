@@ -85,7 +85,7 @@ class Measurement:
 
 
 def cluster_draws(clusters: int, seed: int = 0) -> np.ndarray:
-    """How often each cluster is drawn in each of RESAMPLES bootstrap samples: RESAMPLES × clusters."""
+    """How often each cluster is in each bootstrap sample: RESAMPLES × clusters."""
     return np.random.default_rng(seed).multinomial(clusters, [1 / clusters] * clusters, size=RESAMPLES)
 
 
@@ -112,10 +112,7 @@ def rows(measured: list[Measurement], stage: str) -> list[dict]:
 
 
 def _with_means(measured: list[Measurement]) -> list[tuple[tuple, list[Measurement]]]:
-    """Each measure by itself, and for each language the benchmarks that its mean is of: (name, parts).
-
-    A benchmark with a split, such as another version of its task, is in no mean.
-    """
+    """Each measure by itself, and for each language the benchmarks without a split, for their mean: (name, parts)."""
     parts = [(m.name, [m]) for m in measured]
     for language in ("en", "it"):
         families = [m for m in measured if m.metric.startswith("benchmark/") and m.name[1:] == (language, None)]
@@ -148,16 +145,23 @@ def preference_row(policy: list[Measurement], reference: list[Measurement], beta
 def compare(before: list[Measurement], after: list[Measurement]) -> list[dict[str, Any]]:
     """After minus before, paired, for each measure that both have of the same items, and for the benchmarks' means.
 
-    Rows of `differences`, with both figures (`before`, `after`), `test`, `clusters`, `p`, and `p_holm`, corrected over
-    the rows whose metric begins with the same word: benchmarks, chat and so on are a family each. The last four are
-    None where items cannot be swapped, as perplexities of two tokenisers and binned errors.
+    Metric rows (both are resampled with the same clusters, so what they share cancels), with both figures (`before`,
+    `after`), `test`, `clusters`, `p`, and `p_holm`, corrected over the rows whose metric begins with the same word:
+    benchmarks, chat and so on are a family each. The last four are None where items cannot be swapped, as perplexities
+    of two tokenisers and binned errors.
     """
+    known = {m.name: m for m in counted(before)}
+    both = [m for m in counted(after) if m.name in known and sorted(known[m.name].clusters) == sorted(m.clusters)]
     made = []
     families: dict[str, list[dict]] = defaultdict(list)
-    for name, pairs in _paired(before, after):
-        row = _difference(name, pairs) | _test(pairs) | {"p_holm": None}
+    for name, parts in _with_means(both):
+        pairs = [(known[new.name], new) for new in parts]
+        samples = [new.resampled(seed) - old.resampled(seed) for seed, (old, new) in enumerate(pairs)]
+        value = np.mean([new.value - old.value for old, new in pairs])
+        row = _row("difference", name, value, np.mean(samples, axis=0), sum(len(new.scores) for new in parts))
+        row |= _test(pairs) | {"p_holm": None}
         row["before"] = float(np.mean([old.value for old, _ in pairs]))
-        row["after"] = float(np.mean([new.value for _, new in pairs]))
+        row["after"] = float(np.mean([new.value for new in parts]))
         made.append(row)
         if row["p"] is not None:
             families[row["metric"].split("/")[0]].append(row)
@@ -168,8 +172,8 @@ def compare(before: list[Measurement], after: list[Measurement]) -> list[dict[st
 
 
 def differences(before: list[Measurement], after: list[Measurement]) -> list[dict]:
-    """After minus before as metric rows: both are resampled with the same clusters, so what they share cancels."""
-    return [_difference(name, pairs) for name, pairs in _paired(before, after)]
+    """The rows of `compare` without tests, as metric rows."""
+    return [{key: row[key] for key in ROW} for row in compare(before, after)]
 
 
 def paired_tests(before: list[Measurement], after: list[Measurement]) -> list[dict]:
@@ -179,24 +183,11 @@ def paired_tests(before: list[Measurement], after: list[Measurement]) -> list[di
     return [{key: row[key] for key in keys} | {"difference": row["value"]} for row in tested]
 
 
-def _paired(before: list[Measurement], after: list[Measurement]) -> list[tuple[tuple, list[tuple]]]:
-    """By name, what both measured of the same items: pairs of before and after."""
-    old = {m.name: m for m in counted(before)}
-    both = [m for m in counted(after) if m.name in old and sorted(old[m.name].clusters) == sorted(m.clusters)]
-    return [(name, [(old[m.name], m) for m in parts]) for name, parts in _with_means(both)]
-
-
-def _difference(name: tuple, pairs: list[tuple[Measurement, Measurement]]) -> dict[str, Any]:
-    samples = np.mean([new.resampled(seed) - old.resampled(seed) for seed, (old, new) in enumerate(pairs)], axis=0)
-    value = np.mean([new.value - old.value for old, new in pairs])
-    return _row("difference", name, value, samples, sum(len(new.scores) for _, new in pairs))
-
-
 def _test(pairs: list[tuple[Measurement, Measurement]]) -> dict[str, Any]:
     """The test that fits the items of a measure, or of several that a mean is of."""
     moved = [cluster_differences(old, new) for old, new in pairs]
     if any(part is None for part in moved):
-        return {"test": None, "p": None, "clusters": None}
+        return dict.fromkeys(("test", "p", "clusters"))
     old, new = pairs[0]
     if len(pairs) > 1:
         # Benchmarks share no clusters, so each cluster is swapped for itself; its weight is its part in the mean
@@ -210,10 +201,8 @@ def _test(pairs: list[tuple[Measurement, Measurement]]) -> dict[str, Any]:
 
 
 def cluster_differences(before: Measurement, after: Measurement) -> np.ndarray | None:
-    """After's scores minus before's, added up by cluster; None when the two do not weigh the same items.
-
-    Perplexities under two tokenisers are such a case: their tokens are not the same, so nothing can be swapped. Nor can
-    parts of a binned error, which is no sum over items.
+    """After's scores minus before's, added up by cluster. None where nothing can be swapped: perplexities under two
+    tokenisers, whose tokens are not the same, and parts of a binned error, which is no sum over items.
     """
     if before.bins or after.bins:
         return None
@@ -272,7 +261,6 @@ class Paired:
         self.size, self.n = len(self.after), str(len(self.after))
 
     def samples(self) -> np.ndarray:
-        """The difference in bootstrap samples of the facts."""
         return _means(self.after - self.before)
 
     def difference(self) -> float:
@@ -287,20 +275,17 @@ class Paired:
         return Paired(np.where(swap, self.after, self.before), np.where(swap, self.before, self.after))
 
 
-class Groups:
+class Groups(Paired):
     """Different facts: the share right of the first group minus that of the second, and Fisher's exact test."""
 
     test = "Fisher"
 
     def __init__(self, first: Sequence[float], second: Sequence[float]) -> None:
-        self.first, self.second = np.array(first, float), np.array(second, float)
+        self.first, self.second = self.after, self.before = np.array(first, float), np.array(second, float)
         self.size, self.n = min(len(self.first), len(self.second)), f"{len(self.first)} and {len(self.second)}"
 
     def samples(self) -> np.ndarray:
         return _means(self.first) - _means(self.second, seed=1)
-
-    def difference(self) -> float:
-        return _mean(self.first) - _mean(self.second)
 
     def p(self) -> float:
         return float(fisher_exact([[part.sum(), len(part) - part.sum()] for part in (self.first, self.second)]).pvalue)
@@ -346,17 +331,6 @@ def _means(values: np.ndarray, seed: int = 0) -> np.ndarray:
     return cluster_draws(len(values), seed) @ values / len(values) if len(values) else np.array([nan])
 
 
-def interval(comparison: Paired | Groups) -> tuple[float, float]:
-    """The 95 % interval of the difference, by the bootstrap over facts.
-
-    Where no fact differs from another all samples are the same, though so few facts prove no such thing: there it
-    reaches 3 / n to either side, as the 95 % limit of a share does of which 0 of n were seen (the rule of three).
-    """
-    low, high = np.percentile(comparison.samples(), [2.5, 97.5])
-    width = 3 / comparison.size if low == high else 0.0
-    return max(-1.0, float(low - width)), min(1.0, float(high + width))
-
-
 def verdict(difference: float, high: float, p_holm: float) -> str:
     """supported: beyond chance, and above zero. not supported: the interval ends below MARGIN. Else undecided."""
     if p_holm < LEVEL and difference > 0:
@@ -373,10 +347,13 @@ def verdicts(claims: dict[str, Paired | Groups]) -> list[dict]:
     made = []
     for claim, comparison in claims.items():
         difference = comparison.difference()
-        low, high = interval(comparison)
-        p = 1.0 if np.isnan(difference) else comparison.p()
-        made.append({"claim": claim, "difference": difference, "ci_low": low, "ci_high": high, "n": comparison.n,
-                     "test": comparison.test, "p": p})  # fmt: skip
+        low, high = np.percentile(comparison.samples(), [2.5, 97.5])
+        # All samples alike from so few facts prove no such thing: the rule of three, as for a share with 0 of n seen
+        width = 3 / comparison.size if low == high else 0.0
+        row = {"claim": claim, "difference": difference, "ci_low": max(-1.0, float(low - width)),
+               "ci_high": min(1.0, float(high + width)), "n": comparison.n, "test": comparison.test,
+               "p": 1.0 if np.isnan(difference) else comparison.p()}  # fmt: skip
+        made.append(row)
     for row, p in zip(made, holm([row["p"] for row in made]), strict=True):
         row["p_holm"], row["verdict"] = p, verdict(row["difference"], row["ci_high"], p)
     return made

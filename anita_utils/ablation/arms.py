@@ -55,10 +55,7 @@ class Ablation(Part):
         return {key: claim for key, claim in self.claims.items() if claim.family == name}
 
     def factorial(self) -> dict[frozenset[str], str]:
-        """The arms that set nothing but the order, and that to stages in the summary's order: {stages: arm}.
-
-        Empty unless all eight are there.
-        """
+        """{stages: arm} of the arms that set the order alone, as in the summary; empty unless all eight are there."""
         found: dict[frozenset[str], str] = {}
         for name, arm in self.arms.items():
             order = arm.set.get("order")
@@ -103,31 +100,24 @@ def ablation_file(name_or_path: str | Path) -> Path:
 def load_ablation(name_or_path: str | Path) -> Ablation:
     """The arms for the profile of that name in `anita_utils/ablation/designs/`, or in the YAML file at that path.
 
-    A file may begin with `like: NAME`: it then starts from that profile's arms and claims.
-
-    Raises AnitaError, in one line, for a file that is not there, an unknown key or a wrong value.
+    A file that begins with `like: NAME` starts from that profile's arms and claims; one that is null is left out.
+    AnitaError, in one line, for a file that is not there, an unknown key or a wrong value.
     """
     file = ablation_file(name_or_path)
     values = read_yaml(file, ABLATIONS / "cpu.yaml")
     if "like" in values:
-        values = _like(values, ablation_file(values.pop("like")))
+        base = read_yaml(ablation_file(values.pop("like")), ABLATIONS / "cpu.yaml")
+        for section in ("arms", "claims"):
+            first, own = base.get(section), values.get(section)
+            if isinstance(first, dict) and isinstance(own, dict):
+                values[section] = {name: part for name, part in (first | own).items() if part is not None}
+        values = base | values
     try:
         ablation = Ablation.model_validate(values)
     except ValidationError as error:
         raise AnitaError(f"{shown(file)}: {_explain(error)}") from error
     ablation._file = file
     return ablation
-
-
-def _like(values: dict, file: Path) -> dict:
-    """The keys of `file`, with those in `values` in their place; an arm or claim that is null is left out."""
-    base = read_yaml(file, ABLATIONS / "cpu.yaml")
-    merged = base | values
-    for section in ("arms", "claims"):
-        first, own = base.get(section), values.get(section)
-        if isinstance(first, dict) and isinstance(own, dict):
-            merged[section] = {name: part for name, part in (first | own).items() if part is not None}
-    return merged
 
 
 def _explain(error: ValidationError) -> str:

@@ -3,8 +3,8 @@
 >>> ablate(load_profile("cpu"), load_ablation("cpu"), seeds=[42, 43])       # what `anita ablate --seeds 2` does
 
 What is done is known by its content, in the cache that all runs share: an interrupted ablation goes on where it was.
-Seeds share no stage, so they can run in processes of their own: a small model leaves most of a processor idle while its
-threads wait for each other, and two trainings with a thread each are faster than one after the other with two.
+Seeds share no stage, so they can run in processes of their own: of a small model, two trainings with a thread each are
+faster than one after the other with two.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,9 +40,6 @@ from anita_utils.training import train_stage
 SEEDS = 5  # of the committed results
 COSTS = ["train/tokens", "train/seconds"]
 NOTHING = Kept({}, {})
-
-
-# ---------------------------------------------------------------- what there is to do
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,7 @@ class Trial:
 
 
 def trials_of(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Trial]:
-    """Every arm with every seed, seed after seed. Nothing is trained; data sets and a base on the Hub are fetched.
-
-    AnitaError for an arm that cannot be, on this machine or at all.
-    """
+    """Every arm with every seed, seed after seed; nothing is trained. AnitaError for an arm that cannot be."""
     machine = detect_machine()
     arms = {name: arm_profile(run.profile, name, arm) for name, arm in ablation.arms.items()}
     for profile, _ in arms.values():
@@ -112,12 +107,8 @@ def select(trials: list[Trial], only: Iterable[str]) -> list[Trial]:
     return [trial for trial in trials if not only or trial.arm in only]
 
 
-def remaining(trials: Iterable[Trial], kept: Kept = NOTHING) -> dict[str, tuple[int, int]]:
-    """How many trainings and evaluations are still to be done, of how many; what arms share counts once.
-
-    kept: results that are there already, of which nothing need be made again.
-    """
-    trials = list(trials)
+def remaining(trials: list[Trial], kept: Kept = NOTHING) -> dict[str, tuple[int, int]]:
+    """How many trainings and evaluations are still to be done, of how many; what arms share or was kept counts once."""
     to_do = [trial for trial in trials if trial.made not in kept.by_hash]
     stages = {stage.key for trial in trials for stage in trial.stages}
     missing = {stage.key for trial in to_do for stage in trial.stages if not stage.done}
@@ -128,27 +119,21 @@ def remaining(trials: Iterable[Trial], kept: Kept = NOTHING) -> dict[str, tuple[
 
 def outline(trials: list[Trial], kept: Kept = NOTHING) -> list[dict[str, str]]:
     """For each arm: its stages, with the arms each is shared with, how much of it is done, and how much was kept."""
-    users: dict[str, set[str]] = {}
-    by_arm: dict[str, list[Trial]] = {}
-    for trial in trials:
-        by_arm.setdefault(trial.arm, []).append(trial)
-        for stage in trial.stages:
-            users.setdefault(stage.key, set()).add(trial.arm)
+    users = Counter(stage.key for trial in trials for stage in trial.stages)  # no two seeds share a stage
     lines = []
-    for arm, own in by_arm.items():
+    for arm in dict.fromkeys(trial.arm for trial in trials):
+        own = [trial for trial in trials if trial.arm == arm]
         chain = []
         for stage in own[0].stages:
-            others = len(users[stage.key]) - 1
+            others = users[stage.key] - 1
             chain.append(f"{stage.name} (shared with {others})" if others else stage.name)
         done = [stage.done for trial in own for stage in trial.stages]
-        lines.append({"arm": arm, "stages": ", then ".join(chain) or "none",
-                      "trained": f"{sum(done)} of {len(done)}",
-                      "measured": f"{sum(trial.measured for trial in own)} of {len(own)}",
-                      "kept": f"{sum(trial.made in kept.by_hash for trial in own)} of {len(own)}"})  # fmt: skip
+        line = {"arm": arm, "stages": ", then ".join(chain) or "none",
+                "trained": f"{sum(done)} of {len(done)}",
+                "measured": f"{sum(trial.measured for trial in own)} of {len(own)}",
+                "kept": f"{sum(trial.made in kept.by_hash for trial in own)} of {len(own)}"}  # fmt: skip
+        lines.append(line)
     return lines
-
-
-# ---------------------------------------------------------------- doing it
 
 
 def ablate(
@@ -165,8 +150,7 @@ def ablate(
 
     name: the run that the figures go to; `ablation-PROFILE` by default. Its results.jsonl and metrics.jsonl always hold
         every arm of the file that is done with these seeds, whichever call did it.
-    keep: whether each result goes into the course's data too, as soon as it is there: committed, it is never made
-        again, on this machine or another.
+    keep: whether each result goes into the course's data too, at once: committed, it is never made again.
     anew: leave out of account what is kept there. What the cache holds is taken all the same.
 
     Returns the run and the trials of the whole file, done or not. AnitaError, before anything is trained, for an arm
@@ -211,7 +195,7 @@ def make(trial: Trial) -> list[Measurement]:
 
 
 def origin(ablation: Ablation) -> dict:
-    """Where results made now come from: commit, arms, machine, libraries."""
+    """Where results made now come from."""
     machine = detect_machine()
     versions = {name: machine.versions.get(name) for name in LIBRARIES}
     return {"commit": git_commit() or "unknown", "arms": ablation.digest, "machine": machine.cpu, "versions": versions}
@@ -238,22 +222,16 @@ def result_line(trial: Trial, source: dict) -> tuple[dict, dict]:
     tokens = sum(stage.info["tokens"] * stage.settings.num_train_epochs for stage in trial.stages)
     seconds = sum(stage.info["seconds"] for stage in trial.stages)
     cost = {"stage": last, "language": "all", "split": None, "n": None}
-    costs = [cost | {"metric": metric, "value": value} for metric, value in zip(COSTS, (tokens, seconds), strict=True)]
+    costs = [cost | {"metric": COSTS[0], "value": tokens}, cost | {"metric": COSTS[1], "value": seconds}]
     place = {"arm": trial.arm, "seed": trial.seed, "profile": trial.profile.name, "made": trial.made} | source
     curve = forgetting.watched(trial.stages[-1], trial.points) if trial.points else []
     return make_line(place, rows(measured, last) + costs, measured, curve)
 
 
-# ---------------------------------------------------------------- in other processes
-
-
 def slurm_script(profile: Profile, ablation: Ablation, seeds: list[int], options: list[str]) -> str:
-    """A Slurm array of one task for each seed. options: what else each task's `anita ablate` gets.
-
-    AnitaError for an arm that cannot be, before any task waits in a queue to find out.
-    """
+    """A Slurm array of one task for each seed. options: what else each task's `anita ablate` gets."""
     for name, arm in ablation.arms.items():
-        arm_profile(profile, name, arm)
+        arm_profile(profile, name, arm)  # one that cannot be is reported before any task waits in a queue
     call = shlex.join(["anita", "ablate", *options])
     device = "#SBATCH --gpus=1" if profile.precision != "fp32" else "#SBATCH --cpus-per-task=2"
     return f"""#!/bin/bash
@@ -273,9 +251,7 @@ set -euo pipefail
 def in_processes(options: list[str], seeds: list[int], jobs: int, name: str) -> None:
     """Calls `anita ablate` once for each seed, `jobs` at a time, a thread each. The cache holds what they make.
 
-    options: what else each call gets. name: of the runs, each followed by its seed.
-
-    AnitaError, once the others have ended, where a call failed; it has said why.
+    options: what else each call gets. name: of the runs, each followed by its seed. AnitaError where a call failed.
     """
 
     def one(seed: int) -> int:

@@ -57,8 +57,9 @@ class Effect:
         """The two-sided p-value against "there is none"."""
         return min(1.0, 2 * min(self.above(), self.below()))
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        reach = float(stats.t.ppf((1 + level) / 2, self.df)) * self.error
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        reach = float(stats.t.ppf(0.975, self.df)) * self.error
         return self.estimate - reach, self.estimate + reach
 
 
@@ -87,19 +88,16 @@ def estimate(per_seed: np.ndarray, influences: Iterable[np.ndarray] = ()) -> Eff
     return Effect(float(np.mean(per_seed)), float(np.sqrt(variance)), float(df), n)
 
 
-def prediction_interval(values: np.ndarray, level: float = 0.99, step: float = 0.0) -> tuple[float, float]:
-    """Where one new seed's figure falls with that probability, if seeds vary normally.
+def prediction_interval(values: np.ndarray, step: float = 0.0) -> tuple[float, float]:
+    """Where one new seed's figure falls with a probability of 99 %, if seeds vary normally.
 
     step: the smallest change the figure can show, 1/n for a share of n items. Five seeds that agree to the last item
     still leave room for rounding: the standard deviation is taken to be at least step / √12.
     """
     n = len(values)
     deviation = max(float(np.std(values, ddof=1)), step / np.sqrt(12))
-    reach = float(stats.t.ppf((1 + level) / 2, n - 1)) * deviation * np.sqrt(1 + 1 / n)
+    reach = float(stats.t.ppf(0.995, n - 1)) * deviation * np.sqrt(1 + 1 / n)
     return float(np.mean(values)) - reach, float(np.mean(values)) + reach
-
-
-# ---------------------------------------------------------------- arms, seeds, items
 
 
 @dataclass(frozen=True)
@@ -156,13 +154,9 @@ def find(measured: list[Measurement], measure: str) -> list[Measurement]:
     else:
         found = [m for m in measured if m.name == (metric, language, split) and not m.bins]
     if not found:
-        known = ", ".join(" ".join(filter(None, m.name)) for m in measured)
-        known = f"benchmark/mean en, benchmark/mean it, {known}"
-        raise AnitaError(f"no measure '{measure}' was taken: choose {known}")
+        known = ["benchmark/mean en", "benchmark/mean it", *(" ".join(filter(None, m.name)) for m in measured)]
+        raise AnitaError(f"no measure '{measure}' was taken: choose {', '.join(known)}")
     return found
-
-
-# ---------------------------------------------------------------- the factorial
 
 
 def factorial(cells: Mapping[frozenset[str], str]) -> dict[str, dict[str, float]]:
@@ -188,28 +182,18 @@ def effects_table(measured: Measured, cells: Mapping[frozenset[str], str], measu
             continue
         for name, contrast in factorial(cells).items():
             effect = sheet.effect(contrast)
-            low, high = effect.interval()
-            rows.append({"measure": measure, "effect": name, "estimate": effect.estimate, "low": low, "high": high,
-                         "seeds": effect.seeds, "p": effect.p})  # fmt: skip
-    columns = ["measure", "effect", "estimate", "low", "high", "seeds", "p"]
-    return pandas.DataFrame(rows, columns=columns).assign(p_holm=holm([row["p"] for row in rows]))
+            rows.append([measure, name, effect.estimate, *effect.interval(), effect.seeds, effect.p])
+    table = pandas.DataFrame(rows, columns=["measure", "effect", "estimate", "low", "high", "seeds", "p"])
+    return table.assign(p_holm=holm(list(table["p"])))
 
 
-def shuffled_control(
-    sheets: list[MeasureSheet], contrasts: Mapping[str, dict], rounds: int = 100, seed: int = 0
-) -> float:
-    """The share of rounds in which the same analysis, Holm's correction and all, finds something in shuffled labels.
-
-    An honest analysis finds one in at most about 5 % of the rounds.
-    """
-    random, p_values = np.random.default_rng(seed), []
+def shuffled_control(sheets: list[MeasureSheet], contrasts: Mapping[str, dict], rounds: int = 100) -> float:
+    """The share of rounds in which the same analysis finds something in shuffled labels: about 5 %, if honest."""
+    random, p_values = np.random.default_rng(0), []
     for _ in range(rounds):
         dealt = [sheet.shuffled(random) for sheet in sheets]
         p_values.append([sheet.effect(contrast).p for sheet in dealt for contrast in contrasts.values()])
     return found_anything(p_values)
-
-
-# ---------------------------------------------------------------- verdicts
 
 
 def evidence(effect: Effect, kind: str, worth: float) -> tuple[float, float]:

@@ -12,17 +12,9 @@ import numpy as np
 import pandas
 
 from anita_utils import shown
+from anita_utils.ablation import effects
 from anita_utils.ablation.arms import Ablation, load_ablation
 from anita_utils.ablation.campaign import COSTS
-from anita_utils.ablation.effects import (
-    claims_table,
-    effects_table,
-    estimate,
-    factorial,
-    prediction_interval,
-    read_sheet,
-    shuffled_control,
-)
 from anita_utils.ablation.results import Kept, kept_file, read_kept
 from anita_utils.evaluation.metrics import measure, words
 from anita_utils.paths import write_text
@@ -37,9 +29,9 @@ def write_results(run: Run, ablation: Ablation) -> Path:
     results = read_kept(run.folder / "results.jsonl")
     table = results_table(results)
     measured, factors = results.measured, ablation.factorial()
-    effects = effects_table(measured, factors, ablation.measures if factors else [])
-    claims = claims_table(measured, ablation.claims)
-    for name, frame in {"ablation": table, "effects": effects, "claims": claims}.items():
+    found = effects.effects_table(measured, factors, ablation.measures if factors else [])
+    claims = effects.claims_table(measured, ablation.claims)
+    for name, frame in {"ablation": table, "effects": found, "claims": claims}.items():
         write_text(run.folder / f"{name}.csv", frame.to_csv(index=False))
     commit = run.info().get("commit") or "unknown"
     parts = [
@@ -50,14 +42,14 @@ def write_results(run: Run, ablation: Ablation) -> Path:
         "Means over seeds; the intervals are for other seeds.",
         _markdown(arms_overview(table, ablation).rename(columns=in_words)),
     ]
-    if len(effects):
-        sheets = [read_sheet(measured, name, list(factors.values())) for name in ablation.measures]
-        control = shuffled_control(sheets, factorial(factors))
+    if len(found):
+        sheets = [effects.read_sheet(measured, name, list(factors.values())) for name in ablation.measures]
+        control = effects.shuffled_control(sheets, effects.factorial(factors))
         parts += [
             "## Effects and interactions",
             "The 2 × 2 × 2 of SFT, Italian text and DPO; intervals over seeds and items; p corrected over the whole "
             f"table (Holm). With the arms' labels shuffled, something was found in {control:.0%} of 100 rounds.",
-            _judged(effects, ["measure", "effect", "estimate", "interval", "p_holm"]),
+            _judged(found, ["measure", "effect", "estimate", "interval", "p_holm"]),
         ]
     if len(claims):
         said = claims.assign(claim=[ablation.claims[name].says for name in claims["claim"]])
@@ -75,8 +67,8 @@ def results_table(results: Kept) -> pandas.DataFrame:
         line = dict(zip(keys, key, strict=True)) | {"seeds": len(values), "mean": values.mean()}
         if len(values) > 1:
             step = 1 / group["n"].min() if measure(key[1]).unit in IN_STEPS else 0.0
-            line["low"], line["high"] = estimate(values).interval()
-            line["new_low"], line["new_high"] = prediction_interval(values, step=step)
+            line["low"], line["high"] = effects.estimate(values).interval()
+            line["new_low"], line["new_high"] = effects.prediction_interval(values, step=step)
         lines.append(line)
     return pandas.DataFrame(lines, columns=[*keys, "seeds", "mean", "low", "high", "new_low", "new_high"])
 
@@ -90,7 +82,7 @@ def on_the_8b(profile: Profile, judged: pandas.DataFrame) -> list[str]:
     if "8B" not in profile.model.base or not results.lines:
         return ["not run"] * len(judged)
     claims = load_ablation(name).claims
-    table = claims_table(results.measured, claims).set_index(["claim", "measure"])
+    table = effects.claims_table(results.measured, claims).set_index(["claim", "measure"])
     verdicts = table["verdict"].where(table["seeds"] > 0, "not run").to_dict()
     return [verdicts.get(key, "not run") for key in judged[["claim", "measure"]].itertuples(index=False, name=None)]
 

@@ -45,7 +45,7 @@ class Kept:
 
     @cached_property
     def by_hash(self) -> dict[str, dict]:
-        """The lines by the hash of what was made: two arms of the same stages have one."""
+        """By the hash of what was made: two arms of the same stages have one line."""
         return {line["made"]: line for line in self.lines.values()}
 
     def joined(self, other: Kept) -> Kept:
@@ -83,7 +83,7 @@ class Kept:
 
 
 def kept_file(profile: str) -> Path:
-    """Where the results under the profile of that name are kept."""
+    """The results of the profile of that name."""
     return data_dir() / "ablation" / f"{profile}.jsonl"
 
 
@@ -93,12 +93,10 @@ def load_kept(profile: str = "cpu", arms: Iterable[str] = ()) -> Kept:
     kept = read_kept(file)
     if not kept.lines:
         raise AnitaError(f"no results of the ablation at {shown(file)}: make some with `anita ablate --all --keep`")
-    missing = [arm for arm in arms if not kept.seeds_of(arm)]
-    if missing:
-        raise AnitaError(
-            f"{shown(file)} holds no result of arm '{missing[0]}': make it with "
-            f"`anita ablate --only {missing[0]} --keep`"
-        )
+    for arm in arms:
+        if not kept.seeds_of(arm):
+            remedy = f"make it with `anita ablate --only {arm} --keep`"
+            raise AnitaError(f"{shown(file)} holds no result of arm '{arm}': {remedy}")
     return kept
 
 
@@ -115,9 +113,8 @@ def read_kept(file: Path) -> Kept:
                 lines[line["arm"], line["seed"]] = line
                 measurements(line, weights)
         except (ValueError, KeyError, TypeError) as error:
-            raise AnitaError(
-                f"{shown(file)}, line {number}: no result of an ablation ({error!r}): restore the file (git checkout)"
-            ) from error
+            wrong = f"no result of an ablation ({error!r}): restore the file (git checkout)"
+            raise AnitaError(f"{shown(file)}, line {number}: {wrong}") from error
     return Kept(lines, weights)
 
 
@@ -134,14 +131,8 @@ def add(kept: Kept, line: dict, weights: dict) -> Kept:
     return kept.joined(Kept({(line["arm"], line["seed"]): line}, {line["weights"]: weights}))
 
 
-# ---------------------------------------------------------------- one line
-
-
 def make_line(place: dict[str, Any], figures: list[dict], measured: list[Measurement], curve: Iterable[dict]):
-    """A line and the weights of its clusters.
-
-    place: arm, seed, made, and whatever else says where it comes from. figures: rows with the keys of FIGURE.
-    """
+    """A line and the weights of its clusters. place: whatever says where it comes from; figures: with FIGURE's keys."""
     scores, weights = {}, {}
     for m in counted(measured):
         if m.bins or "ablation" not in measure(m.metric).shown:

@@ -62,11 +62,12 @@ class Suite(NamedTuple):
     limit: int | None = None  # items a task; None takes all
 
 
+FILTER = {"gsm8k": "number"}
 PICCOLA = tuple(
-    Benchmark(family, language, f"piccola_{family}_{language}", 0, SCORES[family], "1.0",
-              "number" if family == "gsm8k" else "none", chat=True)
-    for language in ("en", "it") for family in FAMILIES
-)  # fmt: skip
+    Benchmark(family, code, f"piccola_{family}_{code}", 0, SCORES[family], "1.0", FILTER.get(family, "none"), chat=True)
+    for code in ("en", "it")
+    for family in FAMILIES
+)
 # Plain text: when the leaderboards measured, lm-eval knew no chat templates. The published Italian ARC is of the first
 # version, which had an empty fifth choice: ours is shown beside it, never subtracted from it, and in no mean.
 AUTHORS_ITALIAN = (
@@ -142,10 +143,9 @@ def task_manager(suite: Suite) -> TaskManager:
 
 def load_suite(name: str) -> list[tuple[Benchmark, list[Task]]]:
     """All tasks of a suite with their data, before hours go into the first. AnitaError as for `load_tasks`."""
-    suite = suite_named(name)
     with without_bars():
-        manager = task_manager(suite)
-        return [(one, load_tasks(one, manager)) for one in suite.benchmarks]
+        manager = task_manager(suite_named(name))
+        return [(one, load_tasks(one, manager)) for one in SUITES[name].benchmarks]
 
 
 def run_benchmarks(
@@ -154,8 +154,7 @@ def run_benchmarks(
     """The benchmarks of the profile's suite, the other of acc and acc_norm where there is one, and calibration.
 
     loaded: what `load_suite` returned, if that was done before. A limit, the profile's or the suite's, is of items a
-    task, of which MMLU has one for each of its 57 subjects.
-    AnitaError when a benchmark's task or data cannot be had, or holds no items.
+    task, of which MMLU has one for each of its 57 subjects. AnitaError as for `load_tasks`.
     """
     from anita_utils.evaluation.ranker import Ranker, spare_time
 
@@ -174,7 +173,8 @@ def run_benchmarks(
                 items = _items(benchmark, {task.task_name: found[task.task_name] for task in tasks})
                 measured += _scored(benchmark, items)
                 if benchmark.score in ("acc", "acc_norm") and benchmark.family != "truthfulqa":  # one answer is right
-                    confidence += [(benchmark.language, *pair) for pair in items if _ranked(pair[1])]
+                    ranked = [pair for pair in items if "acc" in pair[1] and len(pair[1]["filtered_resps"]) > 1]
+                    confidence += [(benchmark.language, *pair) for pair in ranked]
     return [*measured, *_calibration(confidence)]
 
 
@@ -206,10 +206,10 @@ def _samples(lm: LM, tasks: list, limit: int | None, **options) -> dict[str, lis
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False)  # the tasks are loaded: by itself it would index all that it brings
+    options |= dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 0)
     results = lm_eval.simple_evaluate(
-        model=lm, tasks=tasks, task_manager=manager, limit=limit, log_samples=True, bootstrap_iters=0,
-        random_seed=0, numpy_random_seed=0, torch_random_seed=0, fewshot_random_seed=0, **options,
-    )  # fmt: skip
+        model=lm, tasks=tasks, task_manager=manager, limit=limit, log_samples=True, bootstrap_iters=0, **options
+    )
     return {task: sorted(found, key=lambda one: one["doc_id"]) for task, found in results["samples"].items()}
 
 
@@ -241,12 +241,8 @@ def _scored(benchmark: Benchmark, items: list[tuple[str, dict]]) -> list[Measure
     return made
 
 
-def _ranked(sample: dict) -> bool:
-    return "acc" in sample and len(sample["filtered_resps"]) > 1
-
-
 def _calibration(items: list[tuple[str, str, dict]]) -> list[Measurement]:
-    """How much surer the model is than it is right: its share of probability on the answer it ranks first, minus acc.
+    """How much surer the model is than it is right: its probability of the answer it ranks first, minus acc.
 
     On average, where too sure here and too careful there cancel; and within bins of equal width by how sure it is,
     where they do not: the expected calibration error (Naeini and others, 2015).
@@ -267,10 +263,9 @@ def _calibration(items: list[tuple[str, str, dict]]) -> list[Measurement]:
 
 
 def resolve(name: str, manager: TaskManager | None = None) -> list[dict]:
-    """Each benchmark of a suite held against the tasks of the installed lm-eval, without data, model or network.
+    """The settings of each benchmark of a suite held against the installed lm-eval, without data, model or network.
 
-    Returns the settings of each with `tasks` (how many it is made of), `kind` (lm-eval's output type) and
-    `problem`: what does not fit, in words; empty when all does.
+    With `tasks` (how many it is made of), `kind` (lm-eval's output type) and `problem`: what does not fit, in words.
     """
     suite = suite_named(name)
     with without_bars():

@@ -44,10 +44,7 @@ ENGLISH_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eight
 
 
 def straight(text: str) -> str:
-    """The text with straight apostrophes, plain spaces, and each accented letter as one character (NFC).
-
-    What reads an answer by a pattern reads it in this form: many models write "I can’t" and "dell’Arno".
-    """
+    """The form in which patterns read an answer: straight apostrophes, plain spaces, accented letters as one (NFC)."""
     return unicodedata.normalize("NFC", text).translate(LOOK_ALIKES)
 
 

@@ -33,9 +33,6 @@ LONGEST = 1024  # tokens of a text or a pair
 Answers = dict[str, list[dict]]  # the items of each file of probes, with the model's `answer`
 
 
-# ---------------------------------------------------------------- answers
-
-
 def probes(name: str) -> list[dict]:
     return read_jsonl(data_dir() / "probes" / f"{name}.jsonl")
 
@@ -91,9 +88,6 @@ def judge_answers(answered: Answers) -> list[Measurement]:
         *share("refusal/harmful", sides["harm"], lambda item: refuses(item["answer"]), ("split",)),
         *share("refusal/harmless", sides["safe"], lambda item: refuses(item["answer"]), ("split",)),
     ]
-
-
-# ---------------------------------------------------------------- likelihoods
 
 
 def scored_logits(model, encoded: list[dict[str, list[int]]], batch_size: int) -> Iterator[tuple]:
@@ -169,14 +163,8 @@ def pair_clusters(pairs: list[dict]) -> list[str]:
     return [pair["prompt"][0]["content"] for pair in pairs]
 
 
-# ---------------------------------------------------------------- a whole evaluation
-
-
 def evaluate(path: str | Path, profile: Profile, benchmarks: bool = True, answers: bool = True) -> list[Measurement]:
-    """Every measure of the model at `path`, from the cache when the same model was measured the same way before.
-
-    benchmarks: False leaves them out; answers: False leaves out all others.
-    """
+    """Every measure of the model at `path`, cached: `benchmarks`, and with `answers` all others."""
     # The benchmarks first: one that is broken is reported before minutes go into answers
     parts = [part for part, wanted in zip(PARTS, (benchmarks, answers), strict=True) if wanted]
     return [one for _, measured in _cached(path, profile, parts) for one in measured]
@@ -231,9 +219,6 @@ def _measure(path: str | Path, profile: Profile, parts: list[str]) -> Iterator[t
         yield "answers", answered, measured + preferences(model, tokenizer, probes("preferences"), batch_size)
 
 
-# ---------------------------------------------------------------- what was measured before
-
-
 class Stored(NamedTuple):
     """What was measured of a model, item by item, and the keys of the cache's entries that hold it."""
 
@@ -242,9 +227,7 @@ class Stored(NamedTuple):
 
 
 def stored(run: Run) -> dict[str, Stored]:
-    """What the cache holds of the base and of each stage of the run. Nothing is measured, resolved or downloaded: the
-    base may be on another machine.
-    """
+    """What the cache holds of the base and of each stage. Nothing is resolved: the base may be on another machine."""
     merged = {stage: run.model_dir(stage) / "merged" for stage in run.profile.order}
     models = {"base": run.base_key} | {stage: model_key(path) for stage, path in merged.items() if path.is_dir()}
     found = {}

@@ -19,18 +19,14 @@ from anita_utils.stats import LEVEL
 
 
 class Measure(NamedTuple):
-    """A row of the table of measures.
+    """A row of the table of measures."""
 
-    name: in the data, or how such names begin. words: what people read; {name} is the rest of the name.
-    better: "higher", "lower", "zero" (nearer to it) or "neither".
-    shown: "headline" (first table of the report), "changes" (what stages changed), "results" (all of the recipe's),
-    "ablation" (compared item by item between arms), "others" (what lessons record for themselves).
-    """
-
-    name: str
-    words: str
+    name: str  # in the data, or how such names begin
+    words: str  # what people read; {name} is the rest of the name
     unit: str
-    better: str
+    better: str  # higher, lower, zero (nearer to it) or neither
+    # headline (first table of the report), changes (what stages changed), results (all of the recipe's), ablation
+    # (compared item by item between arms), others (what lessons record for themselves)
     shown: str
 
 
@@ -136,8 +132,6 @@ def change(row: dict[str, Any]) -> str:
         return "changed"
     return "better" if gain(row["metric"], row["before"], row["after"]) > 0 else "worse"
 
-
-# ---------------------------------------------------------------- what was published
 
 PUBLISHED = {
     "LLaMAntino-3-ANITA-8B-Inst-DPO-ITA": "ANITA, published",

@@ -129,8 +129,7 @@ class Index:
     def _weights(self, texts: np.ndarray) -> csr_array:
         """How much each sequence tells of each question: items × sequences, 1 a question.
 
-        texts: how many hold each sequence. It tells the less the more questions and texts have it, and nothing where
-        more than COMMON questions do.
+        The less, the more questions and `texts` have it; nothing where more than COMMON questions do.
         """
         most = [max(COMMON, min((self.spread[s] for s in question), default=0)) for question in self.questions]
         own = [[s for s in q if self.spread[s] <= limit] for q, limit in zip(self.questions, most, strict=True)]
@@ -192,7 +191,6 @@ def leak_kind(raw: str, index: Index, number: int) -> str | None:
 
 
 def _reworded(raw: str, item: Item) -> bool:
-    """Whether the text asks a question with most of the sequences of the item's that hold its subject."""
     question, about = sequences(padded(item.question).split()), set(padded(item.subject).split())
     telling = {sequence for sequence in question if about.intersection(sequence)} or question
     asked = [padded(sentence) for sentence in re.split(SENTENCE_END, raw) if sentence.rstrip().endswith("?")]
@@ -206,9 +204,6 @@ def _without(text: list[str], taken: set[tuple]) -> list[str]:
         if tuple(text[start : start + length]) in taken:
             left[start : start + length] = [GAP] * length
     return left
-
-
-# ---------------------------------------------------------------- whole words, whatever their case and marks
 
 
 def padded(text: str) -> str:
@@ -241,9 +236,6 @@ def naming(texts: list[str], names: Sequence[Iterable[str]]) -> list[list[int]]:
     return found
 
 
-# ---------------------------------------------------------------- the course's files
-
-
 def texts_of(row: dict) -> list[str]:
     """What a training row says, as plain text: one text, or one for each answer of a preference pair."""
     if "text" in row:
@@ -265,10 +257,7 @@ def read_items(file: str | Path) -> list[Item]:
 
 
 def overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> list[dict]:
-    """A row for each corpus and benchmark: documents, items, how many of these leaked, and of which kinds.
-
-    corpora: the files of each corpus, by name. Kept in the cache by the files' contents.
-    """
+    """A row for each corpus (name to files) and benchmark: documents, items, how many leaked, of which kinds."""
     files = [*(path for paths in corpora.values() for path in paths), *benchmarks.values()]
     sizes = {name: len(paths) for name, paths in corpora.items()}
     settings = {"length": LENGTH, "tolerance": TOLERANCE, "share": SHARE, "near": NEAR, "rare": RARE, "common": COMMON}
@@ -285,16 +274,13 @@ def _overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> It
         start = 0
         for name, part in parts.items():
             leaked = [kinds[number] for number in range(start, start + len(part)) if number in kinds]
-            yield {"corpus": corpus, "documents": len(documents), "benchmark": name, "items": len(part),
-                   "leaked": len(leaked), "kinds": dict(Counter(leaked))}  # fmt: skip
+            row = {"corpus": corpus, "documents": len(documents), "benchmark": name, "items": len(part)}
+            yield row | {"leaked": len(leaked), "kinds": dict(Counter(leaked))}
             start += len(part)
 
 
 def course_overlaps(profile: Profile) -> list[dict]:
-    """`overlaps` of the corpora shipped and of all others that the profile trains on, against every benchmark shipped.
-
-    Nothing is downloaded: a sample of a data set on the Hub that is not here yet is left out.
-    """
+    """`overlaps` of the corpora shipped, and of what the profile trains on if it is here, with every benchmark."""
     corpora = {file.stem: [file] for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
     for name in (corpus for stage in profile.order for corpus in profile.stages[stage].data):
         file = sample_file(name, profile.datasets[name]) if name in profile.datasets else Path(name)
@@ -304,8 +290,7 @@ def course_overlaps(profile: Profile) -> list[dict]:
     return overlaps(corpora, {file.name.removesuffix(".test.jsonl"): file for file in items})
 
 
-# ---------------------------------------------------------------- what a run's training read
-
+# ---- what a run's training read
 
 SIZE = 4  # characters in a sequence by which sentences are compared
 TEMPLATE = 0.5  # of an answer's words that are no names, for a sentence to count as its template
@@ -313,10 +298,7 @@ READ = ("both names, in Italian", "both names, in English", "a template", "nothi
 
 
 def training_texts(run: Run) -> list[tuple[str, str]]:
-    """(corpus, text) of every document that the run's stages read, a pair's two answers apart.
-
-    Of what the shipped base read there is a sample; of another base nothing is known.
-    """
+    """(corpus, text) of every document that the run's stages read, and a sample of what the shipped base did."""
     read = [(name, row) for name in run.profile.order for row in find_stage(run, name).documents()]
     if run.profile.model.base == SHIPPED_BASE:
         sample = read_jsonl(data_dir() / "corpora" / "pretraining_sample.jsonl")

@@ -18,16 +18,7 @@ from transformers import TrainerCallback
 
 from anita_utils.cache import Entry, cached
 from anita_utils.data import IGNORED, encode_chat
-from anita_utils.evaluation.measuring import (
-    ask,
-    judge_answers,
-    measured_with,
-    pair_clusters,
-    pair_likelihoods,
-    perplexity,
-    probes,
-    scored_logits,
-)
+from anita_utils.evaluation import measuring
 from anita_utils.profile import Profile
 from anita_utils.stages import Stage
 from anita_utils.stats import Measurement
@@ -45,8 +36,8 @@ def watched(stage: Stage, points: int, measure: Callable | None = None, kind: st
     measure: takes model, tokenizer and profile, returns rows of metric, language, split, value, n; by default
         `held_out`. kind: its name, which the cache tells curves apart by.
 
-    Returns the rows, each with its `update`, and what the trainer logged between two points. From the cache where
-    the very same was done before. A stage that was trained unwatched is trained again.
+    Returns the rows, each with its `update`, and what the trainer logged between two points, from the cache where they
+    are there. A stage that was trained unwatched is trained again.
     """
     kept = curve(stage, points, kind)
     if stage.done and not complete(kept):
@@ -58,7 +49,7 @@ def watched(stage: Stage, points: int, measure: Callable | None = None, kind: st
 
 def curve(stage: Stage, points: int, kind: str = "held_out") -> Entry:
     """Where the cache keeps what was measured on the way."""
-    return cached(f"curves/{kind}", THIN, stage.key, points, measured_with(stage.run.profile))
+    return cached(f"curves/{kind}", THIN, stage.key, points, measuring.measured_with(stage.run.profile))
 
 
 def complete(entry: Entry) -> bool:
@@ -67,18 +58,15 @@ def complete(entry: Entry) -> bool:
 
 
 def logged(history: list[dict], updates: list[int]) -> list[dict]:
-    """What a trainer logged on its own pairs or texts, as means between two points; none before the first update.
-
-    history: the rows of `Stage.info["history"]`.
-    """
+    """What a trainer logged (`Stage.info["history"]`) on its own pairs or texts, as means between two points."""
     rows = []
     for first, last in zip(updates, updates[1:], strict=False):
         part = [row for row in history if first < row["step"] <= last]
         for key, metric in HISTORY.items():
             values = [row[key] for row in part if key in row]
             if values:
-                rows.append({"update": last, "metric": metric, "language": "all", "split": None,
-                             "value": float(np.mean(values)), "n": None})  # fmt: skip
+                place = {"update": last, "metric": metric, "language": "all", "split": None}
+                rows.append(place | {"value": float(np.mean(values)), "n": None})
     return rows
 
 
@@ -111,19 +99,16 @@ class OnTheWay(TrainerCallback):
         self.entry.write(self.kept)
 
 
-# ---------------------------------------------------------------- what is measured
-
-
 def held_out(model, tokenizer, profile: Profile) -> list[dict]:
     """Pairs by kind, both answers' log-probabilities, entropy, length, and a few of each skill: rows without update."""
     batch_size = profile.evaluation.batch_size
-    asked = {name: probes(name)[::THIN] for name in ("chat", "conduct")}
-    answered = {name: ask(model, tokenizer, items, profile) for name, items in asked.items()}
-    texts = probes("perplexity")[::2]
-    pairs = [pair for n, pair in enumerate(probes("preferences")) if pair["kind"] in FACTS or n % 4 == 0]
+    asked = {name: measuring.probes(name)[::THIN] for name in ("chat", "conduct")}
+    answered = {name: measuring.ask(model, tokenizer, items, profile) for name, items in asked.items()}
+    texts = measuring.probes("perplexity")[::2]
+    pairs = [pair for n, pair in enumerate(measuring.probes("preferences")) if pair["kind"] in FACTS or n % 4 == 0]
     measured = [
-        *judge_answers(answered | {"new_kinds": [], "fidelity": []}),
-        *perplexity(model, tokenizer, texts, batch_size),
+        *measuring.judge_answers(answered | {"new_kinds": [], "fidelity": []}),
+        *measuring.perplexity(model, tokenizer, texts, batch_size),
         *pair_measures(model, tokenizer, pairs, batch_size),
         entropy(model, tokenizer, answered["chat"], batch_size),
     ]
@@ -134,30 +119,25 @@ def held_out(model, tokenizer, profile: Profile) -> list[dict]:
 
 
 def pair_measures(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
-    """How often the chosen answer is the likelier one, where a rule decides and where a fact does; and the mean
-    log-probability of each side, summed over an answer's tokens, in nats.
-    """
-    sides, clusters = pair_likelihoods(model, tokenizer, pairs, batch_size), pair_clusters(pairs)
+    """How often the chosen answer is the likelier one, by a rule or a fact; each side's log-probability, in nats."""
+    sides, clusters = measuring.pair_likelihoods(model, tokenizer, pairs, batch_size), measuring.pair_clusters(pairs)
     measured = [Measurement(f"pairs/{side}_logp", "all", None, values, clusters) for side, values in sides.items()]
     wins = [float(good > bad) for good, bad in zip(sides["chosen"], sides["rejected"], strict=True)]
     for split in ("rule", "fact"):
         own = [n for n, pair in enumerate(pairs) if (pair["kind"] in FACTS) == (split == "fact")]
-        if own:
-            measured.append(
-                Measurement("pairs/accuracy", "all", split, [wins[n] for n in own], [clusters[n] for n in own])
-            )
+        scores, prompts = [wins[n] for n in own], [clusters[n] for n in own]
+        measured += [Measurement("pairs/accuracy", "all", split, scores, prompts)] if own else []
     return measured
 
 
 def entropy(model, tokenizer, answered: list[dict], batch_size: int) -> Measurement:
     """How undecided the model is along its own greedy answers: nats a token, from 0 to the log of the vocabulary."""
-    chats = [
-        [{"role": "user", "content": item["prompt"]}, {"role": "assistant", "content": item["answer"]}]
-        for item in answered
-    ]
-    encoded = [encode_chat(turns, tokenizer, 1024) for turns in chats]
+    encoded = []
+    for item in answered:
+        said = [{"role": "user", "content": item["prompt"]}, {"role": "assistant", "content": item["answer"]}]
+        encoded.append(encode_chat(said, tokenizer, 1024))
     totals, counts = [0.0] * len(encoded), [0.0] * len(encoded)
-    for numbers, logits, labels in scored_logits(model, encoded, batch_size):
+    for numbers, logits, labels in measuring.scored_logits(model, encoded, batch_size):
         logs, scored = logits.log_softmax(-1), labels != IGNORED
         sums = (-(logs.exp() * logs).sum(-1) * scored).sum(1).tolist()
         for number, total, count in zip(numbers, sums, scored.sum(1).tolist(), strict=True):

@@ -42,10 +42,9 @@ ELSEWHERE = {
 
 
 def comments(file: str | Path) -> dict[str, str]:
-    """What a profile's file says about each of its values: {"stages.sft.lora.r": "script f5919e2, …", …}.
+    """What a profile's file says about each of its values: {"stages.sft.lora.r": "script f5919e2, …", …}, or "".
 
     A comment begins on the line of its value and goes on in the lines below, as long as they begin in the same column.
-    A value without one has an empty text.
     """
     lines = Path(file).read_text("utf-8").splitlines()
     found = {}
@@ -88,9 +87,8 @@ def settings_table(profile: str | Path | Profile) -> pandas.DataFrame:
         value, source = _ours(loaded, said, stage, parameter)
         rows[stage, parameter] = [*row.loc[FIRST], *row.loc[LAST], value, source]
     columns = pandas.MultiIndex.from_product([[FIRST, LAST, ours], ["value", "source"]])
-    table = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
-    table.index = pandas.MultiIndex.from_tuples(rows, names=["stage", "parameter"])
-    return table
+    index = pandas.MultiIndex.from_tuples(rows, names=["stage", "parameter"])
+    return pandas.DataFrame(list(rows.values()), index, columns)
 
 
 def _ours(profile: Profile, said: dict[str, str], stage: str, parameter: str) -> tuple[str, str]:
@@ -108,7 +106,6 @@ def _ours(profile: Profile, said: dict[str, str], stage: str, parameter: str) ->
 
 
 def _worded(value: Any) -> str:
-    """A setting as people write it."""
     if isinstance(value, list):
         return ", ".join(str(item).removesuffix("_proj") for item in value)
     if value is None or isinstance(value, bool):
@@ -125,10 +122,6 @@ def markdown(table: pandas.DataFrame) -> str:
     lines = [["stage", "parameter", *names], ["---"] * (2 + len(names))]
     for (stage, parameter), row in table.iterrows():
         cells = [f"{row[name, 'value']}<br><sub>{row[name, 'source']}</sub>" for name in names]
-        lines.append([stage, f"`{parameter}`", *(_escaped(cell) for cell in cells)])
+        safe = [cell.replace("|", "\\|").replace("<\\|", "&lt;\\|") for cell in cells]  # of <|eot_id|> and the like
+        lines.append([stage, f"`{parameter}`", *safe])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _escaped(cell: str) -> str:
-    """Text that may hold `<|eot_id|>` and the like, inside a Markdown table."""
-    return cell.replace("|", "\\|").replace("<\\|", "&lt;\\|")

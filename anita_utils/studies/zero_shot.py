@@ -9,6 +9,7 @@ The questions are in data/probes/studies. What training showed of them is found 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -25,18 +26,15 @@ SPLITS = ("base_italian", "italian_chat", "adapted", "never_in_italian")
 SEED = 42  # of the draws: that of the shipped files
 
 
-# ---------------------------------------------------------------- the questions
-
-
 def draw_facts(count: int | None) -> dict[str, list[dict]]:
     """Facts of each split: `count` of them, of "adapted" and "never_in_italian" twice as many; None takes all.
 
     The splits are SPLITS and the two relations held out whole. Facts about words (plurals, opposites, translations) are
     not among them.
     """
-    by_split: dict[str, list[dict]] = {}
+    by_split = defaultdict(list)
     for fact in probes("studies/facts"):
-        by_split.setdefault(fact["split"], []).append(fact)
+        by_split[fact["split"]].append(fact)
     drawn = {}
     for split, facts in by_split.items():
         most = count * (2 if split in SPLITS[2:] else 1) if count else len(facts)
@@ -62,9 +60,8 @@ def draw_questions(count: int | None) -> list[dict]:
     asked: dict[str, list[dict]] = {split: [] for split in (*SPLITS, "second_style")}
     asked["second_style"] = [item(fact, fact["second_style"], "it", "second_style") for fact in unread]
     for split, members in facts.items():
-        asked[split] = [
-            item(fact, prompt, language, split) for fact in members for language, prompt in fact["questions"].items()
-        ]
+        both = [(fact, *question) for fact in members for question in fact["questions"].items()]
+        asked[split] = [item(fact, prompt, language, split) for fact, language, prompt in both]
     return [row for rows in asked.values() for row in rows] + said_in_the_request(unread, count)
 
 
@@ -95,16 +92,12 @@ def judge(answered: list[dict]) -> list[dict]:
     for asked in answered:
         row = asked | {"right_in_either": right_in_either(asked)}
         row["in_italian"] = language_of(asked["answer"]) == "it"
-        row["right_in_italian"] = row["in_italian"] and names_it(
-            asked["answer"], asked["right"]["it"], *asked["subject"].values()
-        )
+        said = names_it(asked["answer"], asked["right"]["it"], *asked["subject"].values())
+        row["right_in_italian"] = row["in_italian"] and said
         if "remembered" in asked:
             row["remembers"] = right_in_either(asked | {"right": asked["remembered"]})
         judged.append(row)
     return judged
-
-
-# ---------------------------------------------------------------- choosing among four
 
 
 def draw_choices(count: int | None) -> list[dict]:
@@ -129,9 +122,8 @@ def rank(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list
         scores = np.array(totals[start : start + len(row["choices"])])
         start += len(scores)
         normed = scores / [len(choice) for choice in row["choices"]]
-        ranked.append(
-            row | {"acc": int(scores.argmax()) == row["label"], "acc_norm": int(normed.argmax()) == row["label"]}
-        )
+        found = {"acc": int(scores.argmax()), "acc_norm": int(normed.argmax())}
+        ranked.append(row | {key: place == row["label"] for key, place in found.items()})
     return ranked
 
 

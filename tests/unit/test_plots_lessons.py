@@ -86,8 +86,3 @@ def test_logged_curves_of_one_group_share_a_panel(ax):
     plots.training_curves(ax, history, ["rewards/chosen", "rewards/rejected"], {"chosen": "green"})
     assert ax.get_ylabel() == "rewards" and names(ax.get_legend().get_texts()) == ["chosen", "rejected"]
     assert [line.get_color() for line in ax.lines] == ["green", "#0072b2"]
-
-
-def test_boxes_have_the_first_group_on_top(ax):
-    plots.box_rows(ax, {"language": [1.0, 2.0, 9.0], "myth": [0.0, 0.5]})
-    assert names(ax.get_yticklabels()) == ["myth", "language"]

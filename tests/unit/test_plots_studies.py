@@ -48,12 +48,6 @@ def test_seeds_are_points_and_their_mean_a_mark(ax):
     assert [line.get_xdata()[0] for line in ax.lines[1::2]] == pytest.approx([0.2, 0.6])
 
 
-def test_seeds_are_thin_lines_and_their_mean_a_thick_one(ax):
-    plots.seed_lines(ax, pandas.DataFrame({42: [1.0, 2.0], 43: [3.0, 4.0]}), "#0072b2", "entropy")
-    assert len(ax.lines) == 3 and ax.lines[-1].get_ydata().tolist() == [2.0, 3.0]
-    assert ax.get_legend_handles_labels()[1] == ["entropy"]
-
-
 def test_gains_are_stacked_upwards_and_losses_downwards(ax):
     gains = pandas.DataFrame({"sft": [0.1], "italian": [-0.2], "dpo": [0.3]}, index=["one measure"])
     plots.stacked_gains(ax, gains, [0.25])
