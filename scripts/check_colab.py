@@ -2,7 +2,7 @@
 
 python scripts/check_colab.py            # the check, from the requirements of the packages installed here
 python scripts/check_colab.py --pip      # and asks pip whether each version can be had for Colab's Python
-python scripts/check_colab.py --write    # writes constraints-colab.txt anew
+python scripts/check_colab.py --write    # writes constraints-colab.txt again
 
 Nothing is installed, and nothing is run on Colab. What Colab has is read from scripts/colab-preinstalled.txt, which
 says of what date it is. Where a version that Colab has satisfies everybody who asks for it, Colab's stays; else the

@@ -144,14 +144,14 @@ def ablate(
     name: str | None = None,
     say: Callable[[str], None] = print,
     keep: bool = False,
-    anew: bool = False,
+    afresh: bool = False,
 ) -> tuple[Run, list[Trial]]:
     """Trains and measures the arms in `only` (all by default) with each seed, leaving out what is kept or cached.
 
     name: the run that the figures go to; `ablation-PROFILE` by default. Its results.jsonl and metrics.jsonl always hold
         every arm of the file that is done with these seeds, whichever call did it.
     keep: whether each result goes into the course's data too, at once: committed, it is never made again.
-    anew: leave out of account what is kept there. What the cache holds is taken all the same.
+    afresh: leave out of account what is kept there. What the cache holds is taken all the same.
 
     Returns the run and the trials of the whole file, done or not. AnitaError, before anything is trained, for an arm
     that is unknown or cannot be.
@@ -160,7 +160,7 @@ def ablate(
     dry_plan(profile, ablation, seeds[:1], only)  # first: a broken arm leaves no run behind
     run = Run.open(name or f"ablation-{profile.name}", profile, seeds[0], newest=False)
     trials, file = trials_of(run, ablation, seeds), kept_file(profile.name)
-    chosen, kept = select(trials, only), NOTHING if anew else read_kept(file)
+    chosen, kept = select(trials, only), NOTHING if afresh else read_kept(file)
     source = origin(ablation)  # now: results that are written below would make the checkout look changed
     results = collect(trials, kept, source)
     wanted = [*ablation.measures, *(measure for claim in ablation.claims.values() for measure in claim.measures)]

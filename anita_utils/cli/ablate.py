@@ -28,7 +28,7 @@ def ablate(
     dry: Annotated[bool, typer.Option("--dry-run", help="Train nothing: list the arms and what they share.")] = False,
     slurm: Annotated[bool, typer.Option("--slurm", help="Train nothing: print a Slurm array, a task a seed.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Write each result into data/ablation too, to commit.")] = False,
-    anew: Annotated[bool, typer.Option("--anew", help="Leave out of account what data/ablation holds.")] = False,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Leave out of account what data/ablation holds.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Seeds at a time, each in a process of one thread.")] = 1,
 ) -> None:
     """Train and measure the recipe with parts left out, swapped or changed. Call it again to go on where it was."""
@@ -53,7 +53,7 @@ def ablate(
         print(campaign.slurm_script(settings, found, every, options), end="")
         return
     if dry:
-        kept = campaign.NOTHING if anew else read_kept(kept_file(settings.name))
+        kept = campaign.NOTHING if afresh else read_kept(kept_file(settings.name))
         trials = campaign.dry_plan(settings, found, every, chosen)
         table = Table("arm", "asks", "stages", "trained", "measured", "kept")
         for line in campaign.outline(trials, kept):
@@ -65,7 +65,7 @@ def ablate(
         return
     if jobs > 1:  # they leave all in the cache, where the call below finds it
         campaign.dry_plan(settings, found, every[:1], chosen)  # an arm that cannot be is reported once
-        own = [*options, "--anew"] if anew else options
+        own = [*options, "--afresh"] if afresh else options
         campaign.in_processes(own, every, jobs, run or f"ablation-{settings.name}")
-    done, _ = campaign.ablate(settings, found, every, chosen, run, print, keep, anew)
+    done, _ = campaign.ablate(settings, found, every, chosen, run, print, keep, afresh)
     print(shown(write_results(done, found)))

@@ -43,7 +43,7 @@ TABLE = [
     Measure("benchmark_calibration_error", "calibration error", "share", "lower", "results"),
     Measure("chat/accuracy_in_language", "right {language} answers", "share", "higher", EVERYWHERE),
     Measure("chat/accuracy", "right answers to {language} questions, in either language", "share", "higher",
-            ALL_BUT_FIRST),
+            EVERYWHERE),
     Measure("answer_words", "words an answer", "words", "neither", "results ablation"),
     Measure("language_fidelity", "{language} questions answered in {language}", "share", "higher", EVERYWHERE),
     Measure("refusal/harmful", "harmful requests refused", "share", "higher", EVERYWHERE),

@@ -119,8 +119,9 @@ def _moved(before, after, clusters):
 
 
 def _swapped(moved, reaches=lambda total, real: abs(total) >= abs(real) - 1e-9):
-    totals = [sum(sign * one for sign, one in zip(signs, moved, strict=True))
-              for signs in product((1, -1), repeat=len(moved))]  # fmt: skip
+    totals = []
+    for signs in product((1, -1), repeat=len(moved)):
+        totals.append(sum(sign * one for sign, one in zip(signs, moved, strict=True)))
     return _mean([reaches(total, sum(moved)) for total in totals])
 
 

@@ -43,8 +43,8 @@ def test_two_arms_with_a_new_seed_fall_where_one_new_seed_should(tmp_path, monke
     """The committed 99 % prediction intervals; and a control: an arm does not fit another arm's interval."""
     monkeypatch.setenv("ANITA_RUNS", str(tmp_path))
     monkeypatch.delenv("ANITA_CACHE", raising=False)
-    new = max(RESULTS.seeds) + 1  # always the same one, so that chance does not decide anew each day
-    run, _ = campaign.ablate(load_profile("cpu"), load_ablation("cpu"), [new], AGAIN, anew=True)
+    new = max(RESULTS.seeds) + 1  # always the same one, so that chance does not decide again each day
+    run, _ = campaign.ablate(load_profile("cpu"), load_ablation("cpu"), [new], AGAIN, afresh=True)
     expected = named(results_table(RESULTS))
     measured = named(results_table(results.read_kept(run.folder / "results.jsonl")))["mean"]
     wrong = []

@@ -183,7 +183,7 @@ def test_what_was_kept_is_never_made_again_even_where_the_cache_is_gone(
     assert campaign.remaining(campaign.trials_of(run, found, [2]))["evaluations"] == (4, 4)
     monkeypatch.setenv("ANITA_RUNS", str(runs.with_name("third")))
     count = len(done.trained)
-    campaign.ablate(tiny, found, [1], ["sft"], anew=True, say=quiet)
+    campaign.ablate(tiny, found, [1], ["sft"], afresh=True, say=quiet)
     assert done.trained[count:] == ["sft 1"]
 
 
@@ -266,7 +266,7 @@ def test_the_slurm_array_has_a_task_for_each_seed(runs, anita, tmp_path):
     told = subprocess.run(["bash", "-c", recorder + script], capture_output=True, text=True, check=True).stdout.split()
     assert told[:3] == ["ablate", "--profile", "cpu"]
     assert told[-6:] == shlex.split("--seed 9 --seeds 1 --run ablation-cpu-9")
-    code, out, err = anita(*told, "--only", "base", "--dry-run", "--anew")
+    code, out, err = anita(*told, "--only", "base", "--dry-run", "--afresh")
     assert (code, err) == (0, "") and "evaluations that remain: 1 of 1" in out and not runs.exists()
 
 
@@ -320,7 +320,7 @@ def test_a_seed_that_fails_is_named_when_the_others_have_ended(called):
 def test_the_command_gathers_what_the_processes_made(anita, called, monkeypatch, runs):
     gathered = []
 
-    def ablate(profile, arms, seeds, only, name, say, keep, anew):
+    def ablate(profile, arms, seeds, only, name, say, keep, afresh):
         gathered.append((seeds, list(only), keep, len(called)))
         raise AnitaError("far enough")
 
