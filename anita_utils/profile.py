@@ -1,4 +1,4 @@
-"""What does a profile say? All that differs between a laptop, a free Colab GPU and a large one.
+"""What does a profile say? The model, the stages and their order, and all that differs between machines.
 
 >>> profile = load_profile("cpu")
 >>> override(profile, {"stages.sft.lora.r": 8}, "my trial").stages["sft"].lora.r

@@ -1,4 +1,4 @@
-"""What `anita eval` does: measures a model and shows its figures, or says how a suite would be asked.
+"""How good is a model? `anita eval`: measures it and shows its figures, or says how a suite would be asked.
 
 anita eval dpo --suite quick --limit 20
 anita eval --suite paper --dry-run

@@ -1,4 +1,4 @@
-"""The report of a run, made of what its lessons recorded: index.html, and a page a lesson.
+"""What is in the report of a run, and in which order? Its tables and figures, from what the lessons recorded.
 
 >>> write_report(Run.load("latest"))
 PosixPath('…/runs/latest/index.html')
