@@ -73,13 +73,13 @@ TABLE = [
     Measure("machine/cores", "cores of the machine", "count", "neither", "others"),
     Measure("", "{name}", "number", "neither", "others"),
 ]  # fmt: skip
+NEW_KINDS = "new kinds of request, answered exactly as asked"  # in whatever language they ask for
 LANGUAGES = {"en": "English", "it": "Italian", "all": ""}
 SPLITS = {
     "seen": "on facts met as chats",
     "unseen_as_chat": "on facts not met as chats",
     "adapted": "on facts read in Italian",
     "never_in_italian": "on facts read in English only",
-    "new_kinds": "in new kinds of request",
     "held_out_topics": "on new topics",
     "held_out_wordings": "in new wordings",
 }
@@ -94,6 +94,8 @@ def measure(metric: str) -> Measure:
 
 def words(metric: str, language: str = "all", split: str | None = None) -> str:
     """The name of a measure of a language and a part of the data, for people."""
+    if split == "new_kinds":
+        return NEW_KINDS
     row = measure(metric)
     spoken = LANGUAGES.get(language, language)
     rest = metric.removeprefix(row.name).replace("/", ", ").replace("_", " ").replace("italian", "Italian")
