@@ -29,7 +29,7 @@ from speed_arms import Arm, authors, bare, course, limit, open_stage, packing
 from speed_report import figure, markdown, verdicts
 
 from anita_utils import training
-from anita_utils.cli.train import quieten
+from anita_utils.course.set_up import quieten
 from anita_utils.hub import SHIPPED_BASE
 from anita_utils.machine import detect_machine
 from anita_utils.memory import bytes_by_part, job_of

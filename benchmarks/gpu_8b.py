@@ -33,7 +33,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from anita_utils import AnitaError, training
-from anita_utils.cli.train import quieten
+from anita_utils.course.set_up import quieten
 from anita_utils.machine import detect_machine
 from anita_utils.memory import GIB, architecture, bytes_by_part, job_of
 from anita_utils.model import no_memory

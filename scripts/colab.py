@@ -77,3 +77,6 @@ def prepare() -> None:
 
 if __name__ == "__main__":
     prepare()
+    from anita_utils.course.set_up import set_up  # noqa: E402
+
+    set_up()

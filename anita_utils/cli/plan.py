@@ -118,7 +118,7 @@ def measure_here(profile: Profile, name: str | None) -> str:
     name = name or profile.order[0]
     if name not in profile.order:
         raise AnitaError(f"--here trains a few updates of a stage: choose {', '.join(profile.order)}")
-    from anita_utils.cli.train import quieten
+    from anita_utils.course.set_up import quieten
     from anita_utils.run import Run
     from anita_utils.stages import explained, find_stage, peak_memory, token_count
     from anita_utils.training import build_trainer

@@ -6,8 +6,6 @@ anita train sft --set data=mine.jsonl --check     # trains nothing: what would b
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +16,7 @@ from rich.table import Table
 
 from anita_utils import AnitaError, clock, shown
 from anita_utils.cli import ProfileName
+from anita_utils.course.set_up import quieten
 from anita_utils.paths import runs_dir
 from anita_utils.profile import Profile, load_profile, override
 
@@ -99,18 +98,6 @@ def changed(profile: Profile, stage: str, base: str | None, changes: list[str]) 
     if stage not in settings.order:
         raise AnitaError(f"profile '{settings.name}' has no stage '{stage}': its order is {', '.join(settings.order)}")
     return settings
-
-
-def quieten() -> None:
-    """Stills the libraries' remarks and progress bars: one line of progress is enough."""
-    import datasets
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def summary(stage: Stage, kept: bool) -> str:

@@ -33,17 +33,17 @@ LESSONS = [
 PARAMETERS = {"profile", "run", "seed"}
 ADDRESS = "https://github.com/someone/course"
 WIDTH = 88  # columns of code that a browser shows without scrolling
-# What only notebooks/set_up.py does: a lesson that silences more would hide what its reader should see.
+# What only anita_utils/course/set_up.py does: a lesson that silences more would hide what its reader should see.
 SILENCES = re.compile(r"filterwarnings|simplefilter|catch_warnings|logging\.disable|set_verbosity|disable_progress_bar")
 
 
 def set_up_cell(repository):
-    """What every lesson has after its parameters: the course fetched on Colab, then notebooks/set_up.py."""
+    """What every lesson has after its parameters: the course fetched on Colab, and its set-up."""
     missing = 'raise SystemExit("no public address yet: run scripts/set_repository.py first")'
     on_colab = f"!git clone --quiet --depth 1 {repository} course" if repository else missing
-    return f"""if "google.colab" in str(get_ipython()):
+    return f"""if colab := "google.colab" in str(get_ipython()):
     {on_colab}
-%run {{"course/notebooks" if "google.colab" in str(get_ipython()) else "."}}/set_up.py"""
+%run {{"course/scripts/colab.py" if colab else "-m anita_utils.course.set_up"}}"""
 
 
 SETUP = set_up_cell(REPOSITORY)
@@ -94,7 +94,7 @@ def cell_problems(cell, number):
     if re.search(r"\blogin\(", code):
         yield "login() would ask for an account"
     if SILENCES.search(code):
-        yield "warnings are silenced: set_up.py does it, and nothing else"
+        yield "warnings are silenced: the set-up does it, and nothing else"
     if (longest := max(map(len, cell.source.splitlines()), default=0)) > WIDTH:
         yield f"a line of {longest} columns"
     yield from (f"run.show() without {word}" for word in unsaid(code))
@@ -141,7 +141,7 @@ def test_the_lessons_have_no_problems():
 
 
 def test_the_solutions_are_as_narrow_as_the_lessons():
-    files = [NOTEBOOKS / "set_up.py", *sorted(NOTEBOOKS.glob("solutions/*.py"))]
+    files = sorted(NOTEBOOKS.glob("solutions/*.py"))
     longest = {file.name: max(map(len, file.read_text("utf-8").splitlines())) for file in files}
     assert {name: columns for name, columns in longest.items() if columns > WIDTH} == {}
 
@@ -214,12 +214,12 @@ def test_the_parameters_come_first_and_once():
 @pytest.mark.parametrize(
     ("shell", "called"),
     [
-        ("ipykernel.zmqshell", ["run ./set_up.py"]),
-        ("google.colab._shell", [f"git clone --quiet --depth 1 {ADDRESS} course", "run course/notebooks/set_up.py"]),
+        ("ipykernel.zmqshell", ["run -m anita_utils.course.set_up"]),
+        ("google.colab._shell", [f"git clone --quiet --depth 1 {ADDRESS} course", "run course/scripts/colab.py"]),
     ],
 )
 def test_the_setup_cell_fetches_the_course_on_colab_alone(shell, called, monkeypatch):
-    calls = []
+    calls, names = [], {}
 
     class Shell:
         system = staticmethod(calls.append)
@@ -228,10 +228,10 @@ def test_the_setup_cell_fetches_the_course_on_colab_alone(shell, called, monkeyp
             return shell
 
         def run_line_magic(self, magic, line):
-            calls.append(f"{magic} {DollarFormatter().vformat(line, [], vars(builtins))}")  # as IPython fills in braces
+            calls.append(f"{magic} {DollarFormatter().vformat(line, [], names)}")  # as IPython fills in braces
 
     monkeypatch.setattr(builtins, "get_ipython", Shell, raising=False)
-    exec(TransformerManager().transform_cell(set_up_cell(ADDRESS)), {})  # as IPython reads a cell
+    exec(TransformerManager().transform_cell(set_up_cell(ADDRESS)), names)  # as IPython reads a cell
     assert calls == called
 
 
@@ -243,7 +243,8 @@ def test_without_an_address_the_setup_cell_says_so_on_colab(monkeypatch):
 
 def test_the_setup_prints_nothing_and_lets_errors_through():
     """In a new process, as in a lesson's first minute: no line of its own, and an error is still one."""
-    code = "import runpy, torch, warnings; runpy.run_path('set_up.py'); warnings.warn('x', FutureWarning); 1 / 0"
+    set_up = "runpy.run_module('anita_utils.course.set_up', run_name='__main__')"
+    code = f"import runpy, torch, warnings; {set_up}; warnings.warn('x', FutureWarning); 1 / 0"
     done = subprocess.run([sys.executable, "-c", code], cwd=NOTEBOOKS, capture_output=True, text=True)
     assert done.stdout == "" and "ZeroDivisionError" in done.stderr and "FutureWarning" not in done.stderr
 

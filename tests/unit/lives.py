@@ -30,7 +30,7 @@ import torch
 from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
 from anita_utils import stages, training
-from anita_utils.cli.train import quieten
+from anita_utils.course.set_up import quieten
 from anita_utils.paths import environment, file_hash
 from anita_utils.profile import load_profile
 from anita_utils.run import Run

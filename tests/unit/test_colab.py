@@ -38,6 +38,11 @@ def session(tmp_path):
     clone = tmp_path / "course"
     (clone / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "colab.py", clone / "scripts")
+    course = clone / "anita_utils" / "course"  # the clone's own is taken, not one that is installed
+    course.mkdir(parents=True)
+    for package in (course.parent, course):
+        (package / "__init__.py").touch()
+    (course / "set_up.py").write_text("def set_up():\n    print('set up')\n")
 
     def run(pins, before="", torchao=False, **environment):
         (clone / PINS.name).write_text("# made by a script\n" + pins)
@@ -58,13 +63,13 @@ def session(tmp_path):
 
 def test_a_session_that_has_everything_is_left_alone(session):
     done, calls = session(f"packaging=={metadata.version('packaging')}\n")
-    assert (done.returncode, done.stdout, calls) == (0, "ready\n", [])
+    assert (done.returncode, done.stdout, calls) == (0, "ready\nset up\n", [])
 
 
 def test_what_is_missing_is_installed_beside_the_torch_that_is_there(session):
     done, calls = session("some_thing==1.0\n", torchao=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("ready\n")
+    assert done.stdout.endswith("ready\nset up\n")
     install, *kept, uninstall = calls
     assert install.startswith("install ") and "constraints-colab.txt --editable" in install
     assert kept == [f"{name}=={metadata.version(name)}" for name in KEPT if name in installed_names()]

@@ -64,7 +64,7 @@ def test_the_first_address_is_written_everywhere(copy):
         assert row.endswith(f"{badge('some-one/a.course', name)} |")
         notebook = nbformat.reads(after[f"notebooks/{name}.ipynb"], as_version=4)
         assert notebook.cells[0].source.splitlines()[2] == badge("some-one/a.course", name)
-        set_up = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "set_up.py" in cell.source]
+        set_up = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "course.set_up" in cell.source]
         assert len(set_up) == 1 and f"!git clone --quiet --depth 1 {address} course\n" in set_up[0]
         assert notebook.metadata.get("outputs_of") in (None, cells_hash(notebook))
         nbformat.validate(notebook)
