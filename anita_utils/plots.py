@@ -244,7 +244,7 @@ def text_map(
 
     ax.imshow(table, cmap=colours, vmin=low, vmax=high, aspect="auto")
     for (row, column), text in np.ndenumerate(texts.to_numpy()):
-        dark = colours == "Blues" and table.iloc[row, column] > 0.6
+        dark = abs(table.iloc[row, column]) > 0.6 * max(abs(low), abs(high))
         ax.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=size)
     ax.set_xticks(range(table.shape[1]), list(table.columns))
     ax.set_yticks(range(table.shape[0]), list(table.index))
