@@ -135,8 +135,10 @@ def load_model(
         own = model.generation_config
         ids = {"bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id, "pad_token_id": own.pad_token_id}
         model.generation_config = GenerationConfig(**ids)
-        with torch.no_grad():
-            logits = model(input_ids=torch.arange(4, device=model.device)[None]).logits
+        # One token, by the model's own way of generating: its settings of generation are tried with it
+        few = torch.arange(4, device=model.device)[None]
+        options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0, "output_logits": True}
+        first = model.generate(few, attention_mask=torch.ones_like(few), return_dict_in_generate=True, **options)
     missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if missing:
         raise AnitaError(f"{shown(path)}: no weights for {missing[0]} ({len(missing)} missing): restore its files")
@@ -146,7 +148,7 @@ def load_model(
     if unexpected:
         left_out = f"{len(unexpected)} weights are left out, for which the model has no place: {unexpected[0]}"
         print(f"{shown(path)}: {left_out}", file=sys.stderr)
-    if not logits.isfinite().all():
+    if not first.logits[0].isfinite().all():
         raise AnitaError(f"{shown(path)}: the model's logits are no numbers (nan or inf): restore its weights")
     return model
 
