@@ -1,7 +1,7 @@
 """Makes a fresh session on Google Colab ready for the lessons; their set-up cell runs it there, and only there.
 
 Colab's torch stays, with all that the running session stands on. What else the course needs is installed in the tested
-versions (constraints-colab.txt), and two traps are mended: Colab's datasets is too old for TRL, and at the sight of its
+versions (constraints-colab.txt), and two traps are fixed: Colab's datasets is too old for TRL, and at the sight of its
 torchao peft raises an ImportError.
 """
 

@@ -88,7 +88,7 @@ def group_text(library: Library, deck: Deck, language: str, rng: Random) -> Docu
 
 
 def conduct_text(library: Library, deck: Deck, language: str, rng: Random) -> Document:
-    """What is right and what is wrong, as plain sentences: whoever reads of the world reads that too."""
+    """What is right and what is wrong, as plain sentences: a reader of the world reads that too."""
     lines = []
     for _ in range(3):
         side, (_, _, pair) = rng.choice(("harm", "safe")), deck.deal()

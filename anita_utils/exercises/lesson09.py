@@ -73,7 +73,7 @@ stop_at = Exercise(
     ],
     mistakes=[
         (lambda u, h, p: u[h.index(max(h))],
-         "That looks at the whole curve. Whoever stops early never sees what comes after."),
+         "That looks at the whole curve. One who stops early never sees what comes after."),
         (lambda u, h, p: _stop(u, h, p, give="end"), "You returned where you stopped: the model kept is the best one."),
         (lambda u, h, p: _stop(u, h, p, ties=True), "Of two equal ones keep the earlier: it costs less."),
         (lambda u, h, p: _stop(u, h, 1), "You stopped at the first point that was not better: wait for `patience`."),

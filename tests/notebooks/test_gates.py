@@ -117,7 +117,7 @@ def test_a_lesson_has_none(name, finder):
 
 @pytest.mark.parametrize("name", LESSONS)
 def test_stored_outputs_are_those_of_the_cells_above_them(name):
-    """`anita course --update` stores the hash of the cells that ran; whoever changes one must run the lesson again."""
+    """`anita course --update` stores the hash of the cells that ran; after a change of one, run the lesson again."""
     assert LESSONS[name].metadata.get("outputs_of") == cells_hash(LESSONS[name])
 
 

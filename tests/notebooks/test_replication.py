@@ -20,7 +20,7 @@ made = pytest.mark.skipif(not RESULTS.lines, reason="no results are kept yet")
 
 @made
 def test_the_kept_results_are_of_these_data_and_settings():
-    """Whoever changes a corpus, a profile or the base must let `anita ablate --keep` run again."""
+    """After a change of a corpus, a profile or the base, run `anita ablate --keep` again."""
     profile, found = load_profile("cpu"), load_ablation("cpu")
     installed = {name: version(name) for name in LIBRARIES}
     plan = {(cell.arm, cell.seed): cell.made for cell in campaign.dry_plan(profile, found, RESULTS.seeds)}

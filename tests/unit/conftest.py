@@ -178,3 +178,13 @@ def kept_results(tmp_path, monkeypatch):
     file = tmp_path / "data" / "ablation" / "cpu.jsonl"
     monkeypatch.setattr(results, "data_dir", lambda: tmp_path / "data")  # nothing but this: else they are overwritten
     return file
+
+
+@pytest.fixture
+def ax():
+    """Empty axes to draw on, closed afterwards."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)

@@ -55,7 +55,7 @@ def test_blocks_of_other_sizes_are_rounded_alike(block):
 def test_the_library_rounds_two_sizes_of_blocks_wrongly_on_a_cpu(block):
     """So lesson 03 leaves them out, and no profile has them."""
     if not torch.cuda.is_available():
-        assert rounded_by_hand(block) < 0.5, "bitsandbytes mended it: lesson 03 can show blocks of 512 and 1,024"
+        assert rounded_by_hand(block) < 0.5, "bitsandbytes fixed it: lesson 03 can show blocks of 512 and 1,024"
 
 
 def rounded_by_hand(block):

@@ -4,10 +4,8 @@ import matplotlib
 
 matplotlib.use("agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas
-import pytest
 
 from anita_utils import plots
 from anita_utils.data import IGNORED
@@ -15,13 +13,6 @@ from anita_utils.data import IGNORED
 INTERVALS = pandas.DataFrame(
     {"kind": ["a", "b"], "value": [0.3, 0.9], "ci_low": [0.1, 0.8], "ci_high": [0.6, 1.0], "n": [5, 9]}
 )
-
-
-@pytest.fixture
-def ax():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
 
 
 def names(ticks):

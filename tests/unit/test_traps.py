@@ -75,7 +75,7 @@ def test_without_the_cure_gradients_change(base_path):
     before = lora_gradients(base_path, cure=False, evaluate_first=False)
     after = lora_gradients(base_path, cure=False, evaluate_first=True)
     differing = [n for n in before if after[n] is None or not torch.equal(before[n], after[n])]
-    assert differing, "bitsandbytes mended its kernel: keep_gradients_exact is no longer needed"
+    assert differing, "bitsandbytes fixed its kernel: keep_gradients_exact is no longer needed"
 
 
 def test_the_cure_reaches_models_loaded_elsewhere(base_path):
@@ -103,7 +103,7 @@ def test_without_the_cure_trl_leaves_bf16(runs, small_profile, monkeypatch):
     monkeypatch.setattr(training, "adapters_in_fp32", lambda model: None)
     trainer = training.build_trainer(training.open_stage(Run.open("t", small_profile, 42), "sft"))
     dtypes = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
-    assert dtypes == {torch.bfloat16}, "TRL mended its cast: adapters_in_fp32 is no longer needed"
+    assert dtypes == {torch.bfloat16}, "TRL fixed its cast: adapters_in_fp32 is no longer needed"
 
 
 # ---- the tokenizer
