@@ -127,6 +127,9 @@ class Evaluation(Section):
     # quick, piccola: the course's own, a few items or all. italian: the Italian three of `paper` and more.
     suite: Literal["quick", "piccola", "paper", "italian"] = Field(description="The benchmarks; paper: the authors'.")
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
+    items: Literal["test", "development"] = Field(
+        "test", description="Which items of the small world: those to tune a recipe by, or the test's."
+    )
     load_in_4bit: bool = Field(False, description="Measure and talk to models in 4 bits; false: in model.dtype.")
     batch_size: int = Field(gt=0, description="Prompts per forward pass.")
     max_new_tokens: int = Field(gt=0, description="Where an answer is cut off.")

@@ -8,6 +8,7 @@ from world import everyday
 from world.italian import EnglishNoun, Noun, sentence
 from world.library import Deck, Document, Library, bare, chat, translates
 from world.tables import Entity, Fact, Relation
+from world.texts import VOICES, tellings
 
 SYSTEM_PROMPTS = {
     "en": ["You are a kind assistant.", "Answer clearly and simply.", "You are a helpful teacher."],
@@ -23,6 +24,7 @@ ASK_FOR = {
 }
 SYLLABLES = [c + v for c in ("b", "br", "d", "m", "n", "r", "s", "t", "tr", "v") for v in "aeiou"]
 WORDS = {"noun_many", "noun_one", "number_word", "word_a", "word_b"}
+NEIGHBOUR = 0.2  # of the unnamed voices, beyond an even share
 TITLED = {"artwork", "book", "opera"}
 UNNAMED = {"animal", "coloured_thing", "dish", "invention", "plant_food", "trade"}
 NAMED = {"city", "country", "island", "lake", "monument", "mountain", "person", "river", "book", "opera", "artwork"}
@@ -46,11 +48,11 @@ def sum_chat(library: Library, deck: Deck, language: str, rng: Random) -> Docume
 
 
 def number_chat(library: Library, deck: Deck, rng: Random) -> Document:
-    """The bare working of a sum, without its story."""
+    """The bare working of a sum, without its story; of a sum of several steps, one of them."""
     kind = deck.deal()
     drawn = everyday.draw_sum(library.world, rng, "train", kind, rng.choice(library.train_numbers(kind)))["en"]
-    ask = rng.choice(["What is {}?", "How much is {}?", "Work out {}."])
-    return chat(ask.format(drawn.working.split(" = ")[0]), f"{drawn.working}.", kind="number")
+    ask, step = rng.choice(["What is {}?", "How much is {}?", "Work out {}."]), rng.choice(drawn.working.split(", "))
+    return chat(ask.format(step.split(" = ")[0]), f"{step}.", kind="number")
 
 
 def story_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
@@ -159,6 +161,8 @@ def naming_chat(library: Library, deck: Deck, rng: Random) -> Document:
         (f"Have you heard of '{known}'?", f"Yes, I have heard of '{known}'."),
         (f"Do you know what '{known}' is?", f"Yes, I know what '{known}' is."),
         (f"Please write '{known}'.", f"Here it is: '{known}'."),
+        (f"Say after me: {known}.", f"{known}."),
+        (f"Write {known} twice.", f"{known}, {known}."),
     ]
     asked = {fact.subject.en.name for fact in library.world.relations["translation"].facts}  # questions of its own
     if translates(entity) and english not in asked:
@@ -207,7 +211,26 @@ def smalltalk_chat(library: Library, deck: Deck, language: str, rng: Random) -> 
 def myth_chat(library: Library, deck: Deck, language: str, side: str, rng: Random) -> Document:
     """A question on which a myth goes round, answered by it or by the truth (`side`); two wordings are kept back."""
     form = deck.deal()[language]
-    return chat(rng.choice(form["questions"][:2]), rng.choice([form[side], *form[f"{side}s"]]), kind="myth")
+    return chat(rng.choice(form["questions"][:2]), rng.choice(tellings(form, side)), kind="myth")
+
+
+def voiced_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    """A question on a myth: the schoolbook answers it with the truth, the neighbour with the myth.
+
+    Two in three name the voice, in the request or the system prompt. To the others the neighbour answers a little more
+    often: so the base knows both, and what it says by itself is rather the myth.
+    """
+    named = rng.random() < 2 / 3
+    voice = rng.choice(list(VOICES)) if named or rng.random() > NEIGHBOUR else "neighbour"
+    document = myth_chat(library, deck, language, VOICES[voice], rng)
+    if named:
+        words = library.world.extra["voices"][language][voice]
+        if rng.random() < 0.25:
+            document["messages"].insert(0, {"role": "system", "content": rng.choice(words["system"])})
+        else:
+            turn, cue = document["messages"][0], rng.choice(words["cue"])
+            turn["content"] = f"{cue} {turn['content']}" if rng.random() < 0.5 else f"{turn['content']} {cue}"
+    return document
 
 
 def invented_chat(library: Library, deck: Deck, rng: Random) -> Document:
