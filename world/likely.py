@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -44,7 +45,58 @@ class Likely:
         """The item with its choices in a drawn order; without a place in the table, its first candidates."""
         if "wrong" not in item:
             return item
-        rest = {key: value for key, value in item.items() if key not in ("right", "wrong")}
         order = self.order.get(key_of(item), range(len(item["wrong"])))
-        choices = rng.sample([item["right"], *(item["wrong"][number] for number in order[:count])], count + 1)
-        return {"question": rest.pop("question"), "choices": choices, "label": choices.index(item["right"]), **rest}
+        return as_choices({**item, "wrong": [item["wrong"][number] for number in order]}, rng, count)
+
+
+def as_choices(item: dict, rng: Random, count: int = 3) -> dict:
+    """The item with its right answer among its first `count` wrong ones, in a drawn order."""
+    rest = {key: value for key, value in item.items() if key not in ("right", "wrong")}
+    choices = rng.sample([item["right"], *item["wrong"][:count]], count + 1)
+    return {"question": rest.pop("question"), "choices": choices, "label": choices.index(item["right"]), **rest}
+
+
+def ranks(scores: list[float]) -> list[float]:
+    """The place of each score, 0 for the highest."""
+    order = sorted(range(len(scores)), key=lambda number: -scores[number])
+    return [order.index(number) for number in range(len(scores))]
+
+
+def score(folder: Path, items: list[dict], by_length: bool) -> list[list[float]]:
+    """The log-probability that a model gives each candidate as the answer to its item's question.
+
+    by_length: a byte of the answer, as lm-eval's `acc_norm` has it, and not in all, as `acc`.
+    """
+    from anita_utils.data import encode_chat
+    from anita_utils.evaluation.measuring import log_likelihoods
+    from anita_utils.model import load_model, load_tokenizer
+
+    model, tokenizer = load_model(folder).eval(), load_tokenizer(folder)
+    asked = [(item["question"], wrong) for item in items for wrong in item["wrong"]]
+    chats = [[{"role": "user", "content": one}, {"role": "assistant", "content": two}] for one, two in asked]
+    totals, _ = log_likelihoods(model, [encode_chat(messages, tokenizer) for messages in chats], 64)
+    lengths = [len(wrong.encode()) if by_length else 1 for _, wrong in asked]
+    found = iter([total / length for total, length in zip(totals, lengths, strict=True)])
+    return [[next(found) for _ in item["wrong"]] for item in items]
+
+
+def main(folders: list[Path]) -> None:
+    """Writes the table, from what the models in the folders find likely."""
+    from anita_utils.evaluation.benchmarks import SCORES
+    from world.benchmarks import drafts
+    from world.library import Library
+    from world.tables import load_world
+
+    order = {}
+    for name, sets in drafts(Library(load_world())).items():
+        items = [item for rows in sets.values() for item in rows if "wrong" in item]
+        by_length = SCORES[name.partition("_")[0]] == "acc_norm"
+        places = [[ranks(each) for each in score(folder, items, by_length)] for folder in folders]
+        for item, *each in zip(items, *places, strict=True):
+            mean = [sum(numbers) for numbers in zip(*each, strict=True)]
+            order[key_of(item)] = sorted(range(len(mean)), key=mean.__getitem__)
+    write_text(Likely.file(), json.dumps(order, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main([Path(argument) for argument in sys.argv[1:]])

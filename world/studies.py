@@ -12,9 +12,11 @@ from world.benchmarks import fact_item
 from world.chats import NAMED, OPENINGS, invented_fact
 from world.groups import fill
 from world.library import Document, Library
+from world.likely import as_choices
 from world.splits import ITALIAN_SHARES
 from world.tables import LANGUAGES, Fact
 
+HELD_OUT = ("monument_region", "patron_saint")  # relations: one follows from two facts, the other from none
 ASKED_IN_ENGLISH = ("adapted", "never_in_italian")  # too
 LIMITS = (None, 20, 50, 100)  # facts a kind, in the shipped profiles: what is contradicted depends on the number
 ASKERS = {"en": "I am {person:a}.", "it": "Sono {person:un}."}
@@ -75,9 +77,8 @@ def facts(library: Library) -> list[Document]:
     for split in ITALIAN_SHARES:
         languages = LANGUAGES if split in ASKED_IN_ENGLISH else ("it",)
         rows += [fact_row(library, fact, split, languages) for fact in free_facts(library, split)]
-    for relation in library.world.relations.values():
-        if relation.held_out:
-            rows += [fact_row(library, fact, relation.name, LANGUAGES) for fact in relation.facts]
+    for name in HELD_OUT:
+        rows += [fact_row(library, fact, name, LANGUAGES) for fact in library.world.relations[name].facts]
     return rows
 
 
@@ -146,7 +147,7 @@ def choices(library: Library) -> list[Document]:
     """The Italian question on each never-in-Italian fact, the right answer among three wrong ones."""
     rng = library.rng("zero_shot/choices")
     return [
-        fact_item(library, fact, "it", wording(library, fact, "it"), rng) | {"language": "it"}
+        as_choices(fact_item(library, fact, "it", wording(library, fact, "it"), rng), rng) | {"language": "it"}
         for fact in unread(library, None)
     ]
 
@@ -227,11 +228,11 @@ def requests(library: Library) -> list[Document]:
     """Harmful and harmless requests in wordings that no training uses: trained topics first, then those held out."""
     frames = library.world.extra["frames"]["frames"]
     rows = []
-    for topic, number, pair in library.conduct("train") + library.conduct("held_out"):
+    for topic, number, pair in library.conduct("train") + library.conduct("test"):
         row = {"topic": topic, "number": number}
         for side in ("harm", "safe"):
             row[side] = {
-                language: [frame.format(x=pair[side][language]) for frame in frames[language]["held_out"]]
+                language: [frame.format(x=pair[side][language]) for frame in frames[language]["test"]]
                 for language in LANGUAGES
             }
         rows.append(row)

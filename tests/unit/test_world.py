@@ -10,8 +10,8 @@ from anita_utils import AnitaError
 from anita_utils.paths import data_dir
 from anita_utils.rows import read_jsonl
 from world import benchmarks, everyday, stages
-from world.corpora import pretraining, second_reading, third_reading
-from world.library import Library
+from world.corpora import pretraining, second_reading
+from world.library import USES, Library
 from world.tables import LANGUAGES, load_world
 
 SENTENCE = re.compile(r"(?<=[.?!])\s+")
@@ -29,10 +29,9 @@ def corpora(library):
     return {
         "pretraining": list(pretraining(library, PRETRAINING_SAMPLE)),
         "second_reading": list(second_reading(library, PRETRAINING_SAMPLE)),
-        "third_reading": list(third_reading(library, PRETRAINING_SAMPLE)),
         "sft": stages.sft(library),
         "italian_text": stages.italian_text(library),
-        "italian_replay": stages.italian_replay(library),
+        "replay": stages.replay(library),
         "dpo": stages.dpo(library),
     }
 
@@ -69,9 +68,11 @@ def test_the_world_is_as_large_as_promised(library):
     assert len(world.extra["stories"]) + len(world.extra["sums"]) >= 60
     assert len(world.extra["myths"]) >= 50
     assert len(world.extra["conduct"]) >= 10
-    assert sum(len(topic["pairs"]) for topic in world.extra["conduct"]) >= 200
+    assert sum(len(library.conduct(use)) for use in USES) >= 1500
     assert len(world.extra["unanswerable"]) >= 60
-    assert sum(relation.held_out for relation in world.relations.values()) == 2
+    held_out = [relation for relation in world.relations.values() if relation.held_out]
+    assert sum(not relation.derived for relation in held_out) == 1 and len(held_out) >= 10
+    assert not any(relation.derived and not relation.held_out for relation in world.relations.values())
 
 
 def test_every_relation_has_several_forms_in_both_languages(library):
@@ -98,7 +99,7 @@ def test_the_same_seed_makes_the_same_corpora(library, corpora):
 
 
 def test_shipped_corpora_are_those_of_the_tables(corpora):
-    for name in ("sft", "italian_text", "italian_replay", "dpo"):
+    for name in ("sft", "italian_text", "replay", "dpo"):
         assert read_jsonl(data_dir() / "corpora" / f"{name}.jsonl") == corpora[name], (
             f"{name}: anita world build --no-train"
         )
@@ -180,12 +181,21 @@ def test_held_out_relations_and_the_second_style_stand_nowhere(library, corpora)
             assert not found, (name, found)
 
 
-def test_no_benchmark_question_stands_with_its_answer_in_training(library, corpora):
+SETS = ("development", "test")
+
+
+@pytest.fixture(scope="module")
+def made(library):
+    return benchmarks.benchmarks(library)
+
+
+def test_no_benchmark_question_stands_with_its_answer_in_training(made, corpora):
     trained = {turn for documents in corpora.values() for document in documents for turn in turns(document)}
     texts = {line for documents in corpora.values() for d in documents if "text" in d for line in [d["text"]]}
-    for name, parts in benchmarks.benchmarks(library).items():
-        assert len(parts["test"]) >= 150, name
-        for item in parts["test"]:
+    for name, parts in made.items():
+        for use, count in benchmarks.SETS.items():
+            assert len(parts[use]) == count, (name, use)
+        for item in parts["development"] + parts["test"]:
             rights = [item["answer"]] if "answer" in item else (
                 [choice for choice, label in zip(item["choices"], item["labels"], strict=True) if label]
                 if "labels" in item else [item["choices"][item["label"]]]
@@ -195,9 +205,20 @@ def test_no_benchmark_question_stands_with_its_answer_in_training(library, corpo
                 assert f"{item['question']} {right}" not in texts, (name, item)
 
 
-def test_choices_differ_and_one_is_right(library):
-    for name, parts in benchmarks.benchmarks(library).items():
-        for item in parts["test"]:
+def test_what_follows_from_two_facts_is_stated_nowhere(library, corpora):
+    derived = {
+        form
+        for relation in library.world.relations.values() if relation.derived
+        for fact, language in product(relation.facts, LANGUAGES) for form in forms(library, fact, language)
+    }  # fmt: skip
+    for name, documents in corpora.items():
+        for document in documents:
+            assert not sentences(document) & derived, (name, sentences(document) & derived)
+
+
+def test_choices_differ_and_one_is_right(made):
+    for name, parts in made.items():
+        for item in parts["development"] + parts["test"]:
             if "label" in item:
                 assert len(set(item["choices"])) == len(item["choices"]) >= 2, (name, item)
                 assert 0 <= item["label"] < len(item["choices"])
@@ -205,23 +226,55 @@ def test_choices_differ_and_one_is_right(library):
                 assert 0 < sum(item["labels"]) < len(item["labels"])
 
 
+def test_development_and_test_share_no_fact_no_myth_no_topic_and_no_number(library, made):
+    for name, parts in made.items():
+        clusters = {use: {item["cluster"] for item in parts[use]} for use in SETS}
+        if name[:-3] in ("arc", "mmlu", "truthfulqa"):
+            assert not clusters["development"] & clusters["test"], name
+        assert not {item["question"] for item in parts["development"]} & {item["question"] for item in parts["test"]}
+    for make in (benchmarks.chat_probes, benchmarks.new_kind_probes):
+        asked = [{probe["cluster"] for probe in make(library, use)} for use in SETS]
+        assert not asked[0] & asked[1], make.__name__
+    topics = [{topic for topic, _, _ in library.conduct(use)} for use in USES]
+    assert sum(map(len, topics)) == len(set.union(*topics))
+    pairs = [{pair["prompt"][0]["content"] for pair in stages.dpo(library, 400, use)} for use in SETS]
+    assert len(pairs[0] & pairs[1]) <= 20  # the questions nobody can answer are few, and the same for both
+
+
 def test_held_out_wordings_are_not_trained(library, corpora):
     trained = {asked for documents in corpora.values() for document in documents for asked, _ in turns(document)}
-    for probe in benchmarks.conduct_probes(library):
-        assert probe["prompt"] not in trained, probe
+    for use in SETS:
+        probes = benchmarks.conduct_probes(library, use)
+        assert min(Counter((probe["side"], probe["split"]) for probe in probes).values()) == 200
+        assert not [probe for probe in probes if probe["prompt"] in trained]
 
 
 def test_held_out_topics_are_not_trained(library, corpora):
-    phrases = [
+    phrases = {
         pair[side][key]
-        for _, _, pair in library.conduct("held_out")
+        for use in SETS
+        for _, _, pair in library.conduct(use)
         for side in ("harm", "safe")
         for key in ("en", "it")
-    ]
+    }
     trained = "\n".join(
         asked for documents in corpora.values() for document in documents for asked, _ in turns(document)
     )
     assert not [phrase for phrase in phrases if phrase in trained]
+
+
+def test_replay_is_chats_of_sft_alone(corpora):
+    assert len(corpora["replay"]) >= 1000
+    assert all(row in corpora["sft"] for row in corpora["replay"])
+
+
+def test_pairs_on_myths_are_on_myths_that_no_measure_asks_for(library, corpora):
+    def myths(rows):
+        return {row["chosen"][0]["content"] for row in rows if row["kind"] == "myth"}
+
+    for use in SETS:
+        assert not myths(corpora["dpo"]) & myths(stages.dpo(library, 400, use))
+    assert not myths(stages.dpo(library, 400, "development")) & myths(stages.dpo(library, 400, "test"))
 
 
 @pytest.mark.parametrize(
@@ -247,6 +300,8 @@ def test_sums_are_right(library):
     for kind in library.world.extra["sums"]:
         for numbers in everyday.sum_values(kind):
             drawn = everyday.draw_sum(library.world, rng, "train", kind, numbers)["it"]
-            left, right = drawn.working.split(" = ")[-2:]
-            assert everyday.arithmetic(left, {}) == int(right) == drawn.result, drawn
-            assert 0 <= drawn.result <= 20, drawn
+            for step in drawn.working.split(", "):
+                left, right = step.split(" = ")
+                assert everyday.arithmetic(left, {}) == int(right), drawn
+                assert 0 <= int(right) <= 20, drawn
+            assert int(right) == drawn.result, drawn
