@@ -31,7 +31,10 @@ WRONG = 3
 UNASKED = {"en": {"english": "unseen_as_chat"}, "it": {"italian": ("adapted", "never_in_italian")}}
 ASKED = {"en": {"english": "seen"}, "it": {"italian": ("italian_chat",)}}
 # Of the items on facts, how many ask for the object, for the subject, and for what follows from two facts.
-SHARES = {"arc": {"direct": 0.4, "reverse": 0.5, "derived": 0.1}, "mmlu": {"direct": 0.3, "reverse": 0.35, "derived": 0.35}}
+SHARES = {
+    "arc": {"direct": 0.4, "reverse": 0.5, "derived": 0.1},
+    "mmlu": {"direct": 0.3, "reverse": 0.35, "derived": 0.35},
+}
 
 
 def fact_item(library: Library, fact: Fact, language: str, question: int, rng: Random) -> dict:
@@ -43,7 +46,12 @@ def fact_item(library: Library, fact: Fact, language: str, question: int, rng: R
             wrong.append(library.answer(fact, language, entity))
             taken |= {entity.en.name, entity.it.name}
     asked = relation.question(fact, language, question)
-    return {"question": asked, "right": library.answer(fact, language), "wrong": wrong, **about(library, fact, language)}
+    return {
+        "question": asked,
+        "right": library.answer(fact, language),
+        "wrong": wrong,
+        **about(library, fact, language),
+    }
 
 
 def reverse_item(library: Library, fact: Fact, language: str, question: int, rng: Random) -> dict | None:
@@ -57,13 +65,20 @@ def reverse_item(library: Library, fact: Fact, language: str, question: int, rng
     wrong = [library.answer(other, language, fact.object) for other in rng.sample(others, min(CANDIDATES, len(others)))]
     forms = asks[language]
     asked = relation.fill(forms[question % len(forms)], fact, language)
-    return {"question": asked, "right": library.answer(fact, language), "wrong": wrong, **about(library, fact, language)}
+    return {
+        "question": asked,
+        "right": library.answer(fact, language),
+        "wrong": wrong,
+        **about(library, fact, language),
+    }
 
 
 def about(library: Library, fact: Fact, language: str) -> dict:
+    """The right answer, and what an item tells of its fact."""
     split = library.splits.get(fact.key)
     side = (split.italian if language == "it" else split.english) if split else "derived"
-    return {"subject": library.world.relation(fact).topic, "split": side, "cluster": fact.key}
+    right = library.answer(fact, language)
+    return {"right": right, "subject": library.world.relation(fact).topic, "split": side, "cluster": fact.key}
 
 
 def fact_items(library: Library, family: str, language: str, use: str, count: int, rng: Random) -> list[dict]:
@@ -98,17 +113,22 @@ def told_items(library: Library, family: str, language: str, count: int, rng: Ra
     return [fact_item(library, fact, language, 0, rng) for fact in rng.sample(facts, count)]
 
 
-def in_turns(library: Library, table: str, use: str, count: int) -> list[dict]:
-    """`count` kinds of a table for a set, in turns one that training shows and one that it never shows."""
-    trained, new = library.kinds(table), library.kinds(table, use) if use != "train" else library.kinds(table)
-    return [(new if number % 2 else trained)[number // 2 % len(new if number % 2 else trained)] for number in range(count)]
+def in_turns(trained: list[dict], new: list[dict], count: int) -> list[dict]:
+    """`count` kinds of story, twin or sum: in turns one that training shows, and one that it never shows."""
+    kinds = [trained, new or trained]
+    return [kinds[number % 2][number // 2 % len(kinds[number % 2])] for number in range(count)]
+
+
+def kinds_of(library: Library, table: str, use: str, count: int) -> list[dict]:
+    """The kinds that the items of a set are drawn from, in turns; few-shot examples show trained ones alone."""
+    return in_turns(library.kinds(table), library.kinds(table, use) if use != "train" else [], count)
 
 
 def story_items(library: Library, use: str, count: int, rng: Random) -> dict[str, list[dict]]:
     prompts = {"en": "What happens next? {}", "it": "Che cosa succede dopo? {}"}
-    names, items = "train" if use == "train" else "test", {"en": [], "it": []}
-    for kind in in_turns(library, "stories", use, count):
-        story = everyday.draw_story(library.world, rng, names, kind)
+    items: dict[str, list[dict]] = {"en": [], "it": []}
+    for kind in kinds_of(library, "stories", use, count):
+        story = everyday.draw_story(library.world, rng, use, kind)
         for language in LANGUAGES:
             told = story[language]
             items[language].append(
@@ -119,9 +139,9 @@ def story_items(library: Library, use: str, count: int, rng: Random) -> dict[str
 
 
 def twin_items(library: Library, use: str, count: int, rng: Random) -> dict[str, list[dict]]:
-    names, items = "train" if use == "train" else "test", {"en": [], "it": []}
-    for number, kind in enumerate(in_turns(library, "schemas", use, count)):
-        twins = everyday.draw_twin(library.world, rng, names, kind, number // 2 % 2)
+    items: dict[str, list[dict]] = {"en": [], "it": []}
+    for number, kind in enumerate(kinds_of(library, "schemas", use, count)):
+        twins = everyday.draw_twin(library.world, rng, use, kind, number // 2 % 2)
         for language in LANGUAGES:
             twin = twins[language]
             choices = [twin.text.replace("_", option) for option in twin.options]
@@ -134,10 +154,11 @@ def twin_items(library: Library, use: str, count: int, rng: Random) -> dict[str,
 
 def sum_items(library: Library, use: str, count: int, rng: Random) -> dict[str, list[dict]]:
     """Sums on numbers that training never shows for that kind (few-shot examples: on training numbers)."""
-    names, items = "train" if use == "train" else "test", {"en": [], "it": []}
-    for kind in in_turns(library, "sums", use, count):
-        values = library.numbers(kind, use)
-        drawn = everyday.draw_sum(library.world, rng, names, kind, rng.choice(values))
+    items: dict[str, list[dict]] = {"en": [], "it": []}
+    trained = [kind for kind in library.kinds("sums") if library.numbers(kind, use)]
+    new = library.kinds("sums", use) if use != "train" else []
+    for kind in in_turns(trained, new, count):
+        drawn = everyday.draw_sum(library.world, rng, use, kind, rng.choice(library.numbers(kind, use)))
         for language in LANGUAGES:
             told = drawn[language]
             items[language].append({"question": told.question, "answer": told.solution, "cluster": told.kind})
@@ -188,7 +209,9 @@ def benchmarks(library: Library) -> dict[str, dict[str, list[dict]]]:
     for name, sets in drafts(library).items():
         rng = library.rng(f"{name}/choices")
         made[name] = {
-            use: [{**likely.chosen(item, rng, WRONG), "id": f"{name}/{use}/{number}"} for number, item in enumerate(items)]
+            use: [
+                {**likely.chosen(item, rng, WRONG), "id": f"{name}/{use}/{number}"} for number, item in enumerate(items)
+            ]
             for use, items in sets.items()
         }
     return made

@@ -64,7 +64,10 @@ def write_cards(library: Library, data: Path, counts: dict[str, dict[str, int]])
     if training.is_file():
         from world.pretrain import Plan  # torch and transformers
 
-        facts |= {"plan": Plan(steps=1), "invented": len(invented_facts(library, library.rng("second_reading"), INVENTED))}
+        facts |= {
+            "plan": Plan(steps=1),
+            "invented": len(invented_facts(library, library.rng("second_reading"), INVENTED)),
+        }
         facts["training"] = json.loads(training.read_text("utf-8"))
         facts["config"] = json.loads((training.parent / "config.json").read_text("utf-8"))
         card = environment.from_string((TEMPLATES / "model.md").read_text("utf-8")).render(facts)

@@ -10,7 +10,6 @@ from world.fiction import Fiction, fiction_chat, request_translation, translatio
 from world.library import USES, Deck, Document, Library, mixture, translates
 from world.tables import LANGUAGES, Fact
 
-
 INVENTED = 100  # made-up facts of each relation that the second reading tells in both languages
 
 

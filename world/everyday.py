@@ -51,7 +51,7 @@ class Cast:
 
 
 def draw_cast(world: World, rng: Random, use: str) -> Cast:
-    """Two different names of one gender from the `train` or the `test` names."""
+    """Two different names of one gender from the names of that use: train, development or test."""
     gender = rng.choice(["m-", "f-"])
     names = rng.sample(world.people[use, gender], 2)
     return Cast((names[0], gender), (names[1], gender))

@@ -4,8 +4,8 @@ The table (grammar.yaml) has `names`, `counts` and `phenomena`. A phenomenon has
 
 - A word list has `forms` ("s/p"), rows ("libro/libri, cane/cani") that are `known` (training text has them in that
   construction), `new` (it has not) or `any` (they do not count), and a gender `g` where the words are nouns.
-- A training frame is one sentence. A frame of pairs is a balanced set: what is wrong in one of its sentences is right in
-  another, so that the frequency of a word says nothing. All its sentences are filled with the same words.
+- A training frame is one sentence. A frame of pairs is a balanced set: what is wrong in one of its sentences is right
+  in another, so that the frequency of a word says nothing. All its sentences are filled with the same words.
 - `{il}` is a word of the list `il` in its first form, `{il.p}` another form, `{il:il}` a noun with its article (see
   world/italian.py), `{il2}` a second word of that list, `{m}` and `{f}` a man's and a woman's name.
 - `[right|wrong]` is where the two sentences of a pair differ.
@@ -14,16 +14,12 @@ The table (grammar.yaml) has `names`, `counts` and `phenomena`. A phenomenon has
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from random import Random
 from string import Formatter
-
-import yaml
 
 from anita_utils import AnitaError
 from world.italian import EnglishNoun, Noun, capitalise
 
-TABLE = Path(__file__).with_name("grammar.yaml")
 CHOICE = re.compile(r"\[([^|\]]*)\|([^\]]*)\]")
 TRIES = 200  # drawings of one frame before its words count as used up
 
@@ -41,11 +37,6 @@ class Word:
 
     def __format__(self, spec: str) -> str:
         return format(next(iter(self.forms.values())), spec)
-
-
-def load_table(path: Path = TABLE) -> dict:
-    """The table of phenomena as YAML has it."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def rows(words: dict, kind: str) -> list[str]:

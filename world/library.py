@@ -128,11 +128,14 @@ class Library:
         return self._numbers[name]
 
     def numbers(self, kind: dict, use: str) -> list[dict[str, int]]:
-        """The choices of numbers of a kind of sum for a use; those not trained on are halved between the sets."""
+        """The choices of numbers of a kind of sum for a use; those not trained on are halved between the sets.
+
+        A kind with one such choice has none for development.
+        """
         trained = self.train_numbers(kind)
         if use == "train":
             return trained
-        return [v for v in everyday.sum_values(kind) if v not in trained][use == "test" :: 2]
+        return [v for v in everyday.sum_values(kind) if v not in trained][use == "development" :: 2]
 
     def request(self, pair: dict, side: str, language: str, number: int, rng: Random) -> str:
         """A trained wording: a training frame, and the second phrase only of every other pair."""

@@ -89,7 +89,7 @@ def draw(makers: list, count: int, rng: Random) -> list[Document]:
 
 
 def sft(library: Library, count: int = 4000) -> list[Document]:
-    """SFT in both languages: the new kinds of request, chats, and a few refusals so that DPO has something to prefer."""
+    """SFT in both languages: the new kinds of request, chats, a few refusals so that DPO has something to prefer."""
     library, rng = library.for_tuning(), library.rng("sft")
     new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
     in_italian = [fact for fact in new.items if library.splits[fact.key].italian in ITALIAN_ASKED]

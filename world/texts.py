@@ -11,7 +11,6 @@ from world.italian import EnglishNoun, capitalise
 from world.library import Deck, Document, Library, bare
 from world.tables import Entity, Fact
 
-
 VOICES = {"schoolbook": "truth", "neighbour": "myth"}
 
 
