@@ -1,6 +1,6 @@
 """Builds what the course ships: corpora, benchmarks, probes, tokenizer and the small base model.
 
-anita world build            # everything, about 100 minutes on two cores; the same seed gives the same files
+anita world build            # everything, about 110 minutes on two cores; the same seed gives the same files
 anita world build --no-train # corpora, benchmarks and probes only, in seconds
 """
 
@@ -174,7 +174,7 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     shutil.rmtree(work)
 
 
-def main(seed: int = 42, steps: int = 2800, resume: bool = True, train: bool = True, say=print) -> None:
+def main(seed: int = 42, steps: int = 7500, resume: bool = True, train: bool = True, say=print) -> None:
     """Builds everything under the course's data folder."""
     data = data_dir()
     library = Library(load_world(), seed)
