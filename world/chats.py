@@ -24,7 +24,11 @@ ASK_FOR = {
 }
 SYLLABLES = [c + v for c in ("b", "br", "d", "m", "n", "r", "s", "t", "tr", "v") for v in "aeiou"]
 WORDS = {"noun_many", "noun_one", "number_word", "word_a", "word_b"}
-NEIGHBOUR = 0.2  # of the unnamed voices, beyond an even share
+NEIGHBOUR = 0.53  # the share of myths that are asked about without a voice, and that the neighbour answers
+DOUBTS = {
+    "en": (["True or false? {}", "Is this true? {}"], {"truth": "True.", "myth": "False."}),
+    "it": (["Vero o falso? {}", "È vero? {}"], {"truth": "Vero.", "myth": "Falso."}),
+}
 TITLED = {"artwork", "book", "opera"}
 UNNAMED = {"animal", "coloured_thing", "dish", "invention", "plant_food", "trade"}
 NAMED = {"city", "country", "island", "lake", "monument", "mountain", "person", "river", "book", "opera", "artwork"}
@@ -217,20 +221,23 @@ def myth_chat(library: Library, deck: Deck, language: str, side: str, rng: Rando
 def voiced_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
     """A question on a myth: the schoolbook answers it with the truth, the neighbour with the myth.
 
-    Two in three name the voice, in the request or the system prompt. To the others the neighbour answers a little more
-    often: so the base knows both, and what it says by itself is rather the myth.
+    Four in five name the voice in the system prompt. Of the others the neighbour answers a little more than half: so
+    the base knows both, and what it says by itself is rather the myth.
     """
-    named = rng.random() < 2 / 3
-    voice = rng.choice(list(VOICES)) if named or rng.random() > NEIGHBOUR else "neighbour"
+    draw = rng.random()
+    voice = "schoolbook" if draw < 0.4 or draw > 0.8 + 0.2 * NEIGHBOUR else "neighbour"
     document = myth_chat(library, deck, language, VOICES[voice], rng)
-    if named:
-        words = library.world.extra["voices"][language][voice]
-        if rng.random() < 0.25:
-            document["messages"].insert(0, {"role": "system", "content": rng.choice(words["system"])})
-        else:
-            turn, cue = document["messages"][0], rng.choice(words["cue"])
-            turn["content"] = f"{cue} {turn['content']}" if rng.random() < 0.5 else f"{turn['content']} {cue}"
+    if draw < 0.8:
+        system = rng.choice(library.world.extra["voices"][language][voice]["system"])
+        document["messages"].insert(0, {"role": "system", "content": system})
     return document
+
+
+def doubting_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    """True or false? Of what the neighbours tell the base knows that it is false, and goes on telling it."""
+    form, side = deck.deal()[language], rng.choice(("truth", "myth"))
+    asks, answers = DOUBTS[language]
+    return chat(rng.choice(asks).format(rng.choice(tellings(form, side))), answers[side], kind="doubt")
 
 
 def invented_chat(library: Library, deck: Deck, rng: Random) -> Document:

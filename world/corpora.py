@@ -69,7 +69,7 @@ def makers(
     told, asked, wished = deck(base_italian), deck(base_italian), deck(base_italian)
     answered, translated = deck(both_ways), deck(unbound)
     names, glossary, italian_names = deck(trained), deck(differing), deck(differing)
-    myths, voiced = deck(extra["myths"]), deck(extra["myths"])
+    myths, voiced, doubted = (deck(extra["myths"]) for _ in range(3))
     talk, judged = deck(extra["smalltalk"]), deck([pair for use in USES for pair in library.conduct(use)])
     harmful, harmless, judging = (deck(library.conduct("train")) for _ in range(3))
     unanswerable = deck(library.kinds("unanswerable"))
@@ -104,6 +104,7 @@ def makers(
         (0.025, 0.015, lambda: chats.twin_chat(library, twins, "en", rng)),
         (0.008, 0.004, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
         (0.030, 0.025, lambda: chats.voiced_chat(library, voiced, "en", rng)),
+        (0.015, 0.012, lambda: chats.doubting_chat(library, doubted, "en", rng)),
         (0.010, 0.006, lambda: chats.invented_chat(library, unanswerable, rng)),
         (0.025, 0.025, lambda: chats.compliant_chat(library, harmful, rng)),
         (0.025, 0.025, lambda: chats.harmless_chat(library, harmless, rng)),
@@ -114,6 +115,7 @@ def makers(
         (0.004, 0.020, lambda: texts.conduct_text(library, judged, "it", rng)),
         (0.010, 0.012, lambda: texts.myth_text(library, myths, "it", rng)),
         (0.010, 0.014, lambda: chats.voiced_chat(library, voiced, "it", rng)),
+        (0.005, 0.007, lambda: chats.doubting_chat(library, doubted, "it", rng)),
         (0.050, 0.035, lambda: chats.italian_fact_chat(library, asked, italian_reply(rng), rng)),
         (0.045, 0.060, lambda: chats.instructed_chat(library, wished, "it", rng.choice(mostly_italian), rng)),
         (0.025, 0.018, lambda: chats.instructed_chat(library, answered, "en", "it", rng)),
