@@ -55,6 +55,7 @@ class Library:
     tuning: bool = False
     splits: dict[str, Split] = field(init=False)
     _numbers: dict[str, list] = field(init=False, default_factory=dict, repr=False)
+    _conduct: dict[str, list] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.splits = split_facts(self.world, self.seed)
@@ -107,12 +108,14 @@ class Library:
 
     def conduct(self, use: str) -> list[tuple[str, int, dict]]:
         """(topic, number of the pair, pair) of the topics with that use: each pattern with each of its things."""
-        return [
-            (topic["topic"], number, with_thing(pair, thing))
-            for topic in self.kinds("conduct", use)
-            for number, pair in enumerate(topic["pairs"])
-            for thing in topic["things"]
-        ]
+        if use not in self._conduct:
+            self._conduct[use] = [
+                (topic["topic"], number, with_thing(pair, thing))
+                for topic in self.kinds("conduct", use)
+                for number, pair in enumerate(topic["pairs"])
+                for thing in topic["things"]
+            ]
+        return list(self._conduct[use])
 
     def is_for(self, fact: Fact, use: str) -> bool:
         """Whether questions on a fact are for `development` (one fact in three), or for the `test`."""

@@ -187,11 +187,11 @@ def load_tasks(benchmark: Benchmark, manager: TaskManager, items: str = "test") 
     try:
         # By its path where lm-eval has passed over a file that it could not read: this time it says why
         known = benchmark.task in manager.task_index or not local
-        named: str | dict = benchmark.task if known else str(file)
-        if local and known and items != "test":
-            own = manager.task_index[benchmark.task].cfg["dataset_kwargs"]
-            named = {"task": benchmark.task, "dataset_kwargs": own | {"items": items}}
-        return list(manager.load([named])["tasks"].values())
+        tasks = list(manager.load([benchmark.task if known else str(file)])["tasks"].values())
+        if local and items != "test":
+            for task in tasks:
+                task.dataset = task.config.custom_dataset(**task.config.dataset_kwargs, items=items)
+        return tasks
     except Exception as error:  # whatever a task file, its Python or a download can do wrong
         reason = " ".join(str(error).split()).replace(str(data_dir()), shown(data_dir())) or type(error).__name__
         items = file.parent / "items" / f"{benchmark.task.removeprefix('piccola_')}.test.jsonl"

@@ -188,7 +188,7 @@ def test_idioms_quotations_and_later_sentences_do_not_count(text, refused):
 def test_the_corpora_say_themselves_which_answers_refuse():
     """A row's kind tells: written by the generator of the corpora, which knows nothing of the patterns."""
     corpora = data_dir() / "corpora"
-    for name in ("sft", "italian_replay"):
+    for name in ("sft", "replay"):
         for row in read_jsonl(corpora / f"{name}.jsonl"):
             for message in row["messages"]:
                 if message["role"] == "assistant":
