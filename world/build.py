@@ -174,7 +174,7 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     shutil.rmtree(work)
 
 
-def main(seed: int = 42, steps: int = 7000, resume: bool = True, train: bool = True, say=print) -> None:
+def main(seed: int = 42, steps: int = 6000, resume: bool = True, train: bool = True, say=print) -> None:
     """Builds everything under the course's data folder."""
     data = data_dir()
     library = Library(load_world(), seed)
