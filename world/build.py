@@ -137,7 +137,9 @@ def base_tokens(library: Library, tokenizer, plan: Plan) -> np.ndarray:
     return np.concatenate([encode(documents_of(library, total), tokenizer, total) for documents_of, total in readings])
 
 
-def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bool, say=print) -> None:
+def train_base(
+    library: Library, folder: Path, steps: int, seed: int, resume: bool = True, say=print, layers: int = 4
+) -> None:
     """Tokenizer and base model into `folder`, by way of a working folder beside it that a killed build resumes from."""
     import torch
     from transformers import GenerationConfig
@@ -152,7 +154,7 @@ def train_base(library: Library, folder: Path, steps: int, seed: int, resume: bo
     work.mkdir(parents=True, exist_ok=True)
     began, plan = time.monotonic(), Plan(steps)
     tokenizer = base_tokenizer(library)
-    config = llama_config(tokenizer)
+    config = llama_config(tokenizer, layers)
     tokens = base_tokens(library, tokenizer, plan)
     say(f"{len(tokens):,} tokens ready after {time.monotonic() - began:.0f} s")
     model, history = pretrain(tokens, config, plan, work, seed, resume, say)

@@ -86,7 +86,10 @@ def claiming(**changes):
         ),
         (changed(set={"stages.sft.lora.r": -1}), "arm 'new': stages.sft.lora.r: -1 will not do"),
         (changed(set={"order": ["sft", "rlhf"]}), "arm 'new': order: 'rlhf' has no settings"),
-        (changed(set={"order": "paper"}), "arm 'new': order: paper has SFT on English and Italian"),
+        (
+            changed(set={"order": "paper", "stages.sft.data": "mine.jsonl"}),
+            "arm 'new': order: paper has SFT on English and Italian",
+        ),
         (changed(set={"order": ["sft"], "stages.dpo.beta": 1}), "changes nothing, as the arm runs sft"),
         (changed(set={"evaluation.limit": 3}), "arm 'new': evaluation.limit: must be the same in all arms"),
         (changed(set={"seed": 3}), "arm 'new': seed: must be the same in all arms"),
