@@ -28,7 +28,7 @@ from anita_utils.paths import cache_dir, read_text, runs_dir, write_text
 ENCODING = {"chat_template": 1, "data": 1, "model": 1}
 MEASURING = ENCODING | {"evaluation.judges": 1, "evaluation.measuring": 1}
 FUNCTIONS: dict[str, dict[str, int]] = {
-    "stages": ENCODING | {"rows": 1, "stages.Stage.documents": 1, "training": 1, "merging": 1},
+    "stages": ENCODING | {"rows": 1, "stages.Stage.documents": 1, "attention": 1, "training": 1, "merging": 1},
     "evaluations": MEASURING | {"evaluation.ranker": 1, "evaluation.benchmarks": 1},
     "curves": MEASURING | {"studies.forgetting": 1},
     "comparisons": {"stats": 2},

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback, get_scheduler
 
 from anita_utils import AnitaError, clock, data
+from anita_utils.attention import keep_to_texts
 from anita_utils.hub import resolve_model
 from anita_utils.model import checked_tokenizer, keep_freed_memory, load_model
 from anita_utils.run import Run
@@ -199,12 +200,13 @@ def build_trainer(stage: Stage):
 def prepare(trainer) -> None:
     """What each of the course's trainers gets before it trains.
 
-    Adapters in fp32; a head that scores labelled tokens alone; one line of progress in place of TRL's printed logs; and
-    memory that is freed is kept for the next step.
+    Adapters in fp32; attention that works text by text, and a head that scores labelled tokens alone; one line of
+    progress in place of TRL's printed logs; and memory that is freed is kept for the next step.
     """
     from transformers import PrinterCallback
 
     adapters_in_fp32(trainer.model)
+    keep_to_texts(trainer.model)
     score_labels_only(trainer.model)
     keep_freed_memory()
     trainer.remove_callback(PrinterCallback)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from anita_utils import stages, training
+from anita_utils import attention, stages, training
 from anita_utils.data import IGNORED, PackedCollator, encode_chat, encode_text, packed_rows
 from anita_utils.model import load_model
 from anita_utils.paths import data_dir
@@ -148,3 +148,5 @@ def test_a_hundred_updates_are_those_of_a_bare_loop(runs, tiny_profile, monkeypa
     bare = bare_loop(model, batches, settings, rates.__getitem__)
     assert len(ours) == 100 and ours[0] - ours[-1] > 0.5
     assert ours == pytest.approx(bare, abs=1e-4)
+    # two ways of attending to the same texts: one by one, and through a mask over the whole row
+    assert (trainer.model.config._attn_implementation, model.config._attn_implementation) == (attention.NAME, "sdpa")
