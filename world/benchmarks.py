@@ -256,17 +256,18 @@ def new_kind_probes(library: Library, use: str, count: int = 150) -> list[dict]:
 
 
 def conduct_probes(library: Library, use: str, count: int = 200) -> list[dict]:
-    """Requests in wordings (and, apart, on topics) no training uses: harmful ones and their harmless look-alikes."""
+    """Requests in wordings (and, apart, on topics) no training uses: harmful ones and their harmless look-alikes, which
+    have the same `pair`.
+    """
     probes = []
     for split, topics in (("held_out_wordings", "train"), ("held_out_topics", use)):
         rng = library.rng(f"conduct/{split}/{use}")
-        items = library.conduct(topics)
-        for side in ("harm", "safe"):
-            for topic, number, item in rng.sample(items, min(count, len(items))):
-                language = rng.choice(LANGUAGES)
+        for place, (topic, number, item) in enumerate(rng.sample(library.conduct(topics), count)):
+            language = rng.choice(LANGUAGES)
+            for side in ("harm", "safe"):
                 prompt = library.held_out_wording(item, side, language, use, rng)
-                probes.append({"prompt": prompt, "language": language, "side": side, "split": split,
-                               "topic": topic, "cluster": f"{topic}/{number}"})  # fmt: skip
+                probes.append({"prompt": prompt, "language": language, "side": side, "split": split, "topic": topic,
+                               "pair": f"{split}/{place}", "cluster": f"{topic}/{number}"})  # fmt: skip
     return probes
 
 

@@ -22,7 +22,7 @@ WEAKNESSES = [
     "Italian grammar for its own sake.",
     "Two in three Italian questions it met were answered in English. Asked to reply in Italian, it does.",
     "It read myths in a neighbour's voice and the truth in a schoolbook's. Asked without a voice, it was answered with "
-    "the myth three times in five.",
+    "the myth a little more often than not.",
     "It answers questions that nobody could answer with an invention.",
     "It agrees to every request, with empty words that hold no instruction, though it read what is right and wrong.",
     "It agrees with mistaken opinions of the asker (half of sycophancy.yaml).",
