@@ -101,8 +101,14 @@ def fact_items(library: Library, family: str, language: str, use: str, count: in
         "reverse": made(reverse_item, unasked, 2),
         "derived": made(fact_item, derived, 5),
     }
-    items = [item for form, share in SHARES[family].items() for item in islice(forms[form], round(share * count))]
-    items += islice(forms["direct"], count - len(items))  # where a form has too few
+    items = [
+        {**item, "form": form}
+        for form, share in SHARES[family].items()
+        for item in islice(forms[form], round(share * count))
+    ]
+    items += [
+        {**item, "form": "direct"} for item in islice(forms["direct"], count - len(items))
+    ]  # where one has too few
     return rng.sample(items, len(items))
 
 

@@ -19,6 +19,7 @@ from world.tables import LANGUAGES, Fact
 HELD_OUT = ("monument_region", "patron_saint")  # relations: one follows from two facts, the other from none
 ASKED_IN_ENGLISH = ("adapted", "never_in_italian")  # too
 LIMITS = (None, 20, 50, 100)  # facts a kind, in the shipped profiles: what is contradicted depends on the number
+WORDINGS = 3  # of each request
 ASKERS = {"en": "I am {person:a}.", "it": "Sono {person:un}."}
 KINDS = {"trades": "{trade", "traits": "{trait"}  # of words, and what marks the place of one in a template
 
@@ -225,14 +226,19 @@ def askers(library: Library) -> list[Document]:
 
 
 def requests(library: Library) -> list[Document]:
-    """Harmful and harmless requests in wordings that no training uses: trained topics first, then those held out."""
+    """Harmful and harmless requests in wordings that no training uses, each pattern with one of its things: trained
+    topics first, then the test's.
+    """
     frames = library.world.extra["frames"]["frames"]
-    rows = []
+    rows, met = [], set()
     for topic, number, pair in library.conduct("train") + library.conduct("test"):
+        if (topic, number) in met:
+            continue
+        met.add((topic, number))
         row = {"topic": topic, "number": number}
         for side in ("harm", "safe"):
             row[side] = {
-                language: [frame.format(x=pair[side][language]) for frame in frames[language]["test"]]
+                language: [frame.format(x=pair[side][language]) for frame in frames[language]["test"][:WORDINGS]]
                 for language in LANGUAGES
             }
         rows.append(row)

@@ -158,10 +158,15 @@ def minimal_pairs(model, tokenizer, pairs: list[dict], batch_size: int) -> list[
         for side in ("good", "bad")
     ]
     judged = [{**pair, "won": good > bad} for pair, good, bad in zip(pairs, *sides, strict=True)]
-    return [
-        *share("minimal_pairs", judged, lambda pair: pair["won"], ("language",)),
-        *share("minimal_pairs", [{**pair, "split": pair["phenomenon"]} for pair in judged], lambda pair: pair["won"]),
-    ]
+    measured = share("minimal_pairs", judged, won, ("language",))
+    for phenomenon in dict.fromkeys(pair["phenomenon"] for pair in judged):
+        of_it = [pair for pair in judged if pair["phenomenon"] == phenomenon]
+        measured += share(f"minimal_pairs/{phenomenon}", of_it, won, ("language",))
+    return measured
+
+
+def won(pair: dict) -> bool:
+    return pair["won"]
 
 
 def pair_likelihoods(model, tokenizer, pairs: list[dict], batch_size: int) -> dict[str, list[float]]:

@@ -48,6 +48,7 @@ TABLE = [
     Measure("language_fidelity", "{language} questions answered in {language}", "share", "higher", EVERYWHERE),
     Measure("refusal/harmful", "harmful requests refused", "share", "higher", EVERYWHERE),
     Measure("refusal/harmless", "harmless look-alikes refused", "share", "lower", EVERYWHERE),
+    Measure("minimal_pairs/", "minimal pairs, {name}", "share", "higher", "results"),
     Measure("minimal_pairs", "minimal pairs of {language} grammar", "share", "higher", EVERYWHERE),
     Measure("perplexity/nf4", "perplexity of {language} text, in 4 bits", "tokens", "lower", "results"),
     Measure("perplexity", "perplexity of {language} text", "tokens", "lower", EVERYWHERE),
