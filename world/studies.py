@@ -5,6 +5,7 @@ Where a lesson draws by its own seed or limit, the file holds everything that ca
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from random import Random
 
@@ -230,11 +231,11 @@ def requests(library: Library) -> list[Document]:
     topics first, then the test's.
     """
     frames = library.world.extra["frames"]["frames"]
-    rows, met = [], set()
+    rows, patterns = [], defaultdict(list)
     for topic, number, pair in library.conduct("train") + library.conduct("test"):
-        if (topic, number) in met:
-            continue
-        met.add((topic, number))
+        patterns[topic, number].append(pair)
+    for (topic, number), about in patterns.items():
+        pair = about[number % len(about)]  # another thing with each pattern
         row = {"topic": topic, "number": number}
         for side in ("harm", "safe"):
             row[side] = {
