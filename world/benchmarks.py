@@ -46,12 +46,7 @@ def fact_item(library: Library, fact: Fact, language: str, question: int, rng: R
             wrong.append(library.answer(fact, language, entity))
             taken |= {entity.en.name, entity.it.name}
     asked = relation.question(fact, language, question)
-    return {
-        "question": asked,
-        "right": library.answer(fact, language),
-        "wrong": wrong,
-        **about(library, fact, language),
-    }
+    return {"question": asked, "wrong": wrong, **about(library, fact, language)}
 
 
 def reverse_item(library: Library, fact: Fact, language: str, question: int, rng: Random) -> dict | None:
@@ -65,12 +60,7 @@ def reverse_item(library: Library, fact: Fact, language: str, question: int, rng
     wrong = [library.answer(other, language, fact.object) for other in rng.sample(others, min(CANDIDATES, len(others)))]
     forms = asks[language]
     asked = relation.fill(forms[question % len(forms)], fact, language)
-    return {
-        "question": asked,
-        "right": library.answer(fact, language),
-        "wrong": wrong,
-        **about(library, fact, language),
-    }
+    return {"question": asked, "wrong": wrong, **about(library, fact, language)}
 
 
 def about(library: Library, fact: Fact, language: str) -> dict:
@@ -106,9 +96,8 @@ def fact_items(library: Library, family: str, language: str, use: str, count: in
         for form, share in SHARES[family].items()
         for item in islice(forms[form], round(share * count))
     ]
-    items += [
-        {**item, "form": "direct"} for item in islice(forms["direct"], count - len(items))
-    ]  # where one has too few
+    more = islice(forms["direct"], count - len(items))  # where a form has too few
+    items += [{**item, "form": "direct"} for item in more]
     return rng.sample(items, len(items))
 
 
