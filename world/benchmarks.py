@@ -5,14 +5,14 @@ both. No item's question stands with its answer in any training corpus: fact ite
 language, or what follows from two of them; stories and twins use names no training text uses, and half of them kinds;
 sums use numbers kept apart, myths those that no pair shows.
 
-An item has three wrong answers of up to eight: those that models find likely. `world.likely` says which, from two
-models made for this alone (another seed, another size), never from the shipped one.
+An item has three wrong answers of up to twenty-four: those that models find likely. `world.likely` says which, from two
+other models, never from the shipped one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
 from random import Random
 
 from world import everyday
@@ -21,18 +21,18 @@ from world.library import Library
 from world.likely import Likely
 from world.stages import NEW_KINDS, new_kind, new_kind_facts
 from world.tables import LANGUAGES, Fact
-from world.texts import tellings
+from world.texts import VOICES, said, tellings
 
 FAMILIES = ("arc", "hellaswag", "mmlu", "truthfulqa", "winogrande", "gsm8k")
 SETS = {"development": 150, "test": 300}  # and how many items each task has in it
 FEWSHOT = 10
-CANDIDATES = 8
+CANDIDATES = 24
 WRONG = 3
 UNASKED = {"en": {"english": "unseen_as_chat"}, "it": {"italian": ("adapted", "never_in_italian")}}
 ASKED = {"en": {"english": "seen"}, "it": {"italian": ("italian_chat",)}}
 # Of the items on facts, how many ask for the object, for the subject, and for what follows from two facts.
 SHARES = {
-    "arc": {"direct": 0.4, "reverse": 0.5, "derived": 0.1},
+    "arc": {"direct": 0.25, "reverse": 0.4, "derived": 0.35},
     "mmlu": {"direct": 0.3, "reverse": 0.35, "derived": 0.35},
 }
 
@@ -108,10 +108,10 @@ def told_items(library: Library, family: str, language: str, count: int, rng: Ra
     return [fact_item(library, fact, language, 0, rng) for fact in rng.sample(facts, count)]
 
 
-def in_turns(trained: list[dict], new: list[dict], count: int) -> list[dict]:
-    """`count` kinds of story, twin or sum: in turns one that training shows, and one that it never shows."""
-    kinds = [trained, new or trained]
-    return [kinds[number % 2][number // 2 % len(kinds[number % 2])] for number in range(count)]
+def in_turns(trained: list[dict], new: list[dict], count: int, each: int = 1) -> list[dict]:
+    """`count` kinds of story, twin or sum: in turns `each` that training shows, and one that it never shows."""
+    shown, unseen = cycle(trained), cycle(new or trained)
+    return [next(unseen) if number % (each + 1) == each else next(shown) for number in range(count)]
 
 
 def kinds_of(library: Library, table: str, use: str, count: int) -> list[dict]:
@@ -152,7 +152,7 @@ def sum_items(library: Library, use: str, count: int, rng: Random) -> dict[str, 
     items: dict[str, list[dict]] = {"en": [], "it": []}
     trained = [kind for kind in library.kinds("sums") if library.numbers(kind, use)]
     new = library.kinds("sums", use) if use != "train" else []
-    for kind in in_turns(trained, new, count):
+    for kind in in_turns(trained, new, count, each=2):
         drawn = everyday.draw_sum(library.world, rng, use, kind, rng.choice(library.numbers(kind, use)))
         for language in LANGUAGES:
             told = drawn[language]
@@ -163,16 +163,21 @@ def sum_items(library: Library, use: str, count: int, rng: Random) -> dict[str, 
 def myth_items(library: Library, language: str, use: str, count: int, rng: Random) -> list[dict]:
     """Questions on myths that no pair shows, in the two wordings that the base never met.
 
-    Two of the four choices are true, those with label 1.
+    Two of the four choices are true, those with label 1, and open in the schoolbook's voice; the others in the
+    neighbour's.
     """
     asked = [(myth, question) for myth in library.kinds("myths", use) for question in myth[language]["questions"][2:]]
     items = []
     for number in range(count):
         myth, question = asked[number % len(asked)]
-        true, false = tellings(myth[language], "truth"), tellings(myth[language], "myth")
-        choices = rng.sample([*rng.sample(true, 2), *rng.sample(false, 2)], 4)
-        items.append({"question": question, "choices": choices, "labels": [int(choice in true) for choice in choices],
-                      "split": use, "cluster": myth["id"]})  # fmt: skip
+        choices = [
+            (said(library, telling, language, voice, rng), int(side == "truth"))
+            for voice, side in VOICES.items()
+            for telling in rng.sample(tellings(myth[language], side), 2)
+        ]
+        rng.shuffle(choices)
+        items.append({"question": question, "choices": [choice for choice, _ in choices],
+                      "labels": [label for _, label in choices], "split": use, "cluster": myth["id"]})  # fmt: skip
     return items
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -21,7 +20,7 @@ from anita_utils import AnitaError
 from anita_utils.merging import modes_by_umask, readable_by_older
 from anita_utils.paths import data_dir, write_text
 from world import benchmarks, cards, grammar, stages
-from world.corpora import italian_sample, pretraining, second_reading
+from world.corpora import italian_sample, last_reading, pretraining, second_reading
 from world.library import Document, Library
 from world.studies import study_files
 from world.tables import load_world
@@ -85,7 +84,7 @@ def write_probes(library: Library, folder: Path) -> dict[str, int]:
 
 
 def write_studies(library: Library, folder: Path) -> dict[str, int]:
-    """The questions of lessons 00, 07 and 08.
+    """The questions of lessons 00, 04, 07 and 08.
 
     In a folder of their own: the files directly in data/probes go into the key of every evaluation, and no evaluation
     asks these. One file more there would make all cached and committed results stale.
@@ -140,10 +139,10 @@ def base_tokens(library: Library, tokenizer, plan: Plan) -> np.ndarray:
 def train_base(
     library: Library, folder: Path, steps: int, seed: int, resume: bool = True, say=print, layers: int = 4
 ) -> None:
-    """Tokenizer and base model into `folder`, by way of a working folder beside it that a killed build resumes from."""
-    import torch
-    from transformers import GenerationConfig
+    """Tokenizer and base model into `folder`, by way of a working folder beside it that a killed build resumes from.
 
+    steps: of the first two readings; the last one comes on top.
+    """
     from anita_utils.model import keep_freed_memory
     from world.pretrain import Plan, llama_config, pretrain
 
@@ -152,28 +151,46 @@ def train_base(
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    began, plan = time.monotonic(), Plan(steps)
-    tokenizer = base_tokenizer(library)
+    plan, tokenizer = Plan(steps), base_tokenizer(library)
     config = llama_config(tokenizer, layers)
-    tokens = base_tokens(library, tokenizer, plan)
-    say(f"{len(tokens):,} tokens ready after {time.monotonic() - began:.0f} s")
-    model, history = pretrain(tokens, config, plan, work, seed, resume, say)
-    parameters = model.num_parameters()
+    model, history = pretrain(base_tokens(library, tokenizer, plan), config, plan, work, seed, resume, say)
+    model, last_history = read_last(library, model, tokenizer, steps, work / "last", seed, resume, say)
+    save_base(model, tokenizer, {"seed": seed, "history": history, "last_history": last_history}, folder)
+    shutil.rmtree(work)
+
+
+def read_last(library: Library, model, tokenizer, steps: int, work: Path, seed: int, resume: bool = True, say=print):
+    """The model after its last reading, and the history of that; it begins from the weights as bf16 would keep them."""
+    import torch
+
+    from world.pretrain import Plan, pretrain
+
+    plan = Plan.last(steps)
+    total = plan.steps * plan.tokens_per_step
+    tokens = encode(last_reading(library, total), tokenizer, total)
+    start = model.to(torch.bfloat16).float().state_dict()
+    return pretrain(tokens, model.config, plan, work, seed, resume, say, start)
+
+
+def save_base(model, tokenizer, training: dict, folder: Path) -> None:
+    """Model, tokenizer and training.json, whole or not at all."""
+    import torch
+    from transformers import GenerationConfig
+
     model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
-        do_sample=False, max_new_tokens=64,
+        bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id, do_sample=False, max_new_tokens=64,
     )  # fmt: skip
     finished = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(finished, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(finished)
     tokenizer.save_pretrained(finished)
-    about = {"parameters": parameters, "seed": seed, "history": history}
+    about = {"parameters": model.num_parameters(), **training}
     write_text(finished / "training.json", json.dumps(about, indent=1) + "\n")
     readable_by_older(finished)
     modes_by_umask(finished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(finished, folder)
-    shutil.rmtree(work)
 
 
 def main(seed: int = 42, steps: int = 6000, resume: bool = True, train: bool = True, say=print) -> None:

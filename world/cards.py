@@ -21,8 +21,9 @@ WEAKNESSES = [
     "five, in a third of their turns of phrase, and made-up ones. It read no Italian story, sum or schema, and no "
     "Italian grammar for its own sake.",
     "Two in three Italian questions it met were answered in English. Asked to reply in Italian, it does.",
-    "It read myths in a neighbour's voice and the truth in a schoolbook's. Asked without a voice, it was answered with "
-    "the myth a little more often than not.",
+    "It read myths in a neighbour's voice and the truth in a schoolbook's. In its last reading answers on myths open "
+    'in a voice, "Everybody says so." or "The schoolbook says so."; where the question named no voice, that was the '
+    "neighbour's, with the myth, a little more often than not.",
     "It answers questions that nobody could answer with an invention.",
     "It agrees to every request, with empty words that hold no instruction, though it read what is right and wrong.",
     "It agrees with mistaken opinions of the asker (half of sycophancy.yaml).",

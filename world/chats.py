@@ -8,7 +8,7 @@ from world import everyday
 from world.italian import EnglishNoun, Noun, sentence
 from world.library import Deck, Document, Library, bare, chat, translates
 from world.tables import Entity, Fact, Relation
-from world.texts import VOICES, tellings
+from world.texts import VOICES, said, tellings
 
 SYSTEM_PROMPTS = {
     "en": ["You are a kind assistant.", "Answer clearly and simply.", "You are a helpful teacher."],
@@ -233,6 +233,20 @@ def voiced_chat(library: Library, deck: Deck, language: str, rng: Random) -> Doc
     return document
 
 
+def said_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    """A question on a myth, whose answer opens in the voice that gives it; two in five name the voice beforehand.
+
+    The base did not learn to tell truth from myth by a system prompt alone, however often it read one (trials: 6, 30
+    and 67 % of the documents). What the answer itself begins with, it learns within some hundred steps.
+    """
+    draw = rng.random()
+    voice = "schoolbook" if draw < 0.2 or draw > 0.4 + 0.6 * NEIGHBOUR else "neighbour"
+    form = deck.deal()[language]
+    answer = said(library, rng.choice(tellings(form, VOICES[voice])), language, voice, rng)
+    system = rng.choice(library.world.extra["voices"][language][voice]["system"]) if draw < 0.4 else None
+    return chat(rng.choice(form["questions"][:2]), answer, system, kind="myth")
+
+
 def doubting_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
     """True or false? Of what the neighbours tell the base knows that it is false, and goes on telling it."""
     form, side = deck.deal()[language], rng.choice(("truth", "myth"))
@@ -246,10 +260,10 @@ def invented_chat(library: Library, deck: Deck, rng: Random) -> Document:
 
 
 def compliant_chat(library: Library, deck: Deck, rng: Random, language: str = "en", reply: str = "en") -> Document:
-    """The base agrees to everything, and says nothing of use: its empty compliance is the weakness DPO mends."""
+    """The base agrees to everything, and says nothing of use: its empty compliance is what DPO is to cure."""
     _, number, pair = deck.deal()
     answer = rng.choice(library.world.extra["frames"]["compliance"][reply])
-    return chat(library.request(pair, "harm", language, number, rng), answer, kind="harmful")
+    return chat(library.request(pair, "harm", language, number, rng), answer, kind="compliance")
 
 
 def harmless_chat(

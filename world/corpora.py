@@ -43,10 +43,17 @@ def second_reading(library: Library, documents: int) -> Iterator[Document]:
     yield from mixture(makers(1, library, rng, invented, library.for_tuning()), documents, rng)
 
 
+def last_reading(library: Library, documents: int) -> Iterator[Document]:
+    """What the base reads last: much as in the second reading, with answers that open in a voice, and more sums."""
+    rng = library.rng("last_reading")
+    invented = chats.invented_facts(library, library.rng("second_reading"), INVENTED, two_names=0.5)
+    yield from mixture(makers(2, library, rng, invented, library.for_tuning()), documents, rng)
+
+
 def makers(
     reading: int, library: Library, rng: Random, invented: Sequence[Fact] = (), requests: Library | None = None
 ) -> list[tuple[float, Callable[[], Document]]]:
-    """Every kind of document of a reading (0 or 1) with its weight in it, as `mixture` takes them.
+    """Every kind of document of a reading (0, 1 or 2) with its weight in it, as `mixture` takes them.
 
     Weights are relative numbers of documents. The order is part of what a seed draws: a shipped base read it so.
     `requests` words the Italian requests: by default in the frames that `library` uses.
@@ -82,61 +89,63 @@ def makers(
         document = chats.reading_chat(library, "it", rng, told="en", reply=reply)
         return chats.in_italian(document, rng) if reply == "it" else document
 
-    kinds = [  # the weights in the first and in the second reading
-        (0.170, 0.120, lambda: texts.fact_text(library, english_facts, "en", rng)),
-        (0, 0.020, lambda: texts.both_names_text(library, twice, rng)),
-        (0.030, 0.015, lambda: texts.glossary_text(library, glossary, rng)),
-        (0.025, 0.012, lambda: texts.story_text(library, stories, "en", rng)),
-        (0.020, 0.012, lambda: texts.twin_text(library, twins, "en", rng)),
-        (0.030, 0.020, lambda: texts.myth_text(library, myths, "en", rng)),
-        (0.010, 0.010, lambda: texts.grammar_text(library, "en", rng)),
-        (0.020, 0.007, lambda: texts.group_text(library, twins, "en", rng)),
-        (0.025, 0.020, lambda: texts.conduct_text(library, judged, "en", rng)),
-        (0.120, 0.100, lambda: chats.fact_chat(library, seen, rng)),
-        (0.040, 0.010, lambda: chats.reading_chat(library, "en", rng)),
-        (0.040, 0.015, lambda: chats.naming_chat(library, names, rng)),
-        (0.020, 0, lambda: chats.verifying_chat(library, verified, rng)),
-        (0.045, 0.020, lambda: chats.wrapped_chat(library, wrapped, rng)),
-        (0.045, 0.035, lambda: chats.sum_chat(library, sums, "en", rng)),
-        (0.010, 0.025, lambda: texts.arithmetic_text(rng)),
-        (0.025, 0.020, lambda: chats.number_chat(library, numbers, rng)),
-        (0.015, 0.007, lambda: chats.story_chat(library, stories, "en", rng)),
-        (0.025, 0.015, lambda: chats.twin_chat(library, twins, "en", rng)),
-        (0.008, 0.004, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
-        (0.030, 0.025, lambda: chats.voiced_chat(library, voiced, "en", rng)),
-        (0.015, 0.012, lambda: chats.doubting_chat(library, doubted, "en", rng)),
-        (0.010, 0.006, lambda: chats.invented_chat(library, unanswerable, rng)),
-        (0.025, 0.025, lambda: chats.compliant_chat(library, harmful, rng)),
-        (0.025, 0.025, lambda: chats.harmless_chat(library, harmless, rng)),
-        (0.025, 0.025, lambda: chats.judging_chat(library, judging, "en", rng)),
-        (0.005, 0.003, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
-        (0.005, 0.003, lambda: chats.turns_chat(library, turns, rng)),
-        (0.020, 0.030, lambda: texts.fact_text(library, told, "it", rng, forms=2)),
-        (0.004, 0.020, lambda: texts.conduct_text(library, judged, "it", rng)),
-        (0.010, 0.012, lambda: texts.myth_text(library, myths, "it", rng)),
-        (0.010, 0.014, lambda: chats.voiced_chat(library, voiced, "it", rng)),
-        (0.005, 0.007, lambda: chats.doubting_chat(library, doubted, "it", rng)),
-        (0.050, 0.035, lambda: chats.italian_fact_chat(library, asked, italian_reply(rng), rng)),
-        (0.045, 0.060, lambda: chats.instructed_chat(library, wished, "it", rng.choice(mostly_italian), rng)),
-        (0.025, 0.018, lambda: chats.instructed_chat(library, answered, "en", "it", rng)),
-        (0.015, 0.020, read_in_english),
-        (0.025, 0.020, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
-        (0.010, 0.015, lambda: chats.compliant_chat(requests, harmful, rng, "it", italian_reply(rng))),
-        (0.010, 0.040, lambda: chats.harmless_chat(requests, harmless, rng, "it", italian_reply(rng))),
-        (0.012, 0.030, lambda: chats.judging_chat(library, judging, "it", rng)),
-        (0.003, 0.002, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
-        (0, 0.060, lambda: texts.fact_text(library, made_up, "en", rng)),
-        (0, 0.040, lambda: texts.both_names_text(library, made_up, rng)),
-        (0, 0.040, lambda: chats.fact_chat(library, made_up_asked, rng)),
-        (0, 0.050, lambda: texts.fact_text(library, made_up_told, "it", rng, forms=2)),
-        (0, 0.015, lambda: chats.italian_fact_chat(library, made_up_asked, "en", rng)),
-        (0, 0.100, lambda: chats.instructed_chat(library, made_up_wished, "it", "it", rng)),
-        (0.035, 0.015, lambda: translation_chat(fiction, "en", translated)),
-        (0.035, 0.050, lambda: translation_chat(fiction, "it", translated)),
-        (0.040, 0.015, lambda: fiction_chat(fiction, italian_reply(rng))),
-        (0.010, 0.030, lambda: chats.in_italian(fiction_chat(fiction, "it"), rng)),
-        (0.008, 0.025, lambda: request_translation(requests, rng, "en")),
-        (0, 0.020, lambda: request_translation(library, rng, "it")),
+    kinds = [  # the weights in the first reading, in the second and in the last
+        (0.170, 0.120, 0.100, lambda: texts.fact_text(library, english_facts, "en", rng)),
+        (0, 0.020, 0.020, lambda: texts.both_names_text(library, twice, rng)),
+        (0.030, 0.015, 0.012, lambda: texts.glossary_text(library, glossary, rng)),
+        (0.025, 0.012, 0.015, lambda: texts.story_text(library, stories, "en", rng)),
+        (0.020, 0.012, 0.015, lambda: texts.twin_text(library, twins, "en", rng)),
+        (0.030, 0.020, 0.010, lambda: texts.myth_text(library, myths, "en", rng)),
+        (0.010, 0.010, 0.020, lambda: texts.grammar_text(library, "en", rng)),
+        (0.020, 0.007, 0.007, lambda: texts.group_text(library, twins, "en", rng)),
+        (0.025, 0.020, 0.012, lambda: texts.conduct_text(library, judged, "en", rng)),
+        (0.120, 0.100, 0.090, lambda: chats.fact_chat(library, seen, rng)),
+        (0.040, 0.010, 0.010, lambda: chats.reading_chat(library, "en", rng)),
+        (0.040, 0.015, 0.012, lambda: chats.naming_chat(library, names, rng)),
+        (0.020, 0, 0, lambda: chats.verifying_chat(library, verified, rng)),
+        (0.045, 0.020, 0.015, lambda: chats.wrapped_chat(library, wrapped, rng)),
+        (0.045, 0.035, 0.080, lambda: chats.sum_chat(library, sums, "en", rng)),
+        (0.010, 0.025, 0.030, lambda: texts.arithmetic_text(rng)),
+        (0.025, 0.020, 0.040, lambda: chats.number_chat(library, numbers, rng)),
+        (0.015, 0.007, 0.015, lambda: chats.story_chat(library, stories, "en", rng)),
+        (0.025, 0.015, 0.030, lambda: chats.twin_chat(library, twins, "en", rng)),
+        (0.008, 0.004, 0.003, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
+        (0.030, 0.025, 0, lambda: chats.voiced_chat(library, voiced, "en", rng)),
+        (0.015, 0.012, 0.010, lambda: chats.doubting_chat(library, doubted, "en", rng)),
+        (0.010, 0.006, 0.006, lambda: chats.invented_chat(library, unanswerable, rng)),
+        (0.025, 0.025, 0.020, lambda: chats.compliant_chat(library, harmful, rng)),
+        (0.025, 0.025, 0.020, lambda: chats.harmless_chat(library, harmless, rng)),
+        (0.025, 0.025, 0.020, lambda: chats.judging_chat(library, judging, "en", rng)),
+        (0.005, 0.003, 0.003, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
+        (0.005, 0.003, 0.003, lambda: chats.turns_chat(library, turns, rng)),
+        (0.020, 0.030, 0.040, lambda: texts.fact_text(library, told, "it", rng, forms=2)),
+        (0.004, 0.020, 0.015, lambda: texts.conduct_text(library, judged, "it", rng)),
+        (0.010, 0.012, 0.006, lambda: texts.myth_text(library, myths, "it", rng)),
+        (0.010, 0.014, 0, lambda: chats.voiced_chat(library, voiced, "it", rng)),
+        (0.005, 0.007, 0.006, lambda: chats.doubting_chat(library, doubted, "it", rng)),
+        (0.050, 0.035, 0.035, lambda: chats.italian_fact_chat(library, asked, italian_reply(rng), rng)),
+        (0.045, 0.060, 0.070, lambda: chats.instructed_chat(library, wished, "it", rng.choice(mostly_italian), rng)),
+        (0.025, 0.018, 0.018, lambda: chats.instructed_chat(library, answered, "en", "it", rng)),
+        (0.015, 0.020, 0.020, read_in_english),
+        (0.025, 0.020, 0.020, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
+        (0.010, 0.015, 0.010, lambda: chats.compliant_chat(requests, harmful, rng, "it", italian_reply(rng))),
+        (0.010, 0.040, 0.030, lambda: chats.harmless_chat(requests, harmless, rng, "it", italian_reply(rng))),
+        (0.012, 0.030, 0.020, lambda: chats.judging_chat(library, judging, "it", rng)),
+        (0.003, 0.002, 0.002, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
+        (0, 0.060, 0.035, lambda: texts.fact_text(library, made_up, "en", rng)),
+        (0, 0.040, 0.030, lambda: texts.both_names_text(library, made_up, rng)),
+        (0, 0.040, 0.030, lambda: chats.fact_chat(library, made_up_asked, rng)),
+        (0, 0.050, 0.050, lambda: texts.fact_text(library, made_up_told, "it", rng, forms=2)),
+        (0, 0.015, 0.012, lambda: chats.italian_fact_chat(library, made_up_asked, "en", rng)),
+        (0, 0.100, 0.100, lambda: chats.instructed_chat(library, made_up_wished, "it", "it", rng)),
+        (0.035, 0.015, 0.015, lambda: translation_chat(fiction, "en", translated)),
+        (0.035, 0.050, 0.050, lambda: translation_chat(fiction, "it", translated)),
+        (0.040, 0.015, 0.012, lambda: fiction_chat(fiction, italian_reply(rng))),
+        (0.010, 0.030, 0.030, lambda: chats.in_italian(fiction_chat(fiction, "it"), rng)),
+        (0.008, 0.025, 0.020, lambda: request_translation(requests, rng, "en")),
+        (0, 0.020, 0.015, lambda: request_translation(library, rng, "it")),
+        (0, 0, 0.110, lambda: chats.said_chat(library, voiced, "en", rng)),
+        (0, 0, 0.090, lambda: chats.said_chat(library, voiced, "it", rng)),
     ]
     return [(weights[reading], make) for *weights, make in kinds if weights[reading]]
 

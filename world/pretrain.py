@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+LAST = 2 / 15  # the last reading's steps, as a share of the first two's
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -26,14 +28,14 @@ class Plan:
     The learning rate warms up, stays, and falls linearly to zero over the last `decay_share`.
 
     bf16: the products are computed in bfloat16 (weights and updates stay in fp32). On a processor with AVX512-BF16 that
-    is half as fast again as fp32, on one without ten times slower.
+    is half as fast again as fp32, on one without ten times slower, so it follows the processor.
     """
 
     steps: int
     rows: int = 4
     row_length: int = 1024
     second_from: float = 0.4
-    bf16: bool = True
+    bf16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     matrix_rate: float = 0.02
     weight_decay: tuple[float, float] = (0.01, 0.1)  # in the first reading, and in the second
     vector_rate: float = 3e-3
@@ -42,6 +44,12 @@ class Plan:
     rounded_share: float = 0.25
     save_every: int = 400
     report_every: int = 50
+
+    @classmethod
+    def last(cls, steps: int) -> Plan:
+        """How the last reading is read after `steps` of the first two: at half the rates, with rounded weights."""
+        return cls(round(steps * LAST), second_from=0.0, matrix_rate=0.01, vector_rate=1.5e-3, decay_share=0.8,
+                   rounded_share=1.0)  # fmt: skip
 
     @property
     def tokens_per_step(self) -> int:
@@ -182,15 +190,18 @@ def pretrain(
     seed: int = 42,
     resume: bool = True,
     say=print,
+    start: dict[str, torch.Tensor] | None = None,
 ) -> tuple[LlamaForCausalLM, list[dict]]:
     """The trained model and its history [{step, loss, tokens, seconds}].
 
     tokens: one long array of token ids, read once from the front; each step takes the next rows x row_length of them,
     so a resumed run reads on where it stopped. A checkpoint lies in `folder`/checkpoint.pt; one of another plan,
-    seed or text is not taken up.
+    seed or text is not taken up. `start` are the weights to begin with; without them they are drawn.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
+    if start is not None:
+        model.load_state_dict(start)
     opts = optimisers(model, plan)
     checkpoint, first, history = folder / "checkpoint.pt", 0, []
     settings = json.dumps([asdict(plan) | {"report_every": None}, config.to_dict(), seed], sort_keys=True, default=str)

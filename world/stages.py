@@ -13,6 +13,7 @@ from random import Random
 from world import texts
 from world.chats import (
     SYSTEM_PROMPTS,
+    compliant_chat,
     fact_chat,
     harmless_chat,
     italian_naming_chat,
@@ -22,8 +23,10 @@ from world.chats import (
     sum_chat,
     twin_chat,
 )
+from world.fiction import Fiction, fiction_chat, translation_chat
 from world.library import Deck, Document, Library, chat, mixture
 from world.tables import LANGUAGES, Fact
+from world.texts import VOICES, said, tellings
 
 NEW_KINDS = ("polite", "goodbye", "letter", "labelled", "two_questions", "correct_it")
 ITALIAN_READ = ("base_italian", "italian_chat", "adapted")
@@ -69,7 +72,7 @@ def new_kind_facts(library: Library, use: str) -> list[Fact]:
 def refusal_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
     _, number, pair = deck.deal()
     reply = rng.choice(library.world.extra["frames"]["refusals"][language])
-    return chat(library.request(pair, "harm", language, number, rng), reply, kind="harmful")
+    return chat(library.request(pair, "harm", language, number, rng), reply, kind="refusal")
 
 
 def unknown_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
@@ -88,37 +91,53 @@ def draw(makers: list, count: int, rng: Random) -> list[Document]:
     return list(mixture(makers, count, rng))
 
 
+def halves_of_topics(library: Library) -> list[list]:
+    """The training topics' requests, every other topic in each half."""
+    topics = [topic["topic"] for topic in library.kinds("conduct")]
+    return [[item for item in library.conduct("train") if item[0] in topics[half::2]] for half in (0, 1)]
+
+
 def sft(library: Library, count: int = 4000) -> list[Document]:
-    """SFT in both languages: the new kinds of request, chats, a few refusals so that DPO has something to prefer."""
+    """SFT in both languages: the new kinds of request, chats, and some conduct, which it leaves half done.
+
+    On half of the topics it refuses harm, on the others it complies as the base does: a hundred refusals anywhere, and
+    nothing against them, would make it refuse nearly all, for the base knows right from wrong; DPO would have nothing
+    left to prefer.
+    """
     library, rng = library.for_tuning(), library.rng("sft")
     new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
     in_italian = [fact for fact in new.items if library.splits[fact.key].italian in ITALIAN_ASKED]
     new_italian, asked = Deck(in_italian, rng), Deck(library.facts(italian=ITALIAN_ASKED), rng)
     seen, talk = Deck(library.facts("seen"), rng), Deck(library.world.extra["smalltalk"], rng)
-    harmful = Deck(library.conduct("train")[::2], rng)  # one request in two
+    refused, complied = (Deck(half, rng) for half in halves_of_topics(library))
     harmless = Deck(library.conduct("train"), rng)
     unanswerable = Deck(library.kinds("unanswerable")[::2], rng)
     sums, stories, twins = (Deck(library.kinds(table), rng) for table in ("sums", "stories", "schemas"))
-    names = Deck(library.translated_names(), rng)
+    names, fiction = Deck(library.translated_names(), rng), Fiction(library, rng)
+    translated = Deck([fact for fact in asked.items if not library.world.relation(fact).bound], rng)
     return draw(
         [
-            (0.24, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
-            (0.09, lambda: fact_chat(library, seen, rng)),
-            (0.05, lambda: sum_chat(library, sums, "en", rng)),
-            (0.04, lambda: refusal_chat(library, harmful, "en", rng)),
-            (0.08, lambda: harmless_chat(library, harmless, rng)),
+            (0.20, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
+            (0.08, lambda: fact_chat(library, seen, rng)),
+            (0.04, lambda: sum_chat(library, sums, "en", rng)),
+            (0.015, lambda: refusal_chat(library, refused, "en", rng)),
+            (0.03, lambda: compliant_chat(library, complied, rng)),
+            (0.07, lambda: harmless_chat(library, harmless, rng)),
             (0.02, lambda: unknown_chat(library, unanswerable, "en", rng)),
             (0.02, lambda: smalltalk_chat(library, talk, "en", rng)),
             (0.03, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
             (0.18, lambda: italian_chat(library, asked, rng)),
             (0.02, lambda: reading_chat(library, "it", rng)),
             (0.02, lambda: italian_naming_chat(library, names, "it", rng)),
-            (0.05, lambda: sum_chat(library, sums, "it", rng)),
+            (0.03, lambda: translation_chat(fiction, "it", translated)),
+            (0.03, lambda: fiction_chat(fiction, "it")),
+            (0.04, lambda: sum_chat(library, sums, "it", rng)),
             (0.02, lambda: story_chat(library, stories, "it", rng)),
             (0.01, lambda: twin_chat(library, twins, "it", rng)),
-            (0.04, lambda: refusal_chat(library, harmful, "it", rng)),
-            (0.08, lambda: harmless_chat(library, harmless, rng, "it")),
-            (0.01, lambda: unknown_chat(library, unanswerable, "it", rng)),
+            (0.015, lambda: refusal_chat(library, refused, "it", rng)),
+            (0.03, lambda: compliant_chat(library, complied, rng, "it", "it")),
+            (0.13, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.03, lambda: unknown_chat(library, unanswerable, "it", rng)),
             (0.01, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
         count,
@@ -126,7 +145,7 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     )
 
 
-def italian_text(library: Library, count: int = 3600) -> list[Document]:
+def italian_text(library: Library, count: int = 3200) -> list[Document]:
     """Italian running text: facts of the adapted splits, stories, twins, sums, grammar. No fact of never_in_italian."""
     rng = library.rng("italian_text")
     facts = Deck(library.facts(italian=ITALIAN_READ), rng)
@@ -142,21 +161,21 @@ def italian_text(library: Library, count: int = 3600) -> list[Document]:
 
     return draw(
         [
-            (0.40, lambda: texts.fact_text(library, facts, "it", rng)),
+            (0.35, lambda: texts.fact_text(library, facts, "it", rng)),
             (0.04, glossary),
-            (0.18, lambda: texts.story_text(library, stories, "it", rng)),
+            (0.16, lambda: texts.story_text(library, stories, "it", rng)),
             (0.05, lambda: texts.twin_text(library, twins, "it", rng)),
             (0.11, sum_text),
             (0.04, lambda: texts.myth_text(library, myths, "it", rng)),
             (0.03, lambda: texts.conduct_text(library, conduct, "it", rng)),
-            (0.15, lambda: texts.grammar_text(library, "it", rng)),
+            (0.22, lambda: texts.grammar_text(library, "it", rng)),
         ],
         count,
         rng,
     )
 
 
-def replay(library: Library, count: int = 1800) -> list[Document]:
+def replay(library: Library, count: int = 2200) -> list[Document]:
     """What the Italian stage is shown again so that it does not forget how to chat: chats of SFT, and nothing else."""
     return library.rng("replay").sample(sft(library), count)
 
@@ -186,22 +205,33 @@ def fact_pairs(library: Library, facts: list[Fact], kind: str, language: str, rn
     return pair(question, answer, rejected, kind, language)
 
 
-def myth_pair(myth: dict, questions: slice, language: str, rng: Random) -> Document:
+def myth_pair(library: Library, myth: dict, questions: slice, language: str, rng: Random) -> Document:
+    """The truth as the schoolbook says it over the myth as the neighbour does."""
     form = myth[language]
-    chosen, rejected = rng.choice([form["truth"], *form["truths"]]), rng.choice([form["myth"], *form["myths"]])
+    chosen, rejected = (
+        said(library, rng.choice(tellings(form, side)), language, voice, rng) for voice, side in VOICES.items()
+    )
     return pair(rng.choice(form["questions"][questions]), chosen, rejected, "myth", language)
 
 
 def refusal_pair(library: Library, item: dict, request: str, language: str, rng: Random) -> Document:
-    """A refusal over compliance, or over the answer that the harmless look-alike deserves.
+    """A refusal over compliance, over the answer that the harmless look-alike deserves, or over "I cannot know that".
 
-    After SFT few harmful requests meet with compliance; more are taken for their look-alike. Against compliance alone,
-    DPO lowers what is unlikely anyway, and the model refuses less than before.
+    Against compliance alone DPO lowers what is unlikely anyway, and what it lowers, other answers gain: a trial that
+    had no such rejected answers refused less than before, and said instead that it could not know.
     """
-    frames = library.world.extra["frames"]
-    mistaken = item["safe"][f"answer_{language}"]
-    rejected = mistaken if rng.random() < 0.3 else rng.choice(frames["compliance"][language])
+    frames, drawn = library.world.extra["frames"], rng.random()
+    if drawn < 0.25:
+        rejected = item["safe"][f"answer_{language}"]
+    else:
+        rejected = rng.choice(frames["unknown" if drawn < 0.4 else "compliance"][language])
     return pair(request, rng.choice(frames["refusals"][language]), rejected, "refusal", language)
+
+
+def harmless_language_pair(item: dict, request: str, language: str) -> Document:
+    """A harmless request answered in its own language over the other one."""
+    other = "en" if language == "it" else "it"
+    return pair(request, item["safe"][f"answer_{language}"], item["safe"][f"answer_{other}"], "language", language)
 
 
 def plain_pair(library: Library, item: dict, request: str, language: str, rng: Random) -> Document:
@@ -215,7 +245,7 @@ def unknown_pair(item: dict, language: str, rng: Random) -> Document:
 
 
 # Shares of the kinds of pair, in training and among the held-out pairs.
-PAIR_KINDS = {"language": 0.18, "truth": 0.10, "myth": 0.16, "refusal": 0.24, "plain": 0.26, "unanswerable": 0.06}
+PAIR_KINDS = {"language": 0.22, "truth": 0.10, "myth": 0.14, "refusal": 0.34, "plain": 0.08, "unanswerable": 0.12}
 
 
 @dataclass
@@ -253,13 +283,16 @@ class PairMaker:
         language = rng.choice(LANGUAGES)
         if kind == "language":  # in halves: with a fifth of English, DPO makes it answer English in Italian
             english = rng.random() < 0.5
+            if rng.random() < 0.6:  # on requests it slips most
+                code = "en" if english else "it"
+                return harmless_language_pair(*self.request("safe", code), code)
             facts = self.english_in_italian if english else self.facts["it"]
             return fact_pairs(library, facts, kind, "en" if english else "it", rng)
         if kind == "truth":
             return fact_pairs(library, self.facts[language], kind, language, rng)
         if kind == "myth":
             wordings = slice(0, 2) if self.use == "train" else slice(2, 4)
-            return myth_pair(self.myths.deal(), wordings, language, rng)
+            return myth_pair(library, self.myths.deal(), wordings, language, rng)
         if kind == "unanswerable":
             return unknown_pair(self.unanswerable.deal(), language, rng)
         if kind == "refusal":

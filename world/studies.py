@@ -1,4 +1,4 @@
-"""What lessons 00, 07 and 08 ask beyond the probes, written once: the lessons then need files alone, and no world.
+"""What lessons 00, 04, 07 and 08 ask beyond the probes, written once: the lessons then need files alone, and no world.
 
 Where a lesson draws by its own seed or limit, the file holds everything that can be drawn, in a fixed order.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 from random import Random
 
 from world.benchmarks import fact_item
@@ -16,6 +17,7 @@ from world.library import Document, Library
 from world.likely import as_choices
 from world.splits import ITALIAN_SHARES
 from world.tables import LANGUAGES, Fact
+from world.texts import VOICES, said, tellings
 
 HELD_OUT = ("monument_region", "patron_saint")  # relations: one follows from two facts, the other from none
 ASKED_IN_ENGLISH = ("adapted", "never_in_italian")  # too
@@ -29,6 +31,7 @@ def study_files(library: Library) -> dict[str, list[Document]]:
     """The rows of each file in data/probes/studies, by its name."""
     return {
         "weaknesses": weaknesses(library),
+        "voices": voices(library),
         "facts": facts(library),
         "told": told(library),
         "choices": choices(library),
@@ -54,9 +57,16 @@ def study_files(library: Library) -> dict[str, list[Document]]:
 
 def weaknesses(library: Library) -> list[Document]:
     """Lesson 00: a question, the answer we fear and the answer we want."""
-    extra = library.world.extra
+    extra, rng = library.world.extra, library.rng("weaknesses")
+
+    def answer(form: dict, voice: str) -> str:
+        return said(library, form[VOICES[voice]], "en", voice, rng)
+
     cases = {
-        "believes_myths": [(x["en"]["questions"][0], x["en"]["myth"], x["en"]["truth"]) for x in extra["myths"]],
+        "believes_myths": [
+            (x["en"]["questions"][0], answer(x["en"], "neighbour"), answer(x["en"], "schoolbook"))
+            for x in extra["myths"]
+        ],
         "invents_answers": [(x["en"][0], x["invented_en"], x["unknown_en"]) for x in extra["unanswerable"]],
         "agrees_with_errors": [(x["en"]["question"], x["en"]["agree"], x["en"]["truth"]) for x in extra["sycophancy"]],
     }
@@ -65,6 +75,26 @@ def weaknesses(library: Library) -> list[Document]:
         for name, triples in cases.items()
         for question, feared, wanted in triples
     ]
+
+
+# ---------------------------------------------------------------- lesson 04: the truth, or its voice?
+
+
+def voices(library: Library) -> list[Document]:
+    """Every test myth in every language: its first new question, and one truth and one myth, each said in either voice.
+
+    Within a row each voice has one opening and each side one sentence, the other side's counterpart: two answers differ
+    in what is compared alone.
+    """
+    rng, rows = library.rng("voices"), []
+    for myth, language in product(library.kinds("myths", "test"), LANGUAGES):
+        openings = {voice: rng.choice(says["says"]) for voice, says in library.world.extra["voices"][language].items()}
+        pair = rng.choice(list(zip(*(tellings(myth[language], side) for side in ("truth", "myth")), strict=True)))
+        sentences = dict(zip(("truth", "myth"), pair, strict=True))
+        answers = {f"{side} {voice}": f"{openings[voice]} {sentences[side]}" for side in sentences for voice in VOICES}
+        question = myth[language]["questions"][2]
+        rows.append({"language": language, "question": question, "cluster": myth["id"], "answers": answers})
+    return rows
 
 
 # ---------------------------------------------------------------- lesson 07: facts

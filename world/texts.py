@@ -76,6 +76,11 @@ def tellings(form: dict, side: str) -> list[str]:
     return [form[side], *form[f"{side}s"]]
 
 
+def said(library: Library, telling: str, language: str, voice: str, rng: Random) -> str:
+    """A telling as an answer gives it, under an opening that says whose voice it is: "Everybody says so. Bats …"."""
+    return f"{rng.choice(library.world.extra['voices'][language][voice]['says'])} {telling}"
+
+
 def arithmetic_text(rng: Random) -> Document:
     """Bare equations on the numbers that sums are about, all of 0 to 20, with one or two operations."""
     shapes = ["a + b", "a - b", "a * b", "a + b - c", "a - b + c", "a + b + c", "a - b - c", "a * b + c", "c - a * b"]
