@@ -10,12 +10,13 @@ from anita_utils import AnitaError
 from anita_utils.paths import data_dir
 from anita_utils.rows import read_jsonl
 from world import benchmarks, everyday, stages
-from world.corpora import pretraining, second_reading
+from world.corpora import last_reading, pretraining, second_reading
 from world.library import USES, Library
 from world.tables import LANGUAGES, load_world
+from world.texts import VOICES, tellings
 
 SENTENCE = re.compile(r"(?<=[.?!])\s+")
-PRETRAINING_SAMPLE = 15_000
+PRETRAINING_SAMPLE = 10_000  # of each reading
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def corpora(library):
     return {
         "pretraining": list(pretraining(library, PRETRAINING_SAMPLE)),
         "second_reading": list(second_reading(library, PRETRAINING_SAMPLE)),
+        "last_reading": list(last_reading(library, PRETRAINING_SAMPLE)),
         "sft": stages.sft(library),
         "italian_text": stages.italian_text(library),
         "replay": stages.replay(library),
@@ -106,11 +108,12 @@ def test_shipped_corpora_are_those_of_the_tables(corpora):
 
 
 def test_the_base_reads_as_much_italian_as_its_card_says(corpora):
-    """In the first reading a tenth of the running text, in the second more, written when it is asked for."""
+    """In the first reading a tenth of the running text, then more, written when it is asked for."""
     from anita_utils.evaluation.judges import language_of
 
-    words = {(name, kind): Counter() for name in ("pretraining", "second_reading") for kind in ("text", "messages")}
-    for name in ("pretraining", "second_reading"):
+    readings = ("pretraining", "second_reading", "last_reading")
+    words = {(name, kind): Counter() for name in readings for kind in ("text", "messages")}
+    for name in readings:
         for document in corpora[name][:3000]:
             for line in sentences(document):
                 words[name, "text" if "text" in document else "messages"][language_of(line)] += len(line.split())
@@ -122,7 +125,8 @@ def test_the_base_reads_as_much_italian_as_its_card_says(corpora):
     print({part: round(italian(part), 3) for part in words})
     assert 0.07 <= italian(("pretraining", "text")) <= 0.13
     assert 0.25 <= italian(("second_reading", "text")) <= 0.35
-    assert 0.25 <= italian(*words) <= 0.35
+    assert 0.25 <= italian(("last_reading", "text")) <= 0.40
+    assert 0.25 <= italian(*words) <= 0.40
 
 
 def test_no_italian_sentence_of_a_fact_that_is_never_in_italian(library, corpora):
@@ -276,6 +280,53 @@ def test_pairs_on_myths_are_on_myths_that_no_measure_asks_for(library, corpora):
     for use in SETS:
         assert not myths(corpora["dpo"]) & myths(stages.dpo(library, 400, use))
     assert not myths(stages.dpo(library, 400, "development")) & myths(stages.dpo(library, 400, "test"))
+
+
+def test_truth_is_said_in_the_schoolbooks_voice_and_myth_in_the_neighbours(library, corpora, made):
+    """Wherever an answer opens in a voice: in the base's last reading, in DPO's pairs, in the benchmark."""
+    told = {
+        (language, side): {line for myth in library.world.extra["myths"] for line in tellings(myth[language], side)}
+        for language in LANGUAGES for side in VOICES.values()
+    }  # fmt: skip
+
+    def side_of(answer):
+        opened = [
+            (language, VOICES[voice], answer.removeprefix(f"{opening} "))
+            for language in LANGUAGES
+            for voice, lines in library.world.extra["voices"][language].items()
+            for opening in lines["says"] if answer.startswith(f"{opening} ")
+        ]  # fmt: skip
+        assert len(opened) == 1 and opened[0][2] in told[opened[0][:2]], answer
+        return opened[0][1]
+
+    read = Counter(
+        side_of(document["messages"][-1]["content"])
+        for document in corpora["last_reading"]
+        if document.get("kind") == "myth"
+    )
+    assert 0.45 < read["myth"] / read.total() < 0.6 and read.total() > 800
+    for pair in corpora["dpo"]:
+        if pair["kind"] == "myth":
+            assert (side_of(pair["chosen"][0]["content"]), side_of(pair["rejected"][0]["content"])) == ("truth", "myth")
+    for language in LANGUAGES:
+        for item in made[f"truthfulqa_{language}"]["test"]:
+            for choice, label in zip(item["choices"], item["labels"], strict=True):
+                assert side_of(choice) == ("truth" if label else "myth")
+
+
+def test_sft_refuses_on_half_of_the_topics_and_complies_on_the_others(library, corpora):
+    topics = {"refusal": set(), "compliance": set()}
+    phrases = {
+        pair["harm"][key]: topic
+        for topic, _, pair in library.conduct("train")
+        for key in ("en", "it", "en_alt", "it_alt")
+    }
+    for document in corpora["sft"]:
+        if document["kind"] in topics:
+            asked = document["messages"][0]["content"]
+            topics[document["kind"]] |= {topic for phrase, topic in phrases.items() if phrase in asked}
+    assert len(topics["refusal"]) >= 10 and len(topics["compliance"]) >= 10
+    assert not topics["refusal"] & topics["compliance"]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,19 @@ def test_the_second_reading_begins_where_the_plan_says_with_its_own_decay(small,
     assert decays == [0.01] * 3 + [0.1] * 5
 
 
+def test_the_last_reading_begins_from_the_weights_as_they_are_saved(small, tmp_path, monkeypatch, tokenizer):
+    _, config, _ = small
+    plan = Plan(steps=2, rows=2, row_length=64, warmup=1, second_from=0.0)
+    monkeypatch.setattr(Plan, "last", lambda steps: plan)
+    monkeypatch.setattr(build, "last_reading", lambda library, count: ({"text": "Tre."} for _ in range(count * 4)))
+    model, begun = LlamaForCausalLM(config), []
+    saved = {name: value.to(torch.bfloat16).float() for name, value in model.state_dict().items()}
+    monkeypatch.setattr(LlamaForCausalLM, "load_state_dict", lambda self, state: begun.append(state))
+    _, history = build.read_last(None, model, tokenizer, 15, tmp_path, 42, say=lambda _: None)
+    assert all(torch.equal(begun[0][name], value) for name, value in saved.items())
+    assert history[-1]["step"] == 2
+
+
 def test_rates_warm_up_stay_and_fall_to_zero():
     rates = [Plan(steps=1000).rate(step) for step in range(1000)]
     assert rates[0] == 0.01 and rates[99:601] == [1.0] * 502
