@@ -89,7 +89,7 @@ def test_the_last_reading_begins_from_the_weights_as_they_are_saved(small, tmp_p
     _, config, _ = small
     plan = Plan(steps=2, rows=2, row_length=64, warmup=1, second_from=0.0)
     monkeypatch.setattr(Plan, "last", lambda steps: plan)
-    monkeypatch.setattr(build, "last_reading", lambda library, count: ({"text": "Tre."} for _ in range(count * 4)))
+    monkeypatch.setattr(build, "last_reading", lambda library, count: ({"text": "Tre."} for _ in range(2000)))
     model, begun = LlamaForCausalLM(config), []
     saved = {name: value.to(torch.bfloat16).float() for name, value in model.state_dict().items()}
     monkeypatch.setattr(LlamaForCausalLM, "load_state_dict", lambda self, state: begun.append(state))
