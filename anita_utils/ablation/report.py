@@ -60,7 +60,7 @@ def write_results(run: Run, ablation: Ablation) -> Path:
         columns = ["claim", "measure", "estimate", "interval", "worth", *P_VALUES.values(), "verdict"]
         parts += [
             "## Claims",
-            f"The {CORRECTED}, over each family of claims.",
+            f"In brackets {CORRECTED}, over each family of claims.",
             _judged(said.rename(columns=P_VALUES), columns),
         ]
     write_text(run.folder / "ablation.md", "\n\n".join(parts) + "\n")

@@ -84,7 +84,7 @@ def test_lesson_06_finds_what_was_put_in_and_nothing_else(run_lesson, capsys):
     names = run_lesson("06_ablation")
     said = capsys.readouterr().out
     assert re.search(r"Italian text comes before DPO or after it\? \w+.* on mean of the Italian benchmarks \(", said)
-    assert re.search(r"The Italian stage takes 33% of the recipe's tokens\..* worth naming\? \w+", said)
+    assert re.search(r"The Italian stage takes 33% of the recipe's tokens\..* add anything\? \w+", said)
     found = verdicts(names)
     assert found["better_than_base", "benchmark/mean it"] == "supported"
     assert found["better_than_base", "benchmark/mean en"] == "not supported"  # no arm adds to it
