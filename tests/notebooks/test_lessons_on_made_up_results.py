@@ -1,5 +1,6 @@
 """Lessons 06 and 09 on results whose truth is known, without a model: do their verdicts follow the results?"""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,8 +80,11 @@ def verdicts(names):
     return {(row.claim, row.measure): row.verdict for row in judged.itertuples()}
 
 
-def test_lesson_06_finds_what_was_put_in_and_nothing_else(run_lesson):
+def test_lesson_06_finds_what_was_put_in_and_nothing_else(run_lesson, capsys):
     names = run_lesson("06_ablation")
+    said = capsys.readouterr().out
+    assert re.search(r"Italian text comes before DPO or after it\? \w+.* on mean of the Italian benchmarks \(", said)
+    assert re.search(r"The Italian stage takes 33% of the recipe's tokens\..* add anything\? \w+", said)
     found = verdicts(names)
     assert found["better_than_base", "benchmark/mean it"] == "supported"
     assert found["better_than_base", "benchmark/mean en"] == "not supported"  # no arm adds to it
@@ -94,7 +98,8 @@ def test_lesson_06_finds_what_was_put_in_and_nothing_else(run_lesson):
     assert set(effects.index[effects.p_holm < 0.05].get_level_values("effect")) <= {"sft", "italian", "dpo"}
     assert names["share"] <= 0.12 and set(names["judged"]["on the 8B"]) == {"not run"}
     assert names["new_seed"] == 47 and names["comparable"] and len(names["placed"]) > 5
-    assert len(list(names["run"].folder.glob("figures/06_ablation-*.png"))) == 6
+    assert len(list(names["run"].folder.glob("figures/06_ablation-*.png"))) == 7
+    assert names["told"].inside.all() and 0 < len(names["told"]) < len(names["placed"])  # perplexities do not count
     recorded = names["run"].metrics()
     assert set(recorded[recorded.arm == "dpo"].seed) == {47} and "recipe" not in set(recorded.arm)
 
