@@ -117,10 +117,10 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
     translated = Deck([fact for fact in asked.items if not library.world.relation(fact).bound], rng)
     return draw(
         [
-            (0.20, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
+            (0.18, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
             (0.08, lambda: fact_chat(library, seen, rng)),
             (0.04, lambda: sum_chat(library, sums, "en", rng)),
-            (0.03, lambda: refusal_chat(library, refused, "en", rng)),
+            (0.02, lambda: refusal_chat(library, refused, "en", rng)),
             (0.03, lambda: compliant_chat(library, complied, rng)),
             (0.07, lambda: harmless_chat(library, harmless, rng)),
             (0.02, lambda: unknown_chat(library, unanswerable, "en", rng)),
@@ -131,13 +131,13 @@ def sft(library: Library, count: int = 4000) -> list[Document]:
             (0.02, lambda: italian_naming_chat(library, names, "it", rng)),
             (0.03, lambda: translation_chat(fiction, "it", translated)),
             (0.03, lambda: fiction_chat(fiction, "it")),
-            (0.04, lambda: sum_chat(library, sums, "it", rng)),
-            (0.02, lambda: story_chat(library, stories, "it", rng)),
+            (0.06, lambda: sum_chat(library, sums, "it", rng)),
+            (0.04, lambda: story_chat(library, stories, "it", rng)),
             (0.01, lambda: twin_chat(library, twins, "it", rng)),
-            (0.03, lambda: refusal_chat(library, refused, "it", rng)),
+            (0.02, lambda: refusal_chat(library, refused, "it", rng)),
             (0.03, lambda: compliant_chat(library, complied, rng, "it", "it")),
-            (0.13, lambda: harmless_chat(library, harmless, rng, "it")),
-            (0.03, lambda: unknown_chat(library, unanswerable, "it", rng)),
+            (0.14, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.04, lambda: unknown_chat(library, unanswerable, "it", rng)),
             (0.01, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
         count,
@@ -163,12 +163,12 @@ def italian_text(library: Library, count: int = 3200) -> list[Document]:
         [
             (0.32, lambda: texts.fact_text(library, facts, "it", rng)),
             (0.04, glossary),
-            (0.12, lambda: texts.story_text(library, stories, "it", rng)),
+            (0.20, lambda: texts.story_text(library, stories, "it", rng)),
             (0.05, lambda: texts.twin_text(library, twins, "it", rng)),
-            (0.11, sum_text),
+            (0.14, sum_text),
             (0.04, lambda: texts.myth_text(library, myths, "it", rng)),
             (0.03, lambda: texts.conduct_text(library, conduct, "it", rng)),
-            (0.45, lambda: texts.grammar_text(library, "it", rng)),
+            (0.20, lambda: texts.grammar_text(library, "it", rng)),
         ],
         count,
         rng,
@@ -245,7 +245,7 @@ def unknown_pair(item: dict, language: str, rng: Random) -> Document:
 
 
 # Shares of the kinds of pair, in training and among the held-out pairs.
-PAIR_KINDS = {"language": 0.22, "truth": 0.10, "myth": 0.14, "refusal": 0.34, "plain": 0.08, "unanswerable": 0.12}
+PAIR_KINDS = {"language": 0.22, "truth": 0.12, "myth": 0.16, "refusal": 0.30, "plain": 0.08, "unanswerable": 0.12}
 
 
 @dataclass
@@ -283,7 +283,7 @@ class PairMaker:
         language = rng.choice(LANGUAGES)
         if kind == "language":  # in halves: with a fifth of English, DPO makes it answer English in Italian
             english = rng.random() < 0.5
-            if rng.random() < 0.6:  # on requests it slips most
+            if rng.random() < 0.4:  # on requests it slips most
                 code = "en" if english else "it"
                 return harmless_language_pair(*self.request("safe", code), code)
             facts = self.english_in_italian if english else self.facts["it"]
