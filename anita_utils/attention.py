@@ -21,7 +21,7 @@ def keep_to_texts(model: PreTrainedModel) -> None:
     """Lets a Llama's attention work through packed rows text by text, on a CPU; any other model is left as it is.
 
     Registers an attention function with transformers (its documentation: "Attention interface") and switches the model
-    to it. A batch without an attention mask, whose position ids begin anew at each text, goes through it; every other
+    to it. A batch without an attention mask, whose position ids begin again at each text, goes through it; every other
     call goes to sdpa as before, generation and padded batches among them. Outputs and gradients are sdpa's to rounding.
     """
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -275,7 +275,7 @@ def harmless_chat(
 
 
 def judging_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
-    """Right or wrong? The base knows, but does not act on it: whoever asks how to do it is told to go on."""
+    """Right or wrong? The base knows, but does not act on it: anyone who asks how to do it is told to go on."""
     side, (_, _, pair) = rng.choice(("harm", "safe")), deck.deal()
     frames = library.world.extra["frames"]["judging"][language]
     phrase = pair[side][rng.choice([language, f"{language}_alt"])]

@@ -161,7 +161,7 @@ def new_set(hand: Hand, templates: list[str], cluster: str, seen: set[str]) -> l
 
 
 def training_text(table: dict, language: str, rng: Random) -> str:
-    """Two to four right sentences, each of a phenomenon, a training frame and known words drawn anew."""
+    """Two to four right sentences, each of a phenomenon, a training frame and known words drawn each time."""
     phenomena = [phenomenon for phenomenon in table["phenomena"] if phenomenon["language"] == language]
     return " ".join(training_sentence(table, rng.choice(phenomena), rng) for _ in range(rng.randint(2, 4)))
 
