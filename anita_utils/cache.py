@@ -32,7 +32,7 @@ FUNCTIONS: dict[str, dict[str, int]] = {
     "evaluations": MEASURING | {"evaluation.ranker": 1, "evaluation.benchmarks": 2},
     "curves": MEASURING | {"studies.forgetting": 2},
     "comparisons": {"stats": 2},
-    "contamination": {"studies.contamination": 1, "rows": 1, "evaluation.judges": 1},
+    "contamination": {"studies.contamination": 2, "rows": 1, "evaluation.judges": 1},
     "datasets": {"rows": 1, "hub": 1},
 }
 # By kind of entry: the libraries whose versions decide its contents.

@@ -300,7 +300,7 @@ def test_the_cosine_by_hand():
         ("Cosenza is in Calabria.", "both names, in English"),
         ("Tropea si trova in Calabria.", "a template"),
         ("Tropea si trova in Sicilia.", "a template"),
-        ("Cosenza piace a tutti.", "nothing like it"),
+        ("Cosenza piace a tutti.", "none of these"),
     ],
 )
 def test_what_a_sentence_is_to_an_answer(sentence, kind):
