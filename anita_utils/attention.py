@@ -2,7 +2,7 @@
 
 >>> keep_to_texts(model)               # then model(input_ids=…, position_ids=…) as before
 
-A row of 256 tokens holds about six chats of 40. With a mask, sdpa works out 256 × 256 scores and throws five in six of
+A row of 256 tokens holds about six chats of 40. With a mask, sdpa works out 256 × 256 scores and throws six in seven of
 them away; here each text is taken out of its row and attends to itself alone: 6 × 40 × 40 scores.
 """
 
@@ -21,7 +21,7 @@ def keep_to_texts(model: PreTrainedModel) -> None:
     """Lets a Llama's attention work through packed rows text by text, on a CPU; any other model is left as it is.
 
     Registers an attention function with transformers (its documentation: "Attention interface") and switches the model
-    to it. A batch without an attention mask, whose position ids begin again at each text, goes through it; every other
+    to it. A batch without an attention mask, whose position ids begin anew at each text, goes through it; every other
     call goes to sdpa as before, generation and padded batches among them. Outputs and gradients are sdpa's to rounding.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
