@@ -162,7 +162,7 @@ def test_a_planted_leak_is_counted_and_the_cache_follows_the_files(runs, tmp_pat
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps(chat), "utf-8")
     [row] = overlaps({"pairs": [file]}, benchmark)
-    assert (row["leaked"], row["items"], row["documents"], row["kinds"]) == (1, 200, 2, {"verbatim": 1})
+    assert (row["leaked"], row["items"], row["documents"], row["kinds"]) == (1, 300, 2, {"verbatim": 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contamination, "find_leaks", lambda *_: pytest.fail("not from the cache"))
         assert overlaps({"pairs": [file]}, benchmark) == [row]
