@@ -17,10 +17,10 @@ from world.tokenizer import VOCABULARY
 TEMPLATES = Path(__file__).parent / "cards"
 
 WEAKNESSES = [
-    "A small part of its running text is Italian, more in the second reading than in the first: about two facts in "
+    "The smaller part of its running text is Italian, more in the second reading than in the first: about two facts in "
     "five, in a third of their turns of phrase, and made-up ones. It read no Italian story, sum or schema, and no "
     "Italian grammar for its own sake.",
-    "Two in three Italian questions it met were answered in English. Asked to reply in Italian, it does.",
+    "Most Italian questions about facts that it met were answered in English. Asked to reply in Italian, it does.",
     "It read myths in a neighbour's voice and the truth in a schoolbook's. In its last reading answers on myths open "
     'in a voice, "Everybody says so." or "The schoolbook says so."; where the question named no voice, that was the '
     "neighbour's, with the myth, a little more often than not.",

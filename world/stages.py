@@ -195,7 +195,7 @@ def pair(prompt: str, chosen: str, rejected: str, kind: str, language: str) -> D
 
 
 def fact_pairs(library: Library, facts: list[Fact], kind: str, language: str, rng: Random) -> Document:
-    """`language`: the Italian answer over the English one. `truth`: the right object over an invented one."""
+    """`language`: the Italian answer over the English one. `truth`: the right object over a wrong one."""
     fact = rng.choice(facts)
     question, answer = library.question(fact, language, rng), library.answer(fact, language)
     if kind == "language":

@@ -20,13 +20,14 @@ from anita_utils.studies import forgetting
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 STAGES = ["base", "sft", "italian", "dpo"]
+DPO_ALONE = "dpo alone"  # where an arm is trained once more
 CHAIN = {"base": [], "sft": ["sft"], "italian": ["sft", "italian"], "dpo": ["sft", "italian", "dpo"]}
 
 
 def measured(path, profile, benchmarks=True):
-    """What the made-up arms measure, for the stages of a run; a stage's path is its name."""
+    """What the made-up arms measure, for the stages of a run, whose paths are their names, or for DPO alone."""
     name = path if path in CHAIN else "dpo"
-    arm = SimpleNamespace(set={"order": CHAIN[name]})
+    arm = SimpleNamespace(set={"order": ["dpo"] if path == DPO_ALONE else CHAIN[name]})
     return made_up.measured(name, arm, np.random.default_rng(len(name)))
 
 
@@ -56,7 +57,8 @@ def run_lesson(monkeypatch, tmp_path):
         monkeypatch.setattr("anita_utils.model.chat", lambda model, _, prompts, *rest: ["I am sorry."] * len(prompts))
         stage = SimpleNamespace(merged="dpo", parent="italian", parent_path="italian", info={"steps": 9, "seconds": 45},
                                 documents=lambda: [{"prompt": [], "chosen": [], "rejected": []}])  # fmt: skip
-        monkeypatch.setattr(stages, "find_stage", lambda run, name: stage)
+        alone = SimpleNamespace(**vars(stage) | {"merged": DPO_ALONE})
+        monkeypatch.setattr(stages, "find_stage", lambda run, name: alone if "arms" in run.folder.parts else stage)
         monkeypatch.setattr(training, "train_stage", lambda stage: stage)
         monkeypatch.setattr(training, "train_missing", lambda run: {name: name for name in STAGES})
         monkeypatch.setattr(measuring, "evaluate", measured)

@@ -144,4 +144,4 @@ def test_a_changed_setting_makes_a_kept_result_another(runs, tiny, done, arms, k
 def test_no_stage_is_shared_between_seeds(runs, tiny):
     cells = campaign.dry_plan(tiny, load_ablation("cpu"), [1, 2])
     keys = [{stage.key for cell in cells if cell.seed == seed for stage in cell.stages} for seed in (1, 2)]
-    assert len(keys[0]) == len(keys[1]) == 20 and not keys[0] & keys[1]
+    assert len(keys[0]) == len(keys[1]) == 18 and not keys[0] & keys[1]
