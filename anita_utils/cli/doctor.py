@@ -56,7 +56,7 @@ NEEDS = [
     Need("h100", gpu_gib=60, bf16=True, cores=2, memory_gib=16, disk_gb=70),
     Need("colab-t4", gpu_gib=14, bf16=False, cores=2, memory_gib=8, disk_gb=70),
     Need("colab-t4-1b", gpu_gib=6, bf16=False, cores=2, memory_gib=8, disk_gb=12),
-    Need("laptop", gpu_gib=0, bf16=False, cores=2, memory_gib=8, disk_gb=4),
+    Need("laptop", gpu_gib=0, bf16=False, cores=4, memory_gib=8, disk_gb=4),
     Need("laptop-hub", gpu_gib=0, bf16=False, cores=4, memory_gib=8, disk_gb=4),
     Need("cpu", gpu_gib=0, bf16=False, cores=1, memory_gib=4, disk_gb=1),
 ]

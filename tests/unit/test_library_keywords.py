@@ -120,7 +120,7 @@ def unknown(source):
     return found
 
 
-@pytest.mark.parametrize(("file", "source"), sources(), ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("file", "source"), list(sources()), ids=lambda value: str(value)[:60])
 def test_every_keyword_is_in_the_librarys_signature(file, source):
     assert unknown(source) == []
 
