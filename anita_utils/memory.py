@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
-from anita_utils.hub import SHIPPED_BASE, is_gguf, resolve_model
+from anita_utils.hub import SHIPPED_BASE, is_gguf
 from anita_utils.model import held_for_evaluation
 from anita_utils.paths import data_dir
 from anita_utils.profile import PROJECTIONS, Profile, Quantisation
+from anita_utils.weights import gguf_config
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -320,8 +321,6 @@ def config_file(model: str) -> Path:
     """The config.json of a model: shipped with the kit or the data, or in a folder. AnitaError for an unknown one."""
     if model == SHIPPED_BASE:
         return data_dir() / SHIPPED_BASE / "config.json"
-    if is_gguf(model):
-        return Path(resolve_model(model)) / "config.json"
     if model in SHAPES:
         return Path(__file__).parent / "shapes" / f"{SHAPES[model]}.json"
     own = os.path.join(os.path.expanduser(model), "config.json")
@@ -337,9 +336,9 @@ def meta_model(model: str) -> LlamaForCausalLM:
     from huggingface_hub.errors import StrictDataclassError  # what LlamaConfig's own checks raise
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    file = config_file(model)
+    file = Path(model) if is_gguf(model) else config_file(model)
     try:
-        values = json.loads(file.read_text("utf-8"))
+        values = gguf_config(file) if is_gguf(model) else json.loads(file.read_text("utf-8"))
         if values["model_type"] != "llama":
             raise AnitaError(f"{shown(file)}: model_type '{values['model_type']}': only 'llama' is known here")
         for key in SIZES:

@@ -201,9 +201,12 @@ class Profile(Section):
                     f"{where}.max_length: {stage.max_length} tokens do not go into rows of {stage.row_length}: "
                     f"lower it, or raise {where}.row_length"
                 )
-            for one in stage.data:
-                if "/" in one and own_file(one) is None and one not in self.datasets:
-                    raise ValueError(f"{where}.data: nothing is known of '{one}': describe it under datasets.{one}")
+            for place, one in enumerate(stage.data):
+                if "/" in one and one not in self.datasets:
+                    file = own_file(one)
+                    if file is None:
+                        raise ValueError(f"{where}.data: nothing is known of '{one}': describe it under datasets.{one}")
+                    stage.data[place] = str(file)  # so that a saved run can be read wherever one stands later
         return self
 
     def check(self, machine: Machine) -> None:

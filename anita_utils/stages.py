@@ -156,7 +156,8 @@ class Stage:
                 found = [own]
             if not all(file.is_file() for file in found):
                 known = ", ".join(dict.fromkeys([*CORPORA, *sorted(file.stem for file in shipped.glob("*.jsonl"))]))
-                remedy = f"choose {known}, or the path of a .jsonl file or of a folder that `anita corpus` made"
+                ways = "the path of a .jsonl file or of a folder that `anita corpus` made"
+                remedy = f"choose {known}, {ways}, or describe a data set of the Hub under datasets"
                 raise AnitaError(f"stages.{self.name}.data: no corpus '{corpus}': {remedy}")
             files += found
         return files

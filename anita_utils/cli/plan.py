@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from itertools import repeat
 from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -50,9 +50,13 @@ def plan(
     if here:
         settings = settings or load_profile("cpu")
         # A process for each: the peak of one would be the least that the next could have
-        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as process:
-            for line in process.map(measure_here, repeat(settings), [stage] if stage else settings.order):
-                print(line, flush=True)
+        for name in [stage] if stage else settings.order:
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                try:
+                    print(process.submit(measure_here, settings, name).result(), flush=True)
+                except BrokenProcessPool:
+                    why = f"{name}: its process was ended, mostly for want of memory"
+                    raise AnitaError(f"{why}: lower its batch or max_length, or close other programs") from None
         return
     if quant is not None and quant not in QUANTISATIONS:
         raise AnitaError(f"no quantisation '{quant}': choose nf4 or none")
@@ -156,6 +160,9 @@ def measure_here(profile: Profile, name: str) -> str:
         trainer.add_callback(Clock())
         with explained(stage):
             trainer.train()
+    if len(ends) < 2:
+        remedy = "give more rows, or a smaller batch"
+        raise AnitaError(f"{name}: its data make {len(ends)} update, and the first is not timed: {remedy}")
     later = token_count(trainer.train_dataset) * (len(ends) - 1) / len(ends)  # rows of like length: an equal share each
     speed, tokens = later / (ends[-1] - ends[0]), sum(sizes) * stage.settings.num_train_epochs
     return (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -33,8 +34,9 @@ from anita_utils.stages import CORPORA
 
 EXTRA = {"trafilatura": "trafilatura", "datasketch": "datasketch", "phonenumbers": "phonenumbers",
          "stdnum": "python-stdnum"}  # fmt: skip
-ROW_WORDS = 200  # 452 tokens of SmolLM2's in Italian text, so that most rows fit the 512 of the profile `laptop`
+ROW_WORDS = 100  # 226 tokens of SmolLM2's in Italian text, 248 of the shipped model's: most rows fit max_length 256
 HELD_OUT = 0.05  # of the words
+MADE = {"train.jsonl", "held_out.jsonl", "counts.json", "README.md"}  # the files of a corpus
 LEAK = "a benchmark's question with its answer"
 SENTENCE = re.compile(r".+?(?:[.?!…]\s+|\n|\Z)", re.DOTALL)
 T = TypeVar("T")
@@ -125,7 +127,8 @@ def read_folder(
         raise AnitaError(f"{shown(folder)} holds no {', '.join(READERS)}: put texts there, or give another folder")
     cut, console = 0, Console(stderr=True)
     for file in track(files, "reading", console=console, transient=True, disable=not console.is_terminal):
-        name = file.relative_to(folder).as_posix()
+        # A name that is not in UTF-8 is written with its bytes' numbers
+        name = os.fsencode(file.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
         try:
             paragraphs, found = paragraphs_of(file, encoding)
         except Unread as reason:
@@ -258,9 +261,14 @@ def write_corpus(corpus: Corpus, out: Path) -> None:
 
 
 def check_out(out: Path) -> None:
-    """AnitaError where a corpus may not be written: over something else, or by the name of a shipped one."""
-    if out.exists() and not (out / "counts.json").is_file():
-        raise AnitaError(f"{shown(out)} is there and holds no corpus: choose another name for --out")
+    """AnitaError where a corpus may not be written: over anything but one, or by the name of a shipped one."""
+    if out.name in ("", ".."):
+        raise AnitaError(f"--out {out} names no folder of its own: give the corpus a name")
+    there = {file.name for file in out.iterdir()} if out.is_dir() else set()
+    if out.exists() and not ("counts.json" in there and there <= MADE):
+        raise AnitaError(
+            f"{shown(out)} is there and holds no corpus, or other files too: choose another name for --out"
+        )
     if str(out) in (*CORPORA, *(file.stem for file in (data_dir() / "corpora").glob("*.jsonl"))):
         raise AnitaError(f"'{out}' is the name of a shipped corpus: choose another name for --out")
 

@@ -32,7 +32,9 @@ CHARSET = re.compile(rb"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 DECLARED_IN = 1024  # bytes: where HTML has to say its encoding
 BORDER = re.compile(r"\n(?:[^\w\n]*\n)+")  # blank lines, and those without a letter or digit: "---", "%"
 # Front matter, fenced code, comments
-MARKUP = re.compile(r"\A---\n.*?\n---\n|^[ \t]*(`{3,}|~{3,}).*?(?:^[ \t]*\1|\Z)|<!--.*?-->", re.DOTALL | re.MULTILINE)
+MARKUP = re.compile(
+    r"\A---\n(?=\S).*?\n---\n|^[ \t]*(`{3,}(?![^\n]*`)|~{3,}).*?(?:^[ \t]*\1|\Z)|<!--.*?-->", re.DOTALL | re.MULTILINE
+)
 BLOCKS = {"doc", "main", "div", "p", "head", "list", "item", "quote", "table", "row", "cell"}  # trafilatura's names
 
 
@@ -43,12 +45,17 @@ class Unread(Exception):
 def find_files(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The files to read, in the order of their names, and how many others there are, by suffix.
 
-    A folder that holds a corpus made before is left out.
+    A folder that holds a corpus made before is left out, and counted. AnitaError for one that may not be read.
     """
     files, others = [], Counter()
-    for root, folders, names in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise AnitaError(os_failure(error, folder, write=False))
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
         if {"train.jsonl", "counts.json"} <= set(names):
             folders.clear()
+            others["a corpus made before"] += 1
             continue
         for file in (Path(root) / name for name in names):
             if file.suffix.lower() in READERS:
@@ -81,13 +88,14 @@ def decoded(raw: bytes, encoding: str | None, declared: bool) -> tuple[str, str]
         return raw.decode("utf-8-sig"), "utf-8"
     except UnicodeDecodeError:
         said = CHARSET.search(raw[:DECLARED_IN]) if declared else None
-    name = said[1].decode() if said else encoding
-    try:
-        name = codecs.lookup(name or "").name
-        name = {"iso8859-1": "cp1252", "ascii": "cp1252"}.get(name, name)  # as browsers read these two
-        return raw.decode(name), name
-    except (LookupError, UnicodeError):
-        raise Unread("not UTF-8") from None
+    for name in (said and said[1].decode(), encoding):
+        try:
+            name = codecs.lookup(name or "").name
+            name = {"iso8859-1": "cp1252", "ascii": "cp1252"}.get(name, name)  # as browsers read these two
+            return raw.decode(name), name
+        except (LookupError, UnicodeError):
+            continue
+    raise Unread("not UTF-8")
 
 
 def known_encoding(name: str) -> str:

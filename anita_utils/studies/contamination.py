@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from anita_utils import AnitaError, shown
 from anita_utils.cache import cached
 from anita_utils.evaluation.judges import language_of, normalise, straight
 from anita_utils.hub import SHIPPED_BASE, sample_file
@@ -245,14 +246,24 @@ def texts_of(row: dict) -> list[str]:
 
 
 def read_items(file: str | Path) -> list[Item]:
-    """The items of a benchmark's JSONL file: question and choices with a label, with labels, or a written answer."""
+    """The items of a benchmark's JSONL file: question and choices with a label, with labels, or a written answer.
+
+    AnitaError for a row of another shape, or without a right answer: it would be searched for in vain.
+    """
     items = []
     for row in read_jsonl(file):
-        choices = row.get("choices", [row.get("answer")])
-        right = row.get("labels") or [int(number == row.get("label", 0)) for number in range(len(choices))]
-        pairs = list(zip(choices, right, strict=True))
-        sides = (tuple(choice for choice, label in pairs if bool(label) == side) for side in (True, False))
-        items.append(Item(row["id"], row["question"], *sides))
+        try:
+            choices = row.get("choices", [row.get("answer")])
+            right = row.get("labels") or [int(number == row.get("label", 0)) for number in range(len(choices))]
+            pairs = list(zip(choices, right, strict=True))
+            sides = [tuple(choice for choice, label in pairs if bool(label) == side) for side in (True, False)]
+            item = Item(row["id"], row["question"], *sides)
+            if not sides[0] or not all(isinstance(text, str) for text in (item.question, *choices)):
+                raise ValueError("no right answer, or one that is no text")
+        except (KeyError, TypeError, ValueError) as error:
+            needs = "give id, question, and answer, or choices with a number as label, or labels"
+            raise AnitaError(f"{shown(file)}: a row is no benchmark's item ({error!r}): {needs}") from None
+        items.append(item)
     return items
 
 

