@@ -2,7 +2,7 @@
 
 >>> keep_to_texts(model)               # then model(input_ids=…, position_ids=…) as before
 
-A row of 256 tokens holds about six chats of 40. With a mask, sdpa works out 256 × 256 scores and throws five in six of
+A row of 256 tokens holds about six chats of 40. With a mask, sdpa works out 256 × 256 scores and throws six in seven of
 them away; here each text is taken out of its row and attends to itself alone: 6 × 40 × 40 scores.
 """
 
