@@ -1,9 +1,11 @@
 """Questions read once for all their answers: what lm-eval's own model makes of the same requests."""
 
+import copy
 import random
 
 import pytest
 import torch
+from exact import in_float64
 
 from anita_utils.evaluation import ranker
 from anita_utils.evaluation.ranker import Ranker, Row, batches, laid_out, mask_of, rows_of, scored
@@ -11,7 +13,7 @@ from anita_utils.evaluation.ranker import Ranker, Row, batches, laid_out, mask_o
 
 @pytest.fixture(scope="module")
 def lm(model, tokenizer):
-    return Ranker(pretrained=model, tokenizer=tokenizer, batch_size=5)
+    return Ranker(pretrained=in_float64(copy.deepcopy(model)), tokenizer=tokenizer, batch_size=5)
 
 
 def requests(count, answers, longest, seed=0):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from exact import summed_in_float64
 
 from anita_utils import stages, training
 from anita_utils.model import load_model
@@ -63,8 +64,11 @@ def trainer(tmp_path):
         def _prepare_dataset(self, dataset, *rest):
             return dataset  # the ids are made by hand too
 
-    return Ready(table_model(POLICY), ref_model=table_model(REFERENCE), args=config,
-                 train_dataset=Dataset.from_dict(PAIRS), processing_class=tokenizer)  # fmt: skip
+    trainer = Ready(table_model(POLICY), ref_model=table_model(REFERENCE), args=config,
+                    train_dataset=Dataset.from_dict(PAIRS), processing_class=tokenizer)  # fmt: skip
+    for model in (trainer.model, trainer.ref_model):
+        summed_in_float64(model)  # as the closed form is
+    return trainer
 
 
 def test_loss_rewards_margins_and_gradients_are_the_closed_form(trainer):

@@ -54,6 +54,8 @@ def test_blocks_of_other_sizes_are_rounded_alike(block):
 @pytest.mark.parametrize("block", [512, 1024])
 def test_the_library_rounds_two_sizes_of_blocks_wrongly_on_a_cpu(block):
     """So lesson 03 leaves them out, and no profile has them."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("this CPU lacks AVX512, and only bitsandbytes' kernel for it takes the wrong scales")
     if not torch.cuda.is_available():
         assert rounded_by_hand(block) < 0.5, "bitsandbytes fixed it: lesson 03 can show blocks of 512 and 1,024"
 

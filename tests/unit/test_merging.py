@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import all_weights, make_adapter, on_cpu, said_to_be_tied, scaled, untied
+from exact import in_float64
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
@@ -118,9 +119,10 @@ def test_a_head_of_its_own_is_kept_though_the_configuration_says_tied(base_path,
     with torch.no_grad():
         used = on_cpu(base)  # transformers 5 takes the head in the files, whatever the configuration says
         assert torch.equal(used.lm_head.weight, head.float())
-        expected = PeftModel.from_pretrained(used, adapter).eval()(input_ids=ids).logits
-        found = on_cpu(tmp_path / "merged")(input_ids=ids).logits
-    assert torch.allclose(found, expected, atol=1e-4)
+        expected = in_float64(PeftModel.from_pretrained(used, adapter).eval())(input_ids=ids).logits
+        found = in_float64(on_cpu(tmp_path / "merged"))(input_ids=ids).logits
+    # logits of up to 93 differ by 1e-5 to 2e-5, for the merged weights are stored in float32
+    assert torch.allclose(found, expected, rtol=0, atol=1e-4)
     check_merged(base, adapter, tmp_path / "merged", "float32", tokenizer)
 
 

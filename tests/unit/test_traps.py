@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from exact import in_float64
 from tokenizers import pre_tokenizers
 
 from anita_utils import AnitaError, training
@@ -159,10 +160,10 @@ def test_merged_model_equals_base_plus_adapter(base_path, tmp_path):
     merge_adapter(base_path, tmp_path / "adapter", tmp_path / "merged")
     ids = torch.arange(200, 232).view(1, 32)
     with torch.no_grad():
-        expected = adapted(input_ids=ids).logits
-        merged = load_model(tmp_path / "merged").eval()(input_ids=ids).logits
-        plain = load_model(base_path).eval()(input_ids=ids).logits
-    assert torch.allclose(merged, expected, atol=1e-4)
+        expected = in_float64(adapted)(input_ids=ids).logits
+        merged = in_float64(load_model(tmp_path / "merged").eval())(input_ids=ids).logits
+        plain = in_float64(load_model(base_path).eval())(input_ids=ids).logits
+    assert torch.allclose(merged, expected, rtol=0, atol=1e-4)
     assert not torch.allclose(merged, plain, atol=1e-2)
 
 
