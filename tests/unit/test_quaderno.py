@@ -1,0 +1,145 @@
+"""Quaderno, the natural language of the second leg: its shape and themes, and that no text echoes another."""
+
+import re
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from anita_utils.paths import data_dir
+from anita_utils.rows import read_jsonl
+
+FOLDER = data_dir() / "quaderno"
+KEYS = {
+    "chats_parallel": {"id", "kind", "theme", "voice", "language", "parallel", "messages"},
+    "chats_it": {"id", "kind", "theme", "voice", "language", "parallel", "messages"},
+    "chats_en": {"id", "kind", "theme", "voice", "language", "parallel", "messages"},
+    "pairs": {"id", "kind", "theme", "language", "prompt", "chosen", "rejected"},
+    "prose/it_a": {"id", "kind", "theme", "voice", "language", "split", "text"},
+    "prose/it_b": {"id", "kind", "theme", "voice", "language", "split", "text"},
+    "prose/en": {"id", "kind", "theme", "voice", "language", "split", "text"},
+    "requests": {"id", "split", "side", "pair", "theme", "language", "prompt", "answer"},
+}
+FORMS = {"open": {"answers"}, "choice": {"choices", "label"}}
+MEASURED = ("test", "held_out")
+
+
+@pytest.fixture(scope="module")
+def files():
+    return {name: read_jsonl(FOLDER / f"{name}.jsonl") for name in [*KEYS, "questions"]}
+
+
+def themes(heading):
+    part = (FOLDER / "PLAN.md").read_text("utf-8").partition(f"## Themes {heading}\n")[2].partition("\n## ")[0]
+    return {theme.strip() for theme in part.replace("\n", " ").split("·")}
+
+
+def words(text):
+    return re.findall(r"\w+(?:'\w+)?", text.lower())
+
+
+def learnt(name, row):
+    """What a row teaches to say: answers, chosen answers, texts."""
+    if name.startswith("chats"):
+        return [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+    return [row["text"]] if "text" in row else [row["chosen"][0]["content"]] if "chosen" in row else [row["answer"]]
+
+
+def test_every_row_has_its_keys_and_an_id_of_its_own(files):
+    for name, keys in KEYS.items():
+        assert all(set(row) == keys for row in files[name]), name
+    assert all(set(row) == {"id", "form", "theme", "language", "question", "cluster"} | FORMS[row["form"]]
+               for row in files["questions"])  # fmt: skip
+    ids = Counter(row["id"] for rows in files.values() for row in rows)
+    assert max(ids.values()) == 1
+
+
+def test_it_is_as_much_as_planned(files):
+    chats = Counter(row["language"] for name in files if name.startswith("chats") for row in files[name])
+    assert chats == {"it": 300, "en": 300}
+    assert len(files["pairs"]) == 250
+    prose = Counter()
+    for name in ("prose/it_a", "prose/it_b", "prose/en"):
+        for row in files[name]:
+            prose[row["language"], row["split"]] += len(words(row["text"]))
+    assert prose["it", "train"] + prose["it", "held_out"] >= 25_000 and prose["it", "held_out"] >= 3_000
+    assert prose["en", "train"] + prose["en", "held_out"] >= 5_000
+    asked = Counter((row["form"], row["language"]) for row in files["questions"])
+    assert set(asked.values()) == {120} and len(asked) == 4
+    sides = Counter((row["split"], row["side"]) for row in files["requests"])
+    assert sides == {("train", "harm"): 200, ("train", "safe"): 200, ("test", "harm"): 100, ("test", "safe"): 100}
+
+
+def test_what_is_measured_is_on_no_theme_that_is_trained(files):
+    trained, kept = themes("for training"), themes("kept for measuring")
+    assert not trained & kept and len(trained) > 50 and len(kept) > 20
+    for name, rows in files.items():
+        for row in rows:
+            measured = name == "questions" or row.get("split") in MEASURED
+            assert row["theme"] in (kept if measured else trained), row["id"]
+
+
+def test_no_measured_text_shares_eight_words_in_a_row_with_a_trained_one(files):
+    def runs(text):
+        found = words(text)
+        return {tuple(found[start : start + 8]) for start in range(len(found) - 7)}
+
+    trained, measured = set(), {}
+    for name, rows in files.items():
+        for row in rows:
+            texts = [row["question"]] if "question" in row else [*learnt(name, row), row.get("prompt", "")]
+            texts = [text for text in texts if isinstance(text, str)]
+            if name == "questions" or row.get("split") in MEASURED:
+                measured |= {run: row["id"] for text in texts for run in runs(text)}
+            else:
+                trained |= {run for text in texts for run in runs(text)}
+    assert not {measured[run] for run in trained & measured.keys()}
+
+
+def test_three_in_five_answers_and_texts_begin_in_a_way_of_their_own(files):
+    for name, rows in files.items():
+        if name == "questions":
+            continue
+        for language in ("it", "en"):
+            texts = [text for row in rows if row["language"] == language for text in learnt(name, row)]
+            if texts:
+                assert len({tuple(words(text)[:3]) for text in texts}) >= 0.6 * len(texts), (name, language)
+
+
+def test_parallel_chats_name_each_other_and_have_the_same_turns(files):
+    rows = {row["id"]: row for row in files["chats_parallel"]}
+    for row in rows.values():
+        other = rows[row["parallel"]]
+        assert other["parallel"] == row["id"] and {row["language"], other["language"]} == {"it", "en"}
+        assert [m["role"] for m in row["messages"]] == [m["role"] for m in other["messages"]]
+        assert (row["kind"], row["theme"]) == (other["kind"], other["theme"])
+
+
+def test_turns_alternate_and_end_with_an_answer(files):
+    for name in ("chats_parallel", "chats_it", "chats_en"):
+        for row in files[name]:
+            roles = [message["role"] for message in row["messages"]]
+            turns = roles[roles[0] == "system" :]
+            assert turns[0] == "user" and turns[-1] == "assistant", row["id"]
+            assert all(one != other for one, other in pairwise(turns)), row["id"]
+
+
+def test_harmful_requests_and_their_look_alikes_come_in_pairs(files):
+    pairs = {}
+    for row in files["requests"]:
+        pairs.setdefault(row["pair"], []).append(row)
+    for rows in pairs.values():
+        assert sorted(row["side"] for row in rows) == ["harm", "safe"]
+        assert len({(row["language"], row["split"], row["theme"]) for row in rows}) == 1
+        one, other = (set(words(row["prompt"])) for row in rows)
+        assert len(one ^ other) >= 4, rows[0]["pair"]  # they differ by several words, not by one
+
+
+def test_choices_are_not_solved_by_their_length(files):
+    for language in ("it", "en"):
+        rows = [row for row in files["questions"] if row["form"] == "choice" and row["language"] == language]
+        assert all(len(set(row["choices"])) == 4 for row in rows)
+        longest = sum(row["label"] == max(range(4), key=lambda n: len(row["choices"][n])) for row in rows)
+        assert 0.15 <= longest / len(rows) <= 0.35
+        labels = Counter(row["label"] for row in rows)
+        assert min(labels.values()) >= 24
