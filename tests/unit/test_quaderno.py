@@ -2,26 +2,24 @@
 
 import re
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 
 from anita_utils.paths import data_dir
 from anita_utils.rows import read_jsonl
+from anita_utils.studies import contamination
 
 FOLDER = data_dir() / "quaderno"
+CHAT = {"id", "kind", "theme", "voice", "language", "parallel", "messages"}
+PROSE = {"id", "kind", "theme", "voice", "language", "split", "text"}
 KEYS = {
-    "chats_parallel": {"id", "kind", "theme", "voice", "language", "parallel", "messages"},
-    "chats_it": {"id", "kind", "theme", "voice", "language", "parallel", "messages"},
-    "chats_en": {"id", "kind", "theme", "voice", "language", "parallel", "messages"},
+    **dict.fromkeys(["chats_parallel", "chats_it", "chats_en"], CHAT),
+    **dict.fromkeys(["prose/it_a", "prose/it_b", "prose/en"], PROSE),
     "pairs": {"id", "kind", "theme", "language", "prompt", "chosen", "rejected"},
-    "prose/it_a": {"id", "kind", "theme", "voice", "language", "split", "text"},
-    "prose/it_b": {"id", "kind", "theme", "voice", "language", "split", "text"},
-    "prose/en": {"id", "kind", "theme", "voice", "language", "split", "text"},
     "requests": {"id", "split", "side", "pair", "theme", "language", "prompt", "answer"},
 }
 FORMS = {"open": {"answers"}, "choice": {"choices", "label"}}
-MEASURED = ("test", "held_out")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +30,17 @@ def files():
 def themes(heading):
     part = (FOLDER / "PLAN.md").read_text("utf-8").partition(f"## Themes {heading}\n")[2].partition("\n## ")[0]
     return {theme.strip() for theme in part.replace("\n", " ").split("·")}
+
+
+def is_measured(row):
+    return "question" in row or row.get("split") in ("test", "held_out")
+
+
+def told(row):
+    """All that a row says: texts, prompts and answers; of a choice the question alone."""
+    whole = [row[key] for key in ("text", "question", "prompt", "answer") if isinstance(row.get(key), str)]
+    turns = [row[key] for key in ("messages", "prompt", "chosen", "rejected") if isinstance(row.get(key), list)]
+    return whole + [message["content"] for part in turns for message in part]
 
 
 def words(text):
@@ -73,26 +82,18 @@ def test_it_is_as_much_as_planned(files):
 def test_what_is_measured_is_on_no_theme_that_is_trained(files):
     trained, kept = themes("for training"), themes("kept for measuring")
     assert not trained & kept and len(trained) > 50 and len(kept) > 20
-    for name, rows in files.items():
-        for row in rows:
-            measured = name == "questions" or row.get("split") in MEASURED
-            assert row["theme"] in (kept if measured else trained), row["id"]
+    for row in chain(*files.values()):
+        assert row["theme"] in (kept if is_measured(row) else trained), row["id"]
 
 
 def test_no_measured_text_shares_eight_words_in_a_row_with_a_trained_one(files):
-    def runs(text):
-        found = words(text)
-        return {tuple(found[start : start + 8]) for start in range(len(found) - 7)}
-
     trained, measured = set(), {}
-    for name, rows in files.items():
-        for row in rows:
-            texts = [row["question"]] if "question" in row else [*learnt(name, row), row.get("prompt", "")]
-            texts = [text for text in texts if isinstance(text, str)]
-            if name == "questions" or row.get("split") in MEASURED:
-                measured |= {run: row["id"] for text in texts for run in runs(text)}
-            else:
-                trained |= {run for text in texts for run in runs(text)}
+    for row in chain(*files.values()):
+        found = {run for text in told(row) for run in contamination.sequences(contamination.words(text), 8)}
+        if is_measured(row):
+            measured |= dict.fromkeys(found, row["id"])
+        else:
+            trained |= found
     assert not {measured[run] for run in trained & measured.keys()}
 
 
