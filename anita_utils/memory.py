@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError, shown
-from anita_utils.hub import SHIPPED_BASE
+from anita_utils.hub import SHIPPED_BASE, is_gguf, resolve_model
 from anita_utils.model import held_for_evaluation
 from anita_utils.paths import data_dir
 from anita_utils.profile import PROJECTIONS, Profile, Quantisation
@@ -171,8 +171,8 @@ def kept_by_layer(job: Job) -> int:
     and attention's output; gate, its SiLU, up and their product; what each lora_A gives; the mask as sdpa adds it.
 
     Counted as if all projections had adapters, without dropout, and rows were padded or packed: then sdpa takes a mask
-    and repeats keys and values for every head. (On a CPU packed rows need no mask, see `attention`: a plan for it is too
-    large by that much, some megabytes for the small model.)
+    and repeats keys and values for every head. (On a CPU packed rows need no mask, see `attention`: a plan for one is
+    too large by that much, some megabytes for the small model.)
     """
     config, (tokens, places, width) = architecture(job.model).config, extent(job)
     attention = config.num_attention_heads * config.head_dim
@@ -298,6 +298,7 @@ SHAPES = {  # the files with the configurations that their authors published
     "meta-llama/Meta-Llama-3-70B-Instruct": "llama-3-70b",
     "meta-llama/Llama-3.2-1B-Instruct": "llama-3.2-1b",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2-135m",
+    "smollm2": "smollm2-135m",
 }
 SIZES = (  # LlamaConfig would fill in a missing one from Llama 1
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -319,6 +320,8 @@ def config_file(model: str) -> Path:
     """The config.json of a model: shipped with the kit or the data, or in a folder. AnitaError for an unknown one."""
     if model == SHIPPED_BASE:
         return data_dir() / SHIPPED_BASE / "config.json"
+    if is_gguf(model):
+        return Path(resolve_model(model)) / "config.json"
     if model in SHAPES:
         return Path(__file__).parent / "shapes" / f"{SHAPES[model]}.json"
     own = os.path.join(os.path.expanduser(model), "config.json")

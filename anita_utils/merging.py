@@ -20,7 +20,7 @@ from anita_utils import AnitaError, shown
 from anita_utils.hub import on_hub, weight_files
 from anita_utils.machine import free_memory
 from anita_utils.model import give_back_memory, load_tokenizer
-from anita_utils.paths import write_text
+from anita_utils.paths import modes_by_umask, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -358,15 +358,6 @@ def _read_json(file: Path) -> dict:
 
 def _write_json(file: Path, values: dict) -> None:
     write_text(file, json.dumps(dict(sorted(values.items())), indent=2, ensure_ascii=False) + "\n")
-
-
-def modes_by_umask(folder: str | Path) -> None:
-    """Gives a folder and all in it the modes that new ones get; safetensors' files are their owner's alone."""
-    mask = os.umask(0)  # there is no other way to ask for it
-    os.umask(mask)
-    for path in [Path(folder), *Path(folder).rglob("*")]:
-        if not path.is_symlink():
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def public_name(model: str | Path) -> str:

@@ -126,6 +126,15 @@ def os_failure(error: OSError, place: Path, write: bool = True) -> str:
     return f"{place} cannot be {done} ({reason}): check its path, or choose another place"
 
 
+def modes_by_umask(folder: str | Path) -> None:
+    """Gives a folder and all in it the modes that new ones get; safetensors' files are their owner's alone."""
+    mask = os.umask(0)  # there is no other way to ask for it
+    os.umask(mask)
+    for path in [Path(folder), *Path(folder).rglob("*")]:
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
 @contextmanager
 def locked(place: Path, what: str = "") -> Iterator[None]:
     """Inside, no other process or thread holds the lock on `place`; within one thread it can be taken again.

@@ -28,9 +28,19 @@ from anita_utils import AnitaError, shown
 from anita_utils.cache import Entry, made_by
 from anita_utils.data import RowCounts
 from anita_utils.hub import fetch, left_out_of, model_key, on_hub, resolve_model
-from anita_utils.merging import Diverged, check_merged, merge_adapter, modes_by_umask, public_name, publish
+from anita_utils.merging import Diverged, check_merged, merge_adapter, public_name, publish
 from anita_utils.model import no_memory
-from anita_utils.paths import FULL, LOCKED, data_dir, file_hash, locked, os_failure, replacing, write_text
+from anita_utils.paths import (
+    FULL,
+    LOCKED,
+    data_dir,
+    file_hash,
+    locked,
+    modes_by_umask,
+    os_failure,
+    replacing,
+    write_text,
+)
 from anita_utils.profile import Stage as Settings
 from anita_utils.rows import read_rows
 from anita_utils.run import Run

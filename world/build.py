@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anita_utils import AnitaError
-from anita_utils.merging import modes_by_umask, readable_by_older
-from anita_utils.paths import data_dir, write_text
+from anita_utils.merging import readable_by_older
+from anita_utils.paths import data_dir, modes_by_umask, write_text
 from world import benchmarks, cards, grammar, stages
 from world.corpora import italian_sample, last_reading, pretraining, second_reading
 from world.library import Document, Library

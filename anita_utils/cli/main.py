@@ -72,6 +72,18 @@ def course(
 
 
 @app.command()
+def fetch(
+    model: Annotated[str, typer.Argument(help="smollm2, a name on the Hub, or a GGUF file.")],
+) -> None:
+    """Bring a base model here once, so that all else works offline; print its folder and where it comes from."""
+    from anita_utils.hub import resolve_model
+    from anita_utils.weights import origin
+
+    folder = resolve_model(model)
+    print(f"{shown(folder)}: {origin(folder) or model}")
+
+
+@app.command()
 def pin(profile: Annotated[str, typer.Argument(help="A profile's name, or the path of a .yaml file.")]) -> None:
     """Print today's commits on the Hub of what a profile leaves unpinned, ready to paste into it."""
     import yaml

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from anita_utils import checkout, merging, stages, training
+from anita_utils.paths import modes_by_umask
 from anita_utils.run import Run
 
 LLAMA_3_2 = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0,
@@ -122,7 +123,7 @@ def test_modes_are_those_that_the_umask_gives(tmp_path, mask, files, folders):
     assert stat.S_IMODE((model / "deep" / "model.safetensors").stat().st_mode) == 0o600  # safetensors' own choice
     before = os.umask(mask)
     try:
-        merging.modes_by_umask(model)
+        modes_by_umask(model)
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [model, *model.rglob("*")]}
@@ -133,7 +134,7 @@ def test_a_link_out_of_the_folder_is_left_as_it_is(tmp_path):
     (tmp_path / "other").touch(mode=0o600)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "link").symlink_to(tmp_path / "other")
-    merging.modes_by_umask(tmp_path / "model")
+    modes_by_umask(tmp_path / "model")
     assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o600
 
 
