@@ -341,7 +341,7 @@ def meta_model(model: str) -> LlamaForCausalLM:
     try:
         values = json.loads(file.read_text("utf-8"))
         if values["model_type"] != "llama":
-            raise AnitaError(f"{shown(file)}: model_type '{values['model_type']}': the planner knows only 'llama'")
+            raise AnitaError(f"{shown(file)}: model_type '{values['model_type']}': only 'llama' is known here")
         for key in SIZES:
             if not isinstance(values[key], int) or values[key] < 1:
                 raise ValueError(f"{key} is {values[key]}")

@@ -18,6 +18,7 @@ from anita_utils.cli import Json, ModelName, ProfileName, RunName
 from anita_utils.cli.ablate import ablate
 from anita_utils.cli.chat import chat
 from anita_utils.cli.doctor import doctor
+from anita_utils.cli.export import export
 from anita_utils.cli.plan import plan
 from anita_utils.cli.train import train
 from anita_utils.paths import FULL, LOCKED, cache_dir, os_failure, runs_dir
@@ -35,6 +36,7 @@ app.command()(plan)
 app.command()(train)
 app.command()(chat)
 app.command()(ablate)
+app.add_typer(export, name="export")
 world = typer.Typer(no_args_is_help=True, help="Piccola Italia: the small world and the base model made from it.")
 app.add_typer(world, name="world")
 

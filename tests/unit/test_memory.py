@@ -196,7 +196,7 @@ def test_measuring_the_8b_by_hand():
     [
         ("{", "describes no Llama"),
         ("[]", "describes no Llama"),
-        ({"model_type": "gpt2"}, "model_type 'gpt2': the planner knows only 'llama'"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2': only 'llama' is known here"),
         ({"hidden_size": None}, "describes no Llama"),
         ({"hidden_size": "wide"}, "describes no Llama"),
         ({"num_attention_heads": 0}, "describes no Llama .*num_attention_heads is 0"),
