@@ -1,5 +1,5 @@
-"""A GGUF file read back by transformers' own reader; its order of rows, its names and its template by formulas and tables
-of others. What llama.cpp itself makes of it: test_gguf_llama_cpp.py."""
+"""A GGUF file read back by transformers' own reader; its order of rows, its names and its template by formulas and
+tables of others. What llama.cpp itself makes of it: test_gguf_llama_cpp.py."""
 
 import json
 import math
@@ -373,7 +373,8 @@ def test_the_modelfile_names_file_template_and_ends(exported):
 def test_a_system_prompt_of_the_templates_own_is_there_without_another(base_path):
     tokenizer = load_tokenizer(base_path)
     turn = "{{ '<|start_header_id|>' + m.role + '\\n' + m.content + '<|eot_id|>\\n' }}"
-    default = "{% if messages[0].role != 'system' %}{{ '<|start_header_id|>system\\nBe good.<|eot_id|>\\n' }}{% endif %}"
+    own = "{{ '<|start_header_id|>system\\nBe good.<|eot_id|>\\n' }}"
+    default = f"{{% if messages[0].role != 'system' %}}{own}{{% endif %}}"
     prompt = "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant\\n' }}{% endif %}"
     tokenizer.chat_template = f"{default}{{% for m in messages %}}{turn}{{% endfor %}}{prompt}"
     opening = gguf_export.ollama_template(tokenizer).partition("{{ range")[0]
