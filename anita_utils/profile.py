@@ -105,7 +105,7 @@ class Stage(Section):
     """From learning_rate on under the names of TRL's SFTConfig and DPOConfig; row_length alone is the course's own."""
 
     data: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = Field(
-        min_length=1, description="The corpora: each a shipped name, a .jsonl file, or a name under `datasets`."
+        min_length=1, description="The corpora: shipped names, .jsonl files, folders of one, or names under `datasets`."
     )
     examples: int | None = Field(None, gt=0, description="How many examples to take; null takes all.")
     lora: Lora = Field(description="The adapter of this stage.")
@@ -201,7 +201,7 @@ class Profile(Section):
                     f"lower it, or raise {where}.row_length"
                 )
             for one in stage.data:
-                if "/" in one and not one.endswith(".jsonl") and one not in self.datasets:
+                if "/" in one and own_file(one) is None and one not in self.datasets:
                     raise ValueError(f"{where}.data: nothing is known of '{one}': describe it under datasets.{one}")
         return self
 
@@ -226,6 +226,12 @@ SECTIONS = {
     "model": Model, "quantisation": Quantisation, "datasets": HubData, "stages": Stage, "lora": Lora,
     "evaluation": Evaluation,
 }  # fmt: skip
+
+
+def own_file(corpus: str) -> Path | None:
+    """The file of a corpus that is given by its path: a .jsonl file, or a folder of `anita corpus`; None for a name."""
+    inside = Path(corpus) / "train.jsonl"
+    return Path(corpus) if corpus.endswith(".jsonl") else inside if inside.is_file() else None
 
 
 def load_profile(name_or_path: str | Path) -> Profile:

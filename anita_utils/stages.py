@@ -42,6 +42,7 @@ from anita_utils.paths import (
     write_text,
 )
 from anita_utils.profile import Stage as Settings
+from anita_utils.profile import own_file
 from anita_utils.rows import read_rows
 from anita_utils.run import Run
 
@@ -148,15 +149,14 @@ class Stage:
         shipped, on_hub = data_dir() / "corpora", self.run.profile.datasets
         files = []
         for corpus in self.settings.data:
+            found = [shipped / f"{name}.jsonl" for name in CORPORA.get(corpus, [corpus])]
             if corpus in on_hub:
                 found = [fetch(corpus, on_hub[corpus])]
-            elif corpus.endswith(".jsonl"):
-                found = [Path(corpus)]
-            else:
-                found = [shipped / f"{name}.jsonl" for name in CORPORA.get(corpus, [corpus])]
+            elif not all(file.is_file() for file in found) and (own := own_file(corpus)):
+                found = [own]
             if not all(file.is_file() for file in found):
                 known = ", ".join(dict.fromkeys([*CORPORA, *sorted(file.stem for file in shipped.glob("*.jsonl"))]))
-                remedy = f"choose {known}, or the path of a .jsonl file"
+                remedy = f"choose {known}, or the path of a .jsonl file or of a folder that `anita corpus` made"
                 raise AnitaError(f"stages.{self.name}.data: no corpus '{corpus}': {remedy}")
             files += found
         return files
@@ -183,7 +183,7 @@ class Stage:
         """Everything the result depends on; its hash names the stage in the cache."""
         profile = self.run.profile
         # A file is known by its contents' hash, not by where it lies
-        names = [Path(corpus).name if corpus.endswith(".jsonl") else corpus for corpus in self.settings.data]
+        names = [Path(corpus).name if own_file(corpus) else corpus for corpus in self.settings.data]
         recipe = {
             "stage": self.name,
             "settings": self.settings.model_dump() | {"data": names},

@@ -17,6 +17,7 @@ from anita_utils import IDLE_THREADS, AnitaError, __version__, shown
 from anita_utils.cli import Json, ModelName, ProfileName, RunName
 from anita_utils.cli.ablate import ablate
 from anita_utils.cli.chat import chat
+from anita_utils.cli.corpus import corpus
 from anita_utils.cli.doctor import doctor
 from anita_utils.cli.plan import plan
 from anita_utils.cli.train import train
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command()(doctor)
 app.command()(plan)
+app.command()(corpus)
 app.command()(train)
 app.command()(chat)
 app.command()(ablate)

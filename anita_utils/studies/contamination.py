@@ -26,7 +26,7 @@ from anita_utils.cache import cached
 from anita_utils.evaluation.judges import language_of, normalise, straight
 from anita_utils.hub import SHIPPED_BASE, sample_file
 from anita_utils.paths import data_dir, file_hash
-from anita_utils.profile import Profile
+from anita_utils.profile import Profile, own_file
 from anita_utils.rows import read_jsonl, read_rows
 from anita_utils.stages import find_stage
 
@@ -283,9 +283,9 @@ def course_overlaps(profile: Profile) -> list[dict]:
     """`overlaps` of the corpora shipped, and of what the profile trains on if it is here, with every benchmark."""
     corpora = {file.stem: [file] for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
     for name in (corpus for stage in profile.order for corpus in profile.stages[stage].data):
-        file = sample_file(name, profile.datasets[name]) if name in profile.datasets else Path(name)
-        if file.suffix == ".jsonl" and file.is_file():
-            corpora[name] = [file]
+        file = sample_file(name, profile.datasets[name]) if name in profile.datasets else own_file(name)
+        if file and file.suffix == ".jsonl" and file.is_file():
+            corpora.setdefault(name, [file])
     items = sorted((data_dir() / "benchmarks" / "items").glob("*.test.jsonl"))
     return overlaps(corpora, {file.name.removesuffix(".test.jsonl"): file for file in items})
 

@@ -114,7 +114,8 @@ def test_everything_imported_is_a_declared_dependency():
     imports = re.compile(r"^\s*(?:import|from) (\w+)", re.MULTILINE)
     imported = {name for file in KIT for name in imports.findall(file.read_text("utf-8"))}
     imported -= {*sys.stdlib_module_names, "anita_utils", "world"}
-    declared = {Requirement(text).name.lower() for text in PROJECT["project"]["dependencies"]}
+    used = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["corpus"]
+    declared = {Requirement(text).name.lower() for text in used}
     owners = metadata.packages_distributions()
     spelled = {name: {owner.lower().replace("_", "-") for owner in owners[name]} for name in imported if name in owners}
     assert {"torch", "pydantic"} <= spelled.keys()
@@ -146,7 +147,7 @@ def test_continuous_integration_runs_the_tests():
 
 
 def test_conda_installs_what_make_installs():
-    extras = "[dev,lab]"
+    extras = "[corpus,dev,lab]"
     assert extras in (ROOT / "Makefile").read_text("utf-8")
     assert extras in (ROOT / "environment.yml").read_text("utf-8")
 
