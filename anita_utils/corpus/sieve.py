@@ -16,8 +16,9 @@ from pathlib import Path
 from anita_utils.paths import data_dir
 from anita_utils.studies.contamination import Item, find_leaks, read_items, sequences, words
 
-# What decoding replaced, control characters, and UTF-8 that was read as Latin-1: "Ã¨" for "è", "â€™" for "’"
-BROKEN = re.compile("[\ufffd\x00-\x08\x0e-\x1f\x7f-\x9f]|[ÃÂ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€")
+# What decoding replaced, control characters, and UTF-8 that was read as Latin-1: "Ã¨" for "è", "â€™" for "’", and "Ã"
+# before what was a no-break space, for "à"
+BROKEN = re.compile("[\ufffd\x00-\x08\x0e-\x1f\x7f-\x9f]|[ÃÂ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|Ã(?![^\\W\\d_])|â€")
 LETTERS = 0.7  # of what is no white space; less is a table or code
 SIMILAR = 0.8  # the share of two paragraphs' sequences of words that both have, from which the later is left out
 PERMUTATIONS = 128

@@ -25,6 +25,7 @@ GOOD = "Però la città è già lì: «così», disse l’oste, “perché no?�
         "È perché la città è più in là".encode().decode("latin-1"),
         "L’arte di “vivere” bene in città".encode().decode("cp1252", errors="replace"),
         "La citt\ufffd di Roma",
+        "La cittÃ di Roma, e la veritÃ.",
         "Un suono \x07 che non si scrive",
     ],
 )
