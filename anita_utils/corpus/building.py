@@ -28,7 +28,7 @@ from anita_utils.corpus import sieve
 from anita_utils.corpus.persons import personal
 from anita_utils.corpus.reading import READERS, SHORTEST, Unread, find_files, known_encoding, paragraphs_of
 from anita_utils.machine import version_of
-from anita_utils.paths import data_dir, locked, replacing, write_text
+from anita_utils.paths import data_dir, replacing, write_text
 from anita_utils.stages import CORPORA
 
 EXTRA = {"trafilatura": "trafilatura", "datasketch": "datasketch", "phonenumbers": "phonenumbers",
@@ -81,17 +81,12 @@ def build_corpus(
     cut = read_folder(corpus, folder, row_words, encoding and known_encoding(encoding), files, named)
     paragraphs = [paragraph for document in corpus.documents.values() for paragraph in document]
     languages = sift(paragraphs)
-    rows = [(name, row) for name, document in corpus.documents.items() for row in packed(kept(document), row_words)]
-    leaked = sieve.leaks([text_of(row) for _, row in rows], [*sieve.benchmark_files(), *benchmarks])
-    for number in leaked:
-        for paragraph in rows[number][1]:
-            paragraph.left_out = LEAK
-    rows = [row for number, row in enumerate(rows) if number not in leaked]
+    rows, leaked = rows_of(corpus.documents, row_words, [*sieve.benchmark_files(), *benchmarks])
     if emptied := sorted(corpus.documents.keys() - {name for name, _ in rows}):
         named["nothing kept"] = emptied
-    reasons = Counter(paragraph.left_out for paragraph in paragraphs if paragraph.left_out)
     if not rows:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        reasons = files + Counter(paragraph.left_out for paragraph in paragraphs)
+        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
         raise AnitaError(f"{shown(folder)}: nothing is left of {len(paragraphs):,} paragraphs ({why}): add other texts")
     apart = hold_out(rows, held_out)
     for name, row in rows:
@@ -108,7 +103,7 @@ def build_corpus(
         "paragraphs": fates(paragraphs, lambda paragraph: 1),
         "words": fates(paragraphs, lambda paragraph: paragraph.size),
         "other_languages": dict(languages.most_common()),
-        "leaked_items": sorted({item for items in leaked.values() for item in items}),
+        "leaked_items": leaked,
         "cut_paragraphs": cut,
         "train": sizes(corpus.train),
         "held_out": sizes(corpus.held_out),
@@ -152,7 +147,8 @@ def sift(paragraphs: list[Paragraph]) -> Counter[str]:
     """Writes into each paragraph why it is left out, if it is; returns how many are in which other language."""
     languages: Counter[str] = Counter()
     for paragraph in paragraphs:
-        paragraph.left_out = "fewer than 8 words" if paragraph.size < SHORTEST else sieve.unfit(paragraph.text)
+        short = f"fewer than {SHORTEST} words"
+        paragraph.left_out = short if paragraph.size < SHORTEST else sieve.unfit(paragraph.text)
         if paragraph.left_out is None and (code := sieve.language(paragraph.text)) != "it":
             languages[code] += 1
             paragraph.left_out = "another language"
@@ -161,6 +157,19 @@ def sift(paragraphs: list[Paragraph]) -> Counter[str]:
     for number in sieve.near_duplicates([paragraph.text for paragraph in left]):
         left[number].left_out = "a near-duplicate"
     return languages
+
+
+def rows_of(
+    documents: dict[str, list[Paragraph]], most: int, benchmarks: Sequence[Path]
+) -> tuple[list[tuple[str, list[Paragraph]]], list[str]]:
+    """Rows of at most `most` words, each with its document's name, and the names of the items that others leak."""
+    rows = [(name, row) for name, document in documents.items() for row in packed(kept(document), most)]
+    leaked = sieve.leaks([text_of(row) for _, row in rows], benchmarks)
+    for number in leaked:
+        for paragraph in rows[number][1]:
+            paragraph.left_out = LEAK
+    names = {name for items in leaked.values() for name in items}
+    return [row for number, row in enumerate(rows) if number not in leaked], sorted(names)
 
 
 def kept(paragraphs: Iterable[Paragraph]) -> list[Paragraph]:
@@ -234,7 +243,7 @@ def write_corpus(corpus: Corpus, out: Path) -> None:
     AnitaError where something else is there.
     """
     check_out(out)
-    with locked(out, shown(out)), replacing(out) as new:
+    with replacing(out) as new:
         try:
             for name in ("train", "held_out"):
                 lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in getattr(corpus, name))
