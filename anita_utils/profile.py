@@ -127,6 +127,7 @@ class Evaluation(Section):
     # quick, piccola: the course's own, a few items or all. italian: the Italian three of `paper` and more.
     suite: Literal["quick", "piccola", "paper", "italian"] = Field(description="The benchmarks; paper: the authors'.")
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
+    probes: int | None = Field(None, gt=0, description="Probes of each kind, evenly taken; null takes all.")
     items: Literal["test", "development"] = Field(
         "test", description="Which items of the small world: those to tune a recipe by, or the test's."
     )

@@ -29,14 +29,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PARTS = ("benchmarks", "answers")  # of an evaluation, each cached by itself
+KINDS = ("language", "split", "kind", "side", "phenomenon")  # what tells kinds of probes apart
 LONGEST = 1024  # tokens of a text or a pair
 Answers = dict[str, list[dict]]  # the items of each file of probes, with the model's `answer`
 
 
-def probes(name: str, items: str = "test") -> list[dict]:
-    """The probes of that name, those of the test or those for `development`."""
+def probes(name: str, items: str = "test", each: int | None = None) -> list[dict]:
+    """The probes of that name, those of the test or those for `development`: all, or so many of `each` kind."""
     folder = data_dir() / "probes"
-    return read_jsonl((folder if items == "test" else folder / items) / f"{name}.jsonl")
+    rows = read_jsonl((folder if items == "test" else folder / items) / f"{name}.jsonl")
+    return rows if each is None else spread(rows, each)
+
+
+def spread(rows: list[dict], each: int) -> list[dict]:
+    """Up to `each` rows of every kind, evenly from first to last, in their order.
+
+    Of two kinds whose rows come in pairs, as harmful requests and their look-alikes do, the same pairs are taken.
+    """
+    kinds: dict[tuple, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        kinds[tuple(row.get(key) for key in KINDS)].append(number)
+    most = [min(each, len(numbers)) for numbers in kinds.values()]
+    places = ([len(numbers) * n // few for n in range(few)] for numbers, few in zip(kinds.values(), most, strict=True))
+    kept = {numbers[place] for numbers, own in zip(kinds.values(), places, strict=True) for place in own}
+    return [row for number, row in enumerate(rows) if number in kept]
 
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[dict], profile: Profile) -> list[dict]:
@@ -234,10 +250,11 @@ def _measure(path: str | Path, profile: Profile, parts: list[str]) -> Iterator[t
         yield "benchmarks", {}, run_benchmarks(model, tokenizer, profile, tasks)
     if "answers" in parts:
         names = ("chat", "new_kinds", "conduct", "fidelity")
-        answered = {name: ask(model, tokenizer, probes(name, evaluation.items), profile) for name in names}
+        these = (evaluation.items, evaluation.probes)
+        answered = {name: ask(model, tokenizer, probes(name, *these), profile) for name in names}
         measured = judge_answers(answered)
         for name, measure in (("perplexity", perplexity), ("preferences", preferences), ("grammar", minimal_pairs)):
-            measured += measure(model, tokenizer, probes(name, evaluation.items), batch_size)
+            measured += measure(model, tokenizer, probes(name, *these), batch_size)
         yield "answers", answered, measured
 
 

@@ -1,5 +1,7 @@
 """What is measured of a model: likelihoods against its own loss and lm-eval's scores, and keys of the cache."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +94,13 @@ def test_another_rounding_is_another_measurement(base_path):
         profile.quantisation.bnb_4bit_quant_type = kind
         keys.add(measuring.evaluation_entry(model_key(base_path), profile, "answers").key)
     assert len(keys) == 5
+
+
+def test_probes_of_each_kind_are_spread_and_pairs_stay_pairs():
+    whole, few = measuring.probes("conduct"), measuring.probes("conduct", each=30)
+    kinds = Counter((row["split"], row["side"], row["language"]) for row in few)
+    assert set(kinds) == {(row["split"], row["side"], row["language"]) for row in whole} and set(kinds.values()) == {30}
+    assert all(count == 2 for count in Counter(row["pair"] for row in few).values())
+    assert [row for row in whole if row in few] == few and len({row["topic"] for row in few}) > 25
+    assert measuring.probes("fidelity", each=10_000) == measuring.probes("fidelity")
+    assert measuring.spread([{"kind": "a"}] * 3 + [{"kind": "b"}], 2) == [{"kind": "a"}] * 2 + [{"kind": "b"}]

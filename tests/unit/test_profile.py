@@ -138,7 +138,7 @@ def test_every_field_is_described():
 
 
 def test_unknown_profile_names_the_choice():
-    with pytest.raises(AnitaError, match=r"no profile 'gpu': choose colab-t4, colab-t4-1b, cpu, h100, laptop, or"):
+    with pytest.raises(AnitaError, match=r"no profile 'gpu': choose colab-t4, colab-t4-1b, cpu, h100, laptop, laptop-hub, or"):
         load_profile("gpu")
 
 
