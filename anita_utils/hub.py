@@ -1,7 +1,7 @@
 """Where does a model or a data set come from? Shipped with the course, a run, a folder, or the Hugging Face Hub.
 
 >>> resolve_model("tiny-llama-3-instruct"), resolve_model("dpo")    # shipped in data/; of the latest run
->>> fetch("efederici/evol-dpo-ita", load_profile("laptop").datasets["efederici/evol-dpo-ita"])
+>>> fetch("efederici/evol-dpo-ita", load_profile("laptop-hub").datasets["efederici/evol-dpo-ita"])
 
 Of a model on the Hub only safetensors, configuration and tokenizer are fetched: no pickle, no code of a repository.
 """

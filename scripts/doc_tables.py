@@ -48,7 +48,7 @@ MEASURES = [
     ("refusal/harmless", "all", "held_out_wordings"),
 ]
 SHOWN = {metrics.words(*measure): measure for measure in MEASURES}
-ON_GPU = {"cpu": False, "laptop": False, "colab-t4-1b": True, "colab-t4": True, "h100": True}
+ON_GPU = {"cpu": False, "laptop": False, "laptop-hub": False, "colab-t4-1b": True, "colab-t4": True, "h100": True}
 
 
 def results_table() -> str:

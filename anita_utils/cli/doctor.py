@@ -23,12 +23,14 @@ from rich.table import Table
 
 from anita_utils import AnitaError, checkout, hub, shown
 from anita_utils.cli import Json, ProfileName
-from anita_utils.machine import Machine, detect_machine, version_of
+from anita_utils.machine import Machine, bf16_gain, detect_machine, version_of
 from anita_utils.paths import runs_dir
 from anita_utils.profile import Profile, load_profile
+from anita_utils.weights import KNOWN, kept
 
 GIB = 2**30
 INSTALL = "pip install --constraint constraints.txt --editable ."
+WORTH_IT = 1.5  # bf16 over fp32 in products of matrices: below, training gains nothing that one would notice
 TORCHAO = "0.16"  # peft 0.21 refuses to load beside an older one; Colab brings 0.10
 
 
@@ -54,7 +56,8 @@ NEEDS = [
     Need("h100", gpu_gib=60, bf16=True, cores=2, memory_gib=16, disk_gb=70),
     Need("colab-t4", gpu_gib=14, bf16=False, cores=2, memory_gib=8, disk_gb=70),
     Need("colab-t4-1b", gpu_gib=6, bf16=False, cores=2, memory_gib=8, disk_gb=12),
-    Need("laptop", gpu_gib=0, bf16=False, cores=4, memory_gib=8, disk_gb=4),
+    Need("laptop", gpu_gib=0, bf16=False, cores=2, memory_gib=8, disk_gb=4),
+    Need("laptop-hub", gpu_gib=0, bf16=False, cores=4, memory_gib=8, disk_gb=4),
     Need("cpu", gpu_gib=0, bf16=False, cores=1, memory_gib=4, disk_gb=1),
 ]
 
@@ -169,8 +172,11 @@ def hardware(machine: Machine, profile: Profile) -> Iterator[Finding]:
 
     try:
         profile.check(machine)
-        bf16 = "true bf16" if machine.bf16 else "no true bf16 (at most emulated)"
-        yield Finding("precision", "ok", f"{bf16}; the profile computes in {profile.precision}")
+        bf16, gain = "true bf16" if machine.bf16 else "no true bf16 (at most emulated)", bf16_gain()
+        found = f"{bf16}, {gain:.1f} times as fast as fp32 here; the profile computes in {profile.precision}"
+        slower = profile.precision == "fp32" and gain > WORTH_IT
+        remedy = "a copy of the profile with precision: bf16 would train faster; figures would differ a little"
+        yield check("precision", found, not slower, remedy, "warning")
     except AnitaError as error:
         yield refused("precision", error)
 
@@ -213,7 +219,9 @@ def online(profile: Profile) -> Iterator[Finding]:
     )
 
     try:
-        if not on_hub:
+        if base in KNOWN and not kept(base):
+            yield Finding("model", "warning", f"{base} is not here yet", f"anita fetch {base}, or the first lesson will")
+        elif not on_hub:
             yield Finding("model", "ok", shown(hub.resolve_model(base)))
         elif not needs_hub:
             yield Finding("model", "ok", f"{base} is in the local cache")

@@ -28,6 +28,7 @@ from anita_utils.profile import Profile, load_profile
 from anita_utils.run import Run
 from anita_utils.stages import Stage
 from anita_utils.training import lora_config, tokenizer_of, training_rows, trl_config
+from anita_utils.weights import KNOWN
 
 SAMPLE = 16  # rows of a shipped corpus; a fixture is taken whole
 
@@ -73,10 +74,10 @@ def checks(profile: Profile) -> list[tuple]:
 
 def without_hub(profile: Profile) -> Run:
     """A run of the profile, of which nothing is written, where each data set is read from its fixture, and the shipped
-    base stands in for one on the Hub.
+    base stands in for one that is fetched.
     """
     local = profile.model_copy(deep=True)
-    if on_hub(profile.model.base):
+    if on_hub(profile.model.base) or profile.model.base in KNOWN:
         local.model.base, local.model.revision = SHIPPED_BASE, None
     for name, settings in local.datasets.items():
         if fixture(name):

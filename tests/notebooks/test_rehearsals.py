@@ -55,8 +55,8 @@ def speaking_chatml(folder):
 
 
 RECIPE = ("00", "01", "02", "03", "04", "05")
-SAMPLE = {"h100": (), "laptop": RECIPE}  # the lessons rehearsed in `make test`; () is all of them
-NAMES = ("h100", "colab-t4", "colab-t4-1b", "laptop")
+SAMPLE = {"h100": (), "laptop-hub": RECIPE}  # the lessons rehearsed in `make test`; () is all of them
+NAMES = ("h100", "colab-t4", "colab-t4-1b", "laptop-hub")
 
 
 def rehearse_all(folder: Path, wanted: dict[str, tuple[str, ...]]) -> dict[str, tuple]:
@@ -68,7 +68,7 @@ def rehearse_all(folder: Path, wanted: dict[str, tuple[str, ...]]) -> dict[str, 
         environment.pop("ANITA_CACHE", None)
         if WORKERS > 1:
             environment["OMP_NUM_THREADS"] = "1"
-        if name == "laptop":
+        if name == "laptop-hub":
             environment["ANITA_DATA"] = str(data)
         command = [sys.executable, "-m", "anita_utils.cli.main", "course", "--profile", name, "--rehearse"]
         command += [word for lesson in wanted[name] for word in ("--only", lesson)]

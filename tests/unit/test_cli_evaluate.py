@@ -81,8 +81,8 @@ def test_stages_are_measured_as_their_run_was_set(anita, measured, monkeypatch):
 
 
 def test_the_pinned_base_is_measured_at_its_revision(anita, measured):
-    profile = load_profile("laptop")
-    anita("eval", profile.model.base, "--profile", "laptop", "--suite", "quick")
+    profile = load_profile("laptop-hub")
+    anita("eval", profile.model.base, "--profile", "laptop-hub", "--suite", "quick")
     assert measured[0][0] == f"{profile.model.revision or 'path'}/{profile.model.base}"
 
 

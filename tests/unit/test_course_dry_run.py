@@ -14,12 +14,12 @@ from anita_utils.profile import PROFILES, load_profile
 LARGE, SMALL, OPEN = (41_943_040, 167_772_160), (11_272_192, 45_088_768), (4_884_480, 19_537_920)
 # profile: trained weights at r = 16 and 64, the precision, the optimisers of SFT and DPO
 EXPECTED = {
-    "laptop": (OPEN, "fp32", "adamw_torch", "adamw_torch"),
+    "laptop-hub": (OPEN, "fp32", "adamw_torch", "adamw_torch"),
     "colab-t4-1b": (SMALL, "fp16", "paged_adamw_8bit", "adamw_8bit"),
     "colab-t4": (LARGE, "fp16", "paged_adamw_8bit", "adamw_8bit"),
     "h100": (LARGE, "bf16", "paged_adamw_8bit", "adamw_8bit"),
 }
-GPUS = {"laptop": "T4", "colab-t4-1b": "T4", "colab-t4": "T4", "h100": "H100-80"}
+GPUS = {"laptop-hub": "T4", "colab-t4-1b": "T4", "colab-t4": "T4", "h100": "H100-80"}
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_local_bases_data_is_rendered_with_its_own_tokenizer(dry_run, tmp_path
 
 def test_left_out_rows_are_left_out_of_the_batch(dry_run):
     """The fixture holds five pairs, two of them of the kinds that the smaller profiles switch off."""
-    assert re.search(r"mlabonne/orpo-dpo-mix-40k +│ dpo: 3 rows", dry_run("laptop")[1])
+    assert re.search(r"mlabonne/orpo-dpo-mix-40k +│ dpo: 3 rows", dry_run("laptop-hub")[1])
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_every_schema_comes_out_in_the_courses_format(name, tokenizer):
 
 
 def test_the_profiles_name_only_data_sets_with_a_fixture():
-    for profile in ("laptop", "colab-t4-1b", "colab-t4", "h100"):
+    for profile in ("laptop-hub", "colab-t4-1b", "colab-t4", "h100"):
         assert set(load_profile(profile).datasets) <= set(KNOWN)
     assert set(load_profile("h100").datasets) == set(KNOWN)
 

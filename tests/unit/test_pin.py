@@ -9,7 +9,7 @@ from hub_server import HubServer, commit_of
 
 from anita_utils.profile import PROFILES, Profile
 
-LAPTOP = yaml.safe_load((PROFILES / "laptop.yaml").read_text("utf-8"))
+LAPTOP = yaml.safe_load((PROFILES / "laptop-hub.yaml").read_text("utf-8"))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def pin(hub, tmp_path):
 
 
 def test_every_null_gets_its_commit_and_nothing_is_left(pin, tmp_path):
-    code, out, err = pin("laptop")
+    code, out, err = pin("laptop-hub")
     assert (code, err) == (0, "")
     pins = yaml.safe_load(out)
     base = LAPTOP["model"]["base"]
@@ -60,6 +60,6 @@ def test_what_is_not_on_the_hub_is_not_asked_for(pin, hub, tmp_path):
 
 @pytest.mark.parametrize("trouble", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_offline_is_one_line_and_nothing_half_printed(pin, trouble):
-    code, out, err = pin("laptop", **trouble)
+    code, out, err = pin("laptop-hub", **trouble)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("anita: ") and ("HF_HUB_OFFLINE is set" in err or "cannot be reached" in err)

@@ -136,7 +136,7 @@ def test_no_corpus_of_the_course_holds_an_item_of_its_benchmarks(runs):
 
 
 def test_a_corpus_of_ones_own_is_searched_and_nothing_is_downloaded(runs, tmp_path, monkeypatch):
-    profile = load_profile("laptop")
+    profile = load_profile("laptop-hub")
     monkeypatch.setattr(contamination, "overlaps", lambda corpora, benchmarks: [*corpora])
     shipped = course_overlaps(profile)
     assert len(shipped) == 5
