@@ -220,7 +220,7 @@ def online(profile: Profile) -> Iterator[Finding]:
 
     try:
         if base in KNOWN and not kept(base):
-            yield Finding("model", "warning", f"{base} is not here yet", f"anita fetch {base}, or the first lesson will")
+            yield Finding("model", "warning", f"{base} is not here yet", f"`anita fetch {base}`")
         elif not on_hub:
             yield Finding("model", "ok", shown(hub.resolve_model(base)))
         elif not needs_hub:
