@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import repeat
+from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
@@ -26,7 +29,7 @@ from anita_utils.profile import Profile, Quantisation, load_profile
 
 STAGES = ("sft", "italian", "dpo", "evaluation")
 QUANTISATIONS = {"nf4": Quantisation(load_in_4bit=True), "none": Quantisation(load_in_4bit=False)}
-UPDATES = 4  # that --here trains
+UPDATES = 6  # that --here trains
 
 
 def plan(
@@ -45,7 +48,11 @@ def plan(
     """Print what a stage needs of a GPU's memory, by part, before anything is loaded."""
     settings = load_profile(profile) if profile else None
     if here:
-        print(measure_here(settings or load_profile("cpu"), stage))
+        settings = settings or load_profile("cpu")
+        # A process for each: the peak of one would be the least that the next could have
+        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as process:
+            for line in process.map(measure_here, repeat(settings), [stage] if stage else settings.order):
+                print(line, flush=True)
         return
     if quant is not None and quant not in QUANTISATIONS:
         raise AnitaError(f"no quantisation '{quant}': choose nf4 or none")
@@ -109,21 +116,27 @@ def gpus_table(job: Job, outcome: dict) -> Table:
     return table
 
 
-def measure_here(profile: Profile, name: str | None) -> str:
+def measure_here(profile: Profile, name: str) -> str:
     """What a stage takes on this machine, with or without a GPU, in a line: measured in a few updates on its longest
     rows, from the base in place of the stages before. Nothing is kept.
 
+    The first update counts for the memory, not for the speed: in it, memory is fetched and kernels are chosen.
+
     AnitaError for a stage that the profile does not have, or that cannot be trained here.
     """
-    name = name or profile.order[0]
     if name not in profile.order:
         raise AnitaError(f"--here trains a few updates of a stage: choose {', '.join(profile.order)}")
+    from transformers import TrainerCallback
+
     from anita_utils.course.set_up import quieten
+    from anita_utils.hub import resolve_model
     from anita_utils.run import Run
     from anita_utils.stages import explained, find_stage, peak_memory, token_count
     from anita_utils.training import build_trainer
 
     quieten()
+    profile = profile.model_copy(deep=True)
+    profile.model.base = resolve_model(profile.model.base, profile.model.revision)  # before the cache is another
     with TemporaryDirectory() as folder, environment(ANITA_RUNS=folder, ANITA_CACHE=folder):
         stage = find_stage(Run.open("probe", profile, profile.seed, newest=False), name)
         stage.before = None
@@ -134,12 +147,18 @@ def measure_here(profile: Profile, name: str | None) -> str:
         count = UPDATES * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         trainer.train_dataset = rows.select(by_size[:count])
         arguments.num_train_epochs, arguments.save_strategy = 1, "no"
-        start = time.perf_counter()
+        ends = []
+
+        class Clock(TrainerCallback):
+            def on_step_end(self, *args, **kwargs):
+                ends.append(time.perf_counter())
+
+        trainer.add_callback(Clock())
         with explained(stage):
             trainer.train()
-        speed = token_count(trainer.train_dataset) / (time.perf_counter() - start)
-    tokens = sum(sizes) * stage.settings.num_train_epochs
+    later = token_count(trainer.train_dataset) * (len(ends) - 1) / len(ends)  # rows of like length: an equal share each
+    speed, tokens = later / (ends[-1] - ends[0]), sum(sizes) * stage.settings.num_train_epochs
     return (
         f"{name} on this machine: {peak_memory() / GIB:.2f} GiB at the peak, {speed:,.0f} tokens/s, so "
-        f"{tokens / speed / 60:,.1f} minutes for {tokens:,.0f} tokens (from {trainer.state.global_step} updates)"
+        f"{tokens / speed / 60:,.1f} minutes for {tokens:,.0f} tokens (from {len(ends)} updates)"
     )
