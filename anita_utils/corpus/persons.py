@@ -14,7 +14,8 @@ DOT = r"\s*(?:\.|[(\[{]\s*(?:dot|punto)\s*[)\]}])\s*"
 EMAIL = re.compile(rf"[\w.+-]+{AT}((?:[\w-]+{DOT})+[a-z]{{2,}})\b", re.IGNORECASE)
 NOBODYS = re.compile(r"(?:^|\.)(?:example(?:\.\w+)?|test|invalid|localhost)$", re.IGNORECASE)  # RFC 2606
 DIGITS = 6  # fewer are no telephone number
-THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:[. ]\d{3})+")  # a large number, as it is written: 3.221.225.472
+# What Google's rules take for one: 3.221.225.472, 0-65535, 06-07-2019
+NUMBER = re.compile(r"[1-9]\d{0,2}(?:[. ]\d{3})+|0\D.*|\d\d([-./])\d\d\1\d{4}")
 TAX_CODE = re.compile(r"\b[A-Z]{6}[\dL-NP-V]{2}[A-EHLMPR-T][\dL-NP-V]{2}[A-Z][\dL-NP-V]{3}[A-Z]\b", re.IGNORECASE)
 VAT = re.compile(r"\b(?:P(?:artita)?\.?\s?IVA|VAT)\b\D{0,12}(\d{11})\b", re.IGNORECASE)
 IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
@@ -62,4 +63,4 @@ def has_phone(text: str) -> bool:
 
     if sum(map(str.isdigit, text)) < DIGITS:  # the library is slow
         return False
-    return any(not THOUSANDS.fullmatch(found.raw_string) for found in phonenumbers.PhoneNumberMatcher(text, "IT"))
+    return any(not NUMBER.fullmatch(found.raw_string) for found in phonenumbers.PhoneNumberMatcher(text, "IT"))

@@ -48,6 +48,7 @@ def test_what_leads_to_a_person_is_found(text, kind):
         "La Divina Commedia fu scritta tra il 1304 e il 1321; la prima stampa è dell'11 aprile 1472.",
         "Il comune ha 1.234.567 abitanti e spende 12.500.000,50 euro.",
         "La versione 5.10.0-6-amd64 occupa 3 221 225 472 byte, cioè 3.221.225.472.",
+        "Rilasciato il 06-07-2019, con valori nel campo 0-65535 oppure 0-4294967295 e (0 102 255).",
         "Il codice RSSMRA85T10A562X ha la lettera di controllo sbagliata.",
         "La partita IVA 00743110158 ha la cifra di controllo sbagliata.",
         "IT61X0542811101000000123456 ha le cifre di controllo sbagliate.",
