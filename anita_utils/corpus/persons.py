@@ -63,4 +63,5 @@ def has_phone(text: str) -> bool:
 
     if sum(map(str.isdigit, text)) < DIGITS:  # the library is slow
         return False
-    return any(not NUMBER.fullmatch(found.raw_string) for found in phonenumbers.PhoneNumberMatcher(text, "IT"))
+    found = (match.raw_string.strip("()") for match in phonenumbers.PhoneNumberMatcher(text, "IT"))
+    return any(not NUMBER.fullmatch(number) for number in found)
