@@ -1,7 +1,7 @@
 """How does a file of a folder become paragraphs? Text as it is laid out, Markdown without code, HTML by trafilatura.
 
 >>> paragraphs_of(Path("guida.html"))
-(['Il comando ar crea, modifica ed estrae archivi.', …], 'utf-8')
+(['La rete di casa\\nIl nome della macchina si scrive nel file', …], 'utf-8')
 
 A line too short to stand alone, a heading say, is one paragraph with what follows it.
 """

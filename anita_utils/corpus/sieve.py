@@ -2,7 +2,7 @@
 
 >>> unfit("La cittÃ  Ã¨ antica."), unfit("| 3216 | 859 | 4075 |")
 ('broken characters', 'tables and code')
->>> near_duplicates(["uno due tre quattro", "altro", "Uno, due, tre: quattro!"])
+>>> near_duplicates(["La Dora passa per Torino.", "Il Po", "la Dora passa per Torino!"])
 {2: 0}
 """
 
