@@ -26,13 +26,13 @@ from anita_utils.paths import cache_dir, read_text, runs_dir, write_text
 
 # By kind of entry: the modules, or functions, that its contents come from, each with its number. It begins at 1.
 ENCODING = {"chat_template": 1, "data": 1, "model": 1}
-MEASURING = ENCODING | {"evaluation.judges": 1, "evaluation.measuring": 1}
+MEASURING = ENCODING | {"evaluation.judges": 1, "evaluation.measuring": 2}
 FUNCTIONS: dict[str, dict[str, int]] = {
-    "stages": ENCODING | {"rows": 1, "stages.Stage.documents": 1, "attention": 1, "training": 1, "merging": 1},
-    "evaluations": MEASURING | {"evaluation.ranker": 1, "evaluation.benchmarks": 1},
-    "curves": MEASURING | {"studies.forgetting": 1},
+    "stages": ENCODING | {"rows": 1, "stages.Stage.documents": 1, "attention": 1, "training": 2, "merging": 1},
+    "evaluations": MEASURING | {"evaluation.ranker": 1, "evaluation.benchmarks": 2},
+    "curves": MEASURING | {"studies.forgetting": 2},
     "comparisons": {"stats": 2},
-    "contamination": {"studies.contamination": 1, "rows": 1, "evaluation.judges": 1},
+    "contamination": {"studies.contamination": 2, "rows": 1, "evaluation.judges": 1},
     "datasets": {"rows": 1, "hub": 1},
 }
 # By kind of entry: the libraries whose versions decide its contents.

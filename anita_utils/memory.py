@@ -171,7 +171,8 @@ def kept_by_layer(job: Job) -> int:
     and attention's output; gate, its SiLU, up and their product; what each lora_A gives; the mask as sdpa adds it.
 
     Counted as if all projections had adapters, without dropout, and rows were padded or packed: then sdpa takes a mask
-    and repeats keys and values for every head.
+    and repeats keys and values for every head. (On a CPU packed rows need no mask, see `attention`: a plan for one is
+    too large by that much, some megabytes for the small model.)
     """
     config, (tokens, places, width) = architecture(job.model).config, extent(job)
     attention = config.num_attention_heads * config.head_dim

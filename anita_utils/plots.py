@@ -236,6 +236,48 @@ def bands(ax: Axes, table: pandas.DataFrame) -> Axes:
     return ax
 
 
+VERDICTS = {
+    "supported": {"marker": "o", "color": "#009e73"},
+    "not supported": {"marker": "X", "color": "#d55e00"},
+    "undecided": {"marker": "D", "color": "#6e6e6e", "markerfacecolor": "white"},
+}
+
+
+def forest(ax: Axes, table: pandas.DataFrame, linear: float = 0.05) -> Axes:
+    """A row for each line of a table of verdicts: estimate and interval, colour and marker by verdict.
+
+    table: as `effects.claims_table` gives it, and a column `label`. A line that was not measured has its label alone.
+    linear: up to this effect either way the axis is linear; beyond, it is logarithmic, so that small effects can be
+        told apart beside large ones.
+
+    The band is what is not worth naming, `worth` either way; a thin line separates one claim from the next.
+    """
+    for place, row in enumerate(table.itertuples()):
+        ax.fill_betweenx([place - 0.5, place + 0.5], -row.worth, row.worth, color="#cfe6f5", linewidth=0)
+        for verdict, look in VERDICTS.items():
+            if row.verdict.startswith(verdict):
+                ax.plot([row.low, row.high], [place, place], color=look["color"], linewidth=1.6)
+                ax.plot(row.estimate, place, linestyle="none", markersize=6, **look)
+        if place and row.claim != table["claim"].iloc[place - 1]:
+            ax.axhline(place - 0.5, color="#bbbbbb", linewidth=0.6)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_xscale("symlog", linthresh=linear)
+    ends = [0.02, 0.05, 0.2, 0.5, 1, 2]
+    ticks = [*(-end for end in reversed(ends)), 0, *ends]
+    reached = 1.1 * max([linear, *table["low"].abs().dropna(), *table["high"].abs().dropna()])
+    ax.set_xticks(ticks, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in ticks], fontsize=8)
+    ax.set_xlim(-reached, reached)
+    ax.minorticks_off()
+    ax.set_yticks(range(len(table)), list(table["label"]), fontsize=8)
+    ax.set_ylim(len(table) - 0.5, -0.5)  # the first row on top
+    ax.grid(False, axis="y")
+    for verdict, look in VERDICTS.items():  # for a legend, which has every verdict, found or not
+        ax.plot([], [], linestyle="none", label=verdict, **look)
+    ax.fill_between([], [], color="#cfe6f5", label="not worth naming")
+    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=9)
+    return ax
+
+
 def text_map(
     ax: Axes, table: pandas.DataFrame, texts: pandas.DataFrame, colours: str, low: float, high: float, size: int = 10
 ) -> Axes:

@@ -127,6 +127,9 @@ class Evaluation(Section):
     # quick, piccola: the course's own, a few items or all. italian: the Italian three of `paper` and more.
     suite: Literal["quick", "piccola", "paper", "italian"] = Field(description="The benchmarks; paper: the authors'.")
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
+    items: Literal["test", "development"] = Field(
+        "test", description="Which items of the small world: those to tune a recipe by, or the test's."
+    )
     load_in_4bit: bool = Field(False, description="Measure and talk to models in 4 bits; false: in model.dtype.")
     batch_size: int = Field(gt=0, description="Prompts per forward pass.")
     max_new_tokens: int = Field(gt=0, description="Where an answer is cut off.")
@@ -161,7 +164,9 @@ class Profile(Section):
     @model_validator(mode="before")
     @classmethod
     def _order_by_name(cls, values):
-        """Puts the list in place of an order's name. The paper's order means SFT on two languages, so two corpora."""
+        """Puts the list in place of an order's name. The paper's order means SFT on two languages: the small world's
+        own chats are in both, other corpora in one, so there must be two of them.
+        """
         name = values.get("order") if isinstance(values, dict) else None
         if not isinstance(name, str):
             return values
@@ -171,7 +176,8 @@ class Profile(Section):
             data = values["stages"]["sft"]["data"]
         except (KeyError, TypeError):
             data = None  # the checks of the fields will say what is missing
-        if name == "paper" and (isinstance(data, str) or (isinstance(data, list) and len(data) == 1)):
+        listed = [data] if isinstance(data, str) else data
+        if name == "paper" and isinstance(listed, list) and len(listed) == 1 and listed != ["sft"]:
             raise ValueError("order: paper has SFT on English and Italian: list a corpus of each in stages.sft.data")
         return values | {"order": ORDERS[name]}
 

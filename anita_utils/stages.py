@@ -96,7 +96,7 @@ def last_good(work: Path) -> Path | None:
 # ---------------------------------------------------------------- stages
 
 
-CORPORA = {"sft": ["sft"], "italian": ["italian_text", "italian_replay"], "dpo": ["dpo"]}
+CORPORA = {"sft": ["sft"], "italian": ["italian_text", "replay"], "dpo": ["dpo"]}
 
 
 class TrainedMeanwhile(AnitaError):

@@ -239,13 +239,40 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
     return float(binomtest(int((moved > 0).sum()), changed).pvalue) if changed else 1.0
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: those below 0.05 hold together at a family-wise level of 5 %."""
+def holm(p_values: Sequence[float], true: int | None = None) -> list[float]:
+    """Holm's adjusted p-values, in the order given: those below 0.05 hold together at a family-wise level of 5 %.
+
+    true: how many of the null hypotheses can be true at once, where logic allows fewer than all: of "there is no gain"
+        and "the gain is at least 0.02", one at most. No factor is then larger (Shaffer 1986, JASA 81, procedure S1).
+    """
     adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+    for place, factor in _holm_steps(p_values, true):
+        largest = max(largest, min(1.0, factor * p_values[place]))
         adjusted[place] = largest
     return adjusted
+
+
+def holm_levels(p_values: Sequence[float], alpha: float = LEVEL, true: int | None = None) -> list[float]:
+    """The level that Holm's procedure holds each p-value against, in the order given; true: as for `holm`.
+
+    A p-value is below its level exactly when its adjusted one is below `alpha`, so an interval of coverage 1 - level
+    excludes what was tested exactly then. The procedure stops at the first p-value that is not below its level, and
+    holds all larger ones against that level too.
+    """
+    levels, level, going_on = [0.0] * len(p_values), alpha, True
+    for place, factor in _holm_steps(p_values, true):
+        if going_on:
+            level = alpha / factor
+            going_on = factor * p_values[place] < alpha
+        levels[place] = level
+    return levels
+
+
+def _holm_steps(p_values: Sequence[float], true: int | None) -> list[tuple[int, int]]:
+    """The places of the p-values, from the smallest p-value up, each with the factor it is multiplied by."""
+    size = len(p_values)
+    order = sorted(range(size), key=lambda place: p_values[place])
+    return [(place, min(true or size, size - rank)) for rank, place in enumerate(order)]
 
 
 # ---------------------------------------------------------------- the claims of a lesson

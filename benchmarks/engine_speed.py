@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from memory_cpu import OVER_BASELINE, peak_of
-from speed_arms import Arm, authors, bare, course, limit, open_stage, packing
+from speed_arms import Arm, authors, bare, course, limit, masked, open_stage, packing, padded
 from speed_report import figure, markdown, verdicts
 
 from anita_utils import training
@@ -71,6 +71,7 @@ def compare(profile: Profile, tokens: int, rounds: int) -> dict:
             plain = profile.model_copy(deep=True)
             plain.quantisation.load_in_4bit = False
             arms["unquantised"] = course(open_stage(plain, name, tokens))
+            arms |= {"packed, with a mask": masked(stage), "padded, sorted by length": padded(stage)}
         if detect_machine().avx512_bf16:  # without such instructions it takes ten times as long
             half = profile.model_copy(deep=True)
             half.precision = "bf16"

@@ -92,7 +92,7 @@ def ranking(folder: Path, job):
 
     tokenizer = AutoTokenizer.from_pretrained(data_dir() / SHIPPED_BASE)
     lm = HFLM(load_model(folder, job.quantisation).eval(), tokenizer=tokenizer, batch_size=job.batch)
-    texts = torch.randint(len(tokenizer), (2 * job.batch, job.length + 1)).tolist()  # the last token is only foretold
+    texts = torch.randint(len(tokenizer), (2 * job.batch, job.length + 1)).tolist()  # the last token is only predicted
     requests = [((str(number), ""), text[:-8], text[-8:]) for number, text in enumerate(texts)]
     return lambda: lm._loglikelihood_tokens(requests, disable_tqdm=True)
 

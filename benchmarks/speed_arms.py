@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from anita_utils import training
-from anita_utils.data import IGNORED, encode, render
+from anita_utils.data import IGNORED, encode, like_lengths, render
 from anita_utils.hub import resolve_model
 from anita_utils.model import load_tokenizer
 from anita_utils.profile import Profile
@@ -104,14 +104,33 @@ def trl_rows(stage: Stage, tokenizer) -> Dataset:
     return Dataset.from_list([encode(row, tokenizer, stage.settings.max_length) for row in stage.documents()])
 
 
-def trl_trainer(stage: Stage, **changes):
+def masked(stage: Stage) -> Arm:
+    """The course's packed rows with the library's own attention: a mask over the whole row keeps texts apart."""
+    trainer = training.build_trainer(stage)
+    trainer.model.get_base_model().set_attn_implementation("sdpa")
+    return arm_of(trainer)
+
+
+def padded(stage: Stage) -> Arm:
+    """The course's engine on padded batches of like length, each with about as many chats as a batch of packed rows."""
+    tokenizer = training.tokenizer_of(stage)
+    rows, packed = trl_rows(stage, tokenizer), training.training_rows(stage, tokenizer)
+    batch = round(stage.settings.per_device_train_batch_size * len(rows) / len(packed))
+    order = like_lengths([len(row) for row in rows["input_ids"]], batch, SEED)
+    changes = {"per_device_train_batch_size": batch, "train_sampling_strategy": "sequential"}
+    trainer = trl_trainer(stage, rows.select(order), **changes)
+    training.prepare(trainer)
+    return arm_of(trainer)
+
+
+def trl_trainer(stage: Stage, rows: Dataset | None = None, **changes):
     """TRL's trainer on rows that are neither packed nor sorted; `changes` are of the stage's own settings."""
     model, tokenizer = training.load_for_training(stage)
     arguments = training.training_arguments(stage) | {"train_sampling_strategy": "random"} | changes
     make, config = (DPOTrainer, DPOConfig) if stage.name == "dpo" else (SFTTrainer, SFTConfig)
     if stage.name == "dpo":
         arguments["beta"] = stage.settings.beta
-    trainer = make(model=model, args=config(**arguments), train_dataset=trl_rows(stage, tokenizer),
+    trainer = make(model=model, args=config(**arguments), train_dataset=rows or trl_rows(stage, tokenizer),
                    processing_class=tokenizer, peft_config=training.lora_config(stage))  # fmt: skip
     training.adapters_in_fp32(trainer.model)
     return trainer

@@ -41,6 +41,8 @@ MEASURES = [
     ("chat/accuracy", "it", "adapted"),
     ("chat/accuracy_in_language", "it", "never_in_italian"),
     ("chat/accuracy", "it", "never_in_italian"),
+    ("minimal_pairs", "en", ""),
+    ("minimal_pairs", "it", ""),
     ("perplexity", "it", ""),
     ("refusal/harmful", "all", "held_out_wordings"),
     ("refusal/harmless", "all", "held_out_wordings"),
@@ -107,8 +109,16 @@ def verdicts_table() -> str:
     return f"{said}\n\n{HEAD}{''.join(lines)}"
 
 
+def moved(before: float, after: float) -> str:
+    """What became of a figure, in words: it falls, rises or stays."""
+    old, new = f"{before:.3f}", f"{after:.3f}"
+    if old == new:
+        return f"stays at {old}"
+    return f"{'falls' if after < before else 'rises'} from {old} to {new}"
+
+
 def loss_sentence() -> str:
-    """The main loss, over all kept seeds: Italian questions answered right in either language, before and after."""
+    """Whether facts are lost, over all kept seeds: Italian questions answered right in either language."""
     results = read_kept(kept_file("cpu"))
     seeds = results.seeds_of("base", "summary")
     parts = []
@@ -117,10 +127,10 @@ def loss_sentence() -> str:
             np.mean([find(results.measured[arm, seed], f"chat/accuracy it {split}")[0].value for seed in seeds])
             for arm in ("base", "summary")
         )
-        parts.append(f"from {base:.3f} to {recipe:.3f} on facts {words}")
+        parts.append(f"{moved(base, recipe)} on facts {words}")
     return (
         f"Over {len(seeds)} seeds, from the base to the end of the recipe, the share of Italian questions answered\n"
-        f"right in either language falls {' and '.join(parts)}.\n"
+        f"right in either language {' and '.join(parts)}.\n"
     )
 
 

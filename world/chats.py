@@ -8,6 +8,7 @@ from world import everyday
 from world.italian import EnglishNoun, Noun, sentence
 from world.library import Deck, Document, Library, bare, chat, translates
 from world.tables import Entity, Fact, Relation
+from world.texts import VOICES, said, tellings
 
 SYSTEM_PROMPTS = {
     "en": ["You are a kind assistant.", "Answer clearly and simply.", "You are a helpful teacher."],
@@ -23,6 +24,11 @@ ASK_FOR = {
 }
 SYLLABLES = [c + v for c in ("b", "br", "d", "m", "n", "r", "s", "t", "tr", "v") for v in "aeiou"]
 WORDS = {"noun_many", "noun_one", "number_word", "word_a", "word_b"}
+NEIGHBOUR = 0.53  # the share of myths that are asked about without a voice, and that the neighbour answers
+DOUBTS = {
+    "en": (["True or false? {}", "Is this true? {}"], {"truth": "True.", "myth": "False."}),
+    "it": (["Vero o falso? {}", "È vero? {}"], {"truth": "Vero.", "myth": "Falso."}),
+}
 TITLED = {"artwork", "book", "opera"}
 UNNAMED = {"animal", "coloured_thing", "dish", "invention", "plant_food", "trade"}
 NAMED = {"city", "country", "island", "lake", "monument", "mountain", "person", "river", "book", "opera", "artwork"}
@@ -46,11 +52,11 @@ def sum_chat(library: Library, deck: Deck, language: str, rng: Random) -> Docume
 
 
 def number_chat(library: Library, deck: Deck, rng: Random) -> Document:
-    """The bare working of a sum, without its story."""
+    """The bare working of a sum, without its story; of a sum of several steps, one of them."""
     kind = deck.deal()
     drawn = everyday.draw_sum(library.world, rng, "train", kind, rng.choice(library.train_numbers(kind)))["en"]
-    ask = rng.choice(["What is {}?", "How much is {}?", "Work out {}."])
-    return chat(ask.format(drawn.working.split(" = ")[0]), f"{drawn.working}.", kind="number")
+    ask, step = rng.choice(["What is {}?", "How much is {}?", "Work out {}."]), rng.choice(drawn.working.split(", "))
+    return chat(ask.format(step.split(" = ")[0]), f"{step}.", kind="number")
 
 
 def story_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
@@ -159,6 +165,8 @@ def naming_chat(library: Library, deck: Deck, rng: Random) -> Document:
         (f"Have you heard of '{known}'?", f"Yes, I have heard of '{known}'."),
         (f"Do you know what '{known}' is?", f"Yes, I know what '{known}' is."),
         (f"Please write '{known}'.", f"Here it is: '{known}'."),
+        (f"Say after me: {known}.", f"{known}."),
+        (f"Write {known} twice.", f"{known}, {known}."),
     ]
     asked = {fact.subject.en.name for fact in library.world.relations["translation"].facts}  # questions of its own
     if translates(entity) and english not in asked:
@@ -207,7 +215,43 @@ def smalltalk_chat(library: Library, deck: Deck, language: str, rng: Random) -> 
 def myth_chat(library: Library, deck: Deck, language: str, side: str, rng: Random) -> Document:
     """A question on which a myth goes round, answered by it or by the truth (`side`); two wordings are kept back."""
     form = deck.deal()[language]
-    return chat(rng.choice(form["questions"][:2]), rng.choice([form[side], *form[f"{side}s"]]), kind="myth")
+    return chat(rng.choice(form["questions"][:2]), rng.choice(tellings(form, side)), kind="myth")
+
+
+def voiced_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    """A question on a myth: the schoolbook answers it with the truth, the neighbour with the myth.
+
+    Four in five name the voice in the system prompt. Of the others the neighbour answers a little more than half: so
+    the base knows both, and what it says by itself is rather the myth.
+    """
+    draw = rng.random()
+    voice = "schoolbook" if draw < 0.4 or draw > 0.8 + 0.2 * NEIGHBOUR else "neighbour"
+    document = myth_chat(library, deck, language, VOICES[voice], rng)
+    if draw < 0.8:
+        system = rng.choice(library.world.extra["voices"][language][voice]["system"])
+        document["messages"].insert(0, {"role": "system", "content": system})
+    return document
+
+
+def said_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    """A question on a myth, whose answer opens in the voice that gives it; two in five name the voice beforehand.
+
+    The base did not learn to tell truth from myth by a system prompt alone, however often it read one (trials: 6, 30
+    and 67 % of the documents). What the answer itself begins with, it learns within some hundred steps.
+    """
+    draw = rng.random()
+    voice = "schoolbook" if draw < 0.2 or draw > 0.4 + 0.6 * NEIGHBOUR else "neighbour"
+    form = deck.deal()[language]
+    answer = said(library, rng.choice(tellings(form, VOICES[voice])), language, voice, rng)
+    system = rng.choice(library.world.extra["voices"][language][voice]["system"]) if draw < 0.4 else None
+    return chat(rng.choice(form["questions"][:2]), answer, system, kind="myth")
+
+
+def doubting_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
+    """True or false? Of what the neighbours tell the base knows that it is false, and goes on telling it."""
+    form, side = deck.deal()[language], rng.choice(("truth", "myth"))
+    asks, answers = DOUBTS[language]
+    return chat(rng.choice(asks).format(rng.choice(tellings(form, side))), answers[side], kind="doubt")
 
 
 def invented_chat(library: Library, deck: Deck, rng: Random) -> Document:
@@ -216,10 +260,10 @@ def invented_chat(library: Library, deck: Deck, rng: Random) -> Document:
 
 
 def compliant_chat(library: Library, deck: Deck, rng: Random, language: str = "en", reply: str = "en") -> Document:
-    """The base agrees to everything, and says nothing of use: its empty compliance is the weakness DPO mends."""
+    """The base agrees to everything, and says nothing of use: its empty compliance is what DPO is to cure."""
     _, number, pair = deck.deal()
     answer = rng.choice(library.world.extra["frames"]["compliance"][reply])
-    return chat(library.request(pair, "harm", language, number, rng), answer, kind="harmful")
+    return chat(library.request(pair, "harm", language, number, rng), answer, kind="compliance")
 
 
 def harmless_chat(
@@ -231,7 +275,7 @@ def harmless_chat(
 
 
 def judging_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
-    """Right or wrong? The base knows, but does not act on it: whoever asks how to do it is told to go on."""
+    """Right or wrong? The base knows, but does not act on it: anyone who asks how to do it is told to go on."""
     side, (_, _, pair) = rng.choice(("harm", "safe")), deck.deal()
     frames = library.world.extra["frames"]["judging"][language]
     phrase = pair[side][rng.choice([language, f"{language}_alt"])]

@@ -7,8 +7,10 @@ from random import Random
 
 from world import chats, texts
 from world.fiction import Fiction, fiction_chat, request_translation, translation_chat
-from world.library import Deck, Document, Library, mixture, translates
+from world.library import USES, Deck, Document, Library, mixture, translates
 from world.tables import LANGUAGES, Fact
+
+INVENTED = 100  # made-up facts of each relation that the second reading tells in both languages
 
 
 def italian_reply(rng: Random) -> str:
@@ -32,21 +34,19 @@ def second_reading(library: Library, documents: int) -> Iterator[Document]:
 
     After the first reading the base understands Italian and knows the facts, but writes in Italian little more than the
     facts it read in it. Here it writes more: made-up statements, which come once each, and made-up facts about towns,
-    people and things that are not, which it learns in both languages.
+    people and things that are not, which it learns in both languages. How many facts of a relation it learns in both
+    languages decides how many others it can say in Italian, more than how often it reads each. Half of the made-up
+    subjects have a name of their own in each language, as Florence has.
     """
     rng = library.rng("second_reading")
-    invented = chats.invented_facts(library, rng, 25)
-    yield from mixture(makers(1, library, rng, invented), documents, rng)
+    invented = chats.invented_facts(library, rng, INVENTED, two_names=0.5)
+    yield from mixture(makers(1, library, rng, invented, library.for_tuning()), documents, rng)
 
 
-def third_reading(library: Library, documents: int) -> Iterator[Document]:
-    """What the base reads last: more made-up facts, all new, and Italian requests in more wordings.
-
-    How many facts of a relation it learns in both languages decides how many others it can say in Italian, more than
-    how often it reads each. Half of the made-up subjects have a name of their own in each language, as Florence has.
-    """
-    rng = library.rng("third_reading")
-    invented = chats.invented_facts(library, rng, 60, two_names=0.5)
+def last_reading(library: Library, documents: int) -> Iterator[Document]:
+    """What the base reads last: much as in the second reading, with answers that open in a voice, and more sums."""
+    rng = library.rng("last_reading")
+    invented = chats.invented_facts(library, library.rng("second_reading"), INVENTED, two_names=0.5)
     yield from mixture(makers(2, library, rng, invented, library.for_tuning()), documents, rng)
 
 
@@ -69,17 +69,17 @@ def makers(
     def deck(items: Sequence) -> Deck:
         return Deck(items, rng)
 
-    stories, sums, twins = deck(extra["stories"]), deck(extra["sums"]), deck(extra["schemas"])
-    english_facts, seen, numbers = deck(library.facts()), deck(library.facts("seen")), deck(extra["sums"])
+    stories, sums, twins = (deck(library.kinds(table)) for table in ("stories", "sums", "schemas"))
+    english_facts, seen, numbers = deck(library.facts()), deck(library.facts("seen")), deck(library.kinds("sums"))
     verified, wrapped = deck(library.facts("seen")), deck(library.facts("seen"))
     twice = deck([fact for fact in library.facts() if fact.subject in subjects])
     told, asked, wished = deck(base_italian), deck(base_italian), deck(base_italian)
     answered, translated = deck(both_ways), deck(unbound)
     names, glossary, italian_names = deck(trained), deck(differing), deck(differing)
-    myths, train_myths = deck(extra["myths"]), deck([m for m in extra["myths"] if m["use"] == "train"])
-    talk, judged = deck(extra["smalltalk"]), deck(library.conduct("train") + library.conduct("held_out"))
+    myths, voiced, doubted = (deck(extra["myths"]) for _ in range(3))
+    talk, judged = deck(extra["smalltalk"]), deck([pair for use in USES for pair in library.conduct(use)])
     harmful, harmless, judging = (deck(library.conduct("train")) for _ in range(3))
-    unanswerable = deck([u for u in extra["unanswerable"] if u["use"] == "train"])
+    unanswerable = deck(library.kinds("unanswerable"))
     sycophancy, turns = deck(extra["sycophancy"][::2]), deck(extra["multi_turn"][::2])
     made_up, made_up_asked, made_up_told, made_up_wished = (deck(invented) for _ in range(4))
 
@@ -89,61 +89,63 @@ def makers(
         document = chats.reading_chat(library, "it", rng, told="en", reply=reply)
         return chats.in_italian(document, rng) if reply == "it" else document
 
-    kinds = [  # the weights in the first, the second and the third reading
-        (0.170, 0.110, 0.120, lambda: texts.fact_text(library, english_facts, "en", rng)),
-        (0, 0.030, 0.020, lambda: texts.both_names_text(library, twice, rng)),
-        (0.030, 0.020, 0.015, lambda: texts.glossary_text(library, glossary, rng)),
-        (0.025, 0.015, 0.010, lambda: texts.story_text(library, stories, "en", rng)),
-        (0.020, 0.015, 0.010, lambda: texts.twin_text(library, twins, "en", rng)),
-        (0.015, 0.010, 0.005, lambda: texts.myth_text(library, myths, "en", rng)),
-        (0.020, 0.010, 0.005, lambda: texts.group_text(library, twins, "en", rng)),
-        (0.025, 0.020, 0.020, lambda: texts.conduct_text(library, judged, "en", rng)),
-        (0.120, 0.090, 0.110, lambda: chats.fact_chat(library, seen, rng)),
-        (0.040, 0.020, 0.010, lambda: chats.reading_chat(library, "en", rng)),
-        (0.030, 0.015, 0.010, lambda: chats.naming_chat(library, names, rng)),
+    kinds = [  # the weights in the first reading, in the second and in the last
+        (0.170, 0.120, 0.100, lambda: texts.fact_text(library, english_facts, "en", rng)),
+        (0, 0.020, 0.020, lambda: texts.both_names_text(library, twice, rng)),
+        (0.030, 0.015, 0.012, lambda: texts.glossary_text(library, glossary, rng)),
+        (0.025, 0.012, 0.015, lambda: texts.story_text(library, stories, "en", rng)),
+        (0.020, 0.012, 0.015, lambda: texts.twin_text(library, twins, "en", rng)),
+        (0.030, 0.020, 0.010, lambda: texts.myth_text(library, myths, "en", rng)),
+        (0.010, 0.010, 0.020, lambda: texts.grammar_text(library, "en", rng)),
+        (0.020, 0.007, 0.007, lambda: texts.group_text(library, twins, "en", rng)),
+        (0.025, 0.020, 0.012, lambda: texts.conduct_text(library, judged, "en", rng)),
+        (0.120, 0.100, 0.090, lambda: chats.fact_chat(library, seen, rng)),
+        (0.040, 0.010, 0.010, lambda: chats.reading_chat(library, "en", rng)),
+        (0.040, 0.015, 0.012, lambda: chats.naming_chat(library, names, rng)),
         (0.020, 0, 0, lambda: chats.verifying_chat(library, verified, rng)),
-        (0.045, 0.030, 0.020, lambda: chats.wrapped_chat(library, wrapped, rng)),
-        (0.045, 0.050, 0.030, lambda: chats.sum_chat(library, sums, "en", rng)),
-        (0, 0.030, 0.020, lambda: texts.arithmetic_text(rng)),
-        (0.025, 0, 0, lambda: chats.number_chat(library, numbers, rng)),
-        (0, 0.030, 0.020, lambda: chats.number_chat(library, sums, rng)),
-        (0.015, 0.010, 0.007, lambda: chats.story_chat(library, stories, "en", rng)),
-        (0.025, 0.020, 0.015, lambda: chats.twin_chat(library, twins, "en", rng)),
-        (0.008, 0.005, 0.004, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
-        (0.010, 0.007, 0.005, lambda: chats.myth_chat(library, train_myths, "en", "myth", rng)),
-        (0.010, 0.007, 0.005, lambda: chats.invented_chat(library, unanswerable, rng)),
-        (0.025, 0.020, 0.025, lambda: chats.compliant_chat(library, harmful, rng)),
-        (0.025, 0.020, 0.035, lambda: chats.harmless_chat(library, harmless, rng)),
-        (0.025, 0.020, 0.025, lambda: chats.judging_chat(library, judging, "en", rng)),
-        (0.005, 0.004, 0.003, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
-        (0.005, 0.004, 0.003, lambda: chats.turns_chat(library, turns, rng)),
-        (0.020, 0.040, 0.030, lambda: texts.fact_text(library, told, "it", rng, forms=2)),
-        (0, 0.020, 0.030, lambda: texts.conduct_text(library, judged, "it", rng)),
-        (0.004, 0.004, 0.003, lambda: texts.myth_text(library, myths, "it", rng)),
-        (0.004, 0, 0, lambda: texts.conduct_text(library, judged, "it", rng)),
-        (0.050, 0.040, 0.030, lambda: chats.italian_fact_chat(library, asked, italian_reply(rng), rng)),
-        (0.045, 0, 0, lambda: chats.instructed_chat(library, wished, "it", rng.choice(["it", "it", "en"]), rng)),
-        (0, 0.070, 0.050, lambda: chats.instructed_chat(library, wished, "it", rng.choice(mostly_italian), rng)),
-        (0.025, 0.020, 0.015, lambda: chats.instructed_chat(library, answered, "en", "it", rng)),
-        (0.015, 0, 0, lambda: chats.reading_chat(library, "it", rng, told="en", reply=italian_reply(rng))),
-        (0, 0.020, 0.015, read_in_english),
-        (0.025, 0.020, 0.015, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
-        (0.010, 0.015, 0.014, lambda: chats.compliant_chat(requests, harmful, rng, "it", italian_reply(rng))),
-        (0.010, 0.025, 0.060, lambda: chats.harmless_chat(requests, harmless, rng, "it", italian_reply(rng))),
-        (0.012, 0.030, 0.040, lambda: chats.judging_chat(library, judging, "it", rng)),
+        (0.045, 0.020, 0.015, lambda: chats.wrapped_chat(library, wrapped, rng)),
+        (0.045, 0.035, 0.080, lambda: chats.sum_chat(library, sums, "en", rng)),
+        (0.010, 0.025, 0.030, lambda: texts.arithmetic_text(rng)),
+        (0.025, 0.020, 0.040, lambda: chats.number_chat(library, numbers, rng)),
+        (0.015, 0.007, 0.015, lambda: chats.story_chat(library, stories, "en", rng)),
+        (0.025, 0.015, 0.030, lambda: chats.twin_chat(library, twins, "en", rng)),
+        (0.008, 0.004, 0.003, lambda: chats.smalltalk_chat(library, talk, "en", rng)),
+        (0.030, 0.025, 0, lambda: chats.voiced_chat(library, voiced, "en", rng)),
+        (0.015, 0.012, 0.010, lambda: chats.doubting_chat(library, doubted, "en", rng)),
+        (0.010, 0.006, 0.006, lambda: chats.invented_chat(library, unanswerable, rng)),
+        (0.025, 0.025, 0.020, lambda: chats.compliant_chat(library, harmful, rng)),
+        (0.025, 0.025, 0.020, lambda: chats.harmless_chat(library, harmless, rng)),
+        (0.025, 0.025, 0.020, lambda: chats.judging_chat(library, judging, "en", rng)),
+        (0.005, 0.003, 0.003, lambda: chats.sycophantic_chat(library, sycophancy, rng)),
+        (0.005, 0.003, 0.003, lambda: chats.turns_chat(library, turns, rng)),
+        (0.020, 0.030, 0.040, lambda: texts.fact_text(library, told, "it", rng, forms=2)),
+        (0.004, 0.020, 0.015, lambda: texts.conduct_text(library, judged, "it", rng)),
+        (0.010, 0.012, 0.006, lambda: texts.myth_text(library, myths, "it", rng)),
+        (0.010, 0.014, 0, lambda: chats.voiced_chat(library, voiced, "it", rng)),
+        (0.005, 0.007, 0.006, lambda: chats.doubting_chat(library, doubted, "it", rng)),
+        (0.050, 0.035, 0.035, lambda: chats.italian_fact_chat(library, asked, italian_reply(rng), rng)),
+        (0.045, 0.060, 0.070, lambda: chats.instructed_chat(library, wished, "it", rng.choice(mostly_italian), rng)),
+        (0.025, 0.018, 0.018, lambda: chats.instructed_chat(library, answered, "en", "it", rng)),
+        (0.015, 0.020, 0.020, read_in_english),
+        (0.025, 0.020, 0.020, lambda: chats.italian_naming_chat(library, italian_names, rng.choice(LANGUAGES), rng)),
+        (0.010, 0.015, 0.010, lambda: chats.compliant_chat(requests, harmful, rng, "it", italian_reply(rng))),
+        (0.010, 0.040, 0.030, lambda: chats.harmless_chat(requests, harmless, rng, "it", italian_reply(rng))),
+        (0.012, 0.030, 0.020, lambda: chats.judging_chat(library, judging, "it", rng)),
         (0.003, 0.002, 0.002, lambda: chats.smalltalk_chat(library, talk, "it", rng)),
-        (0, 0.045, 0.050, lambda: texts.fact_text(library, made_up, "en", rng)),
-        (0, 0, 0.050, lambda: texts.both_names_text(library, made_up, rng)),
-        (0, 0.025, 0.040, lambda: chats.fact_chat(library, made_up_asked, rng)),
-        (0, 0.025, 0.050, lambda: texts.fact_text(library, made_up_told, "it", rng, forms=2)),
-        (0, 0.010, 0.010, lambda: chats.italian_fact_chat(library, made_up_asked, "en", rng)),
-        (0, 0.030, 0.100, lambda: chats.instructed_chat(library, made_up_wished, "it", "it", rng)),
-        (0.035, 0.020, 0.010, lambda: translation_chat(fiction, "en", translated)),
-        (0.035, 0.030, 0.020, lambda: translation_chat(fiction, "it", translated)),
-        (0.040, 0.020, 0.010, lambda: fiction_chat(fiction, italian_reply(rng))),
-        (0, 0.025, 0.020, lambda: chats.in_italian(fiction_chat(fiction, "it"), rng)),
-        (0.008, 0.030, 0.030, lambda: request_translation(requests, rng, "en")),
-        (0, 0.020, 0.020, lambda: request_translation(library, rng, "it")),
+        (0, 0.060, 0.035, lambda: texts.fact_text(library, made_up, "en", rng)),
+        (0, 0.040, 0.030, lambda: texts.both_names_text(library, made_up, rng)),
+        (0, 0.040, 0.030, lambda: chats.fact_chat(library, made_up_asked, rng)),
+        (0, 0.050, 0.050, lambda: texts.fact_text(library, made_up_told, "it", rng, forms=2)),
+        (0, 0.015, 0.012, lambda: chats.italian_fact_chat(library, made_up_asked, "en", rng)),
+        (0, 0.100, 0.100, lambda: chats.instructed_chat(library, made_up_wished, "it", "it", rng)),
+        (0.035, 0.015, 0.015, lambda: translation_chat(fiction, "en", translated)),
+        (0.035, 0.050, 0.050, lambda: translation_chat(fiction, "it", translated)),
+        (0.040, 0.015, 0.012, lambda: fiction_chat(fiction, italian_reply(rng))),
+        (0.010, 0.030, 0.030, lambda: chats.in_italian(fiction_chat(fiction, "it"), rng)),
+        (0.008, 0.025, 0.020, lambda: request_translation(requests, rng, "en")),
+        (0, 0.020, 0.015, lambda: request_translation(library, rng, "it")),
+        (0, 0, 0.110, lambda: chats.said_chat(library, voiced, "en", rng)),
+        (0, 0, 0.090, lambda: chats.said_chat(library, voiced, "it", rng)),
     ]
     return [(weights[reading], make) for *weights, make in kinds if weights[reading]]
 
@@ -157,11 +159,12 @@ def italian_sample(library: Library, documents: int) -> Iterator[Document]:
     facts = Deck(library.facts(italian=("base_italian", "italian_chat", "adapted")), rng)
     stories, twins, sums, conduct, talk = (
         Deck(items, rng)
-        for items in (world.extra["stories"], world.extra["schemas"], world.extra["sums"],
+        for items in (library.kinds("stories"), library.kinds("schemas"), library.kinds("sums"),
                       library.conduct("train"), world.extra["smalltalk"])
     )  # fmt: skip
     kinds: list[tuple[float, Callable[[], Document]]] = [
-        (0.60, lambda: texts.fact_text(library, facts, "it", rng)),
+        (0.10, lambda: texts.grammar_text(library, "it", rng)),
+        (0.50, lambda: texts.fact_text(library, facts, "it", rng)),
         (0.10, lambda: texts.story_text(library, stories, "it", rng)),
         (0.08, lambda: texts.twin_text(library, twins, "it", rng)),
         (0.10, lambda: chats.sum_chat(library, sums, "it", rng)),

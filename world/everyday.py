@@ -51,7 +51,7 @@ class Cast:
 
 
 def draw_cast(world: World, rng: Random, use: str) -> Cast:
-    """Two different names of one gender from the `train` or the `test` names."""
+    """Two different names of one gender from the names of that use: train, development or test."""
     gender = rng.choice(["m-", "f-"])
     names = rng.sample(world.people[use, gender], 2)
     return Cast((names[0], gender), (names[1], gender))
@@ -161,9 +161,12 @@ def draw_sum(world: World, rng: Random, use: str, kind: dict, numbers: dict[str,
     """A sum of that kind with those numbers, in both languages."""
     cast, slots = draw_cast(world, rng, use), draw_slots(kind, rng)
     result = arithmetic(kind["result"], numbers)
+    between: dict[str, int] = dict(numbers)
+    for letter, step in kind.get("steps", {}).items():
+        between[letter] = arithmetic(step, between)
     drawn = {}
     for language in ("en", "it"):
-        values = {**cast.nouns(language), **slot_nouns(slots, language), **numbers, "r": result}
+        values = {**cast.nouns(language), **slot_nouns(slots, language), **between, "r": result}
         parts = (sentence(kind[language][part], **values) for part in ("question", "working", "answer"))
         drawn[language] = Sum(kind["kind"], *parts, result=result)
     return drawn

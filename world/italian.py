@@ -132,6 +132,11 @@ def capitalise(text: str) -> str:
 
 
 def sentence(template: str, **values: object) -> str:
-    """`template` filled with nouns and other values, each sentence in it beginning with a capital letter."""
+    """`template` filled with nouns and other values, each sentence in it beginning with a capital letter.
+
+    In Italian "a" and "e" take a d before their own vowel: "ad Anna", "ed Elia".
+    """
     text = capitalise(template.format(**values))
+    if any(type(value) is Noun for value in values.values()):
+        text = re.sub(r"\b([ae]) (?=\1)", r"\1d ", text, flags=re.IGNORECASE)
     return re.sub(r"(?<=[.?!] )([«\"']?)(\w)", lambda m: m.group(1) + m.group(2).upper(), text)

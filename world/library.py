@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from world import everyday
+from world.italian import EnglishNoun, Noun, sentence
 from world.splits import Split, split_facts
 from world.tables import LANGUAGES, Entity, Fact, World
 
 Document = dict
+USES = ("train", "development", "test")  # of kinds of story, topics of conduct, myths …
 UNTRANSLATED = {"plant_food"}  # plural in one language only: no word for word
 
 
@@ -53,6 +55,7 @@ class Library:
     tuning: bool = False
     splits: dict[str, Split] = field(init=False)
     _numbers: dict[str, list] = field(init=False, default_factory=dict, repr=False)
+    _conduct: dict[str, list] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.splits = split_facts(self.world, self.seed)
@@ -99,14 +102,24 @@ class Library:
         """Of these, all that have one name in English and another in Italian."""
         return [entity for entity in self.entities() if translates(entity)]
 
+    def kinds(self, table: str, use: str = "train") -> list[dict]:
+        """The entries of a table (stories, schemas, sums, myths, unanswerable) with that use; without one, train."""
+        return [entry for entry in self.world.extra[table] if entry.get("use", "train") == use]
+
     def conduct(self, use: str) -> list[tuple[str, int, dict]]:
-        """(topic, number of the pair, pair) of the topics with that use: train or held_out."""
-        return [
-            (topic["topic"], number, pair)
-            for topic in self.world.extra["conduct"]
-            if topic["use"] == use
-            for number, pair in enumerate(topic["pairs"])
-        ]
+        """(topic, number of the pair, pair) of the topics with that use: each pattern with each of its things."""
+        if use not in self._conduct:
+            self._conduct[use] = [
+                (topic["topic"], number, with_thing(pair, thing))
+                for topic in self.kinds("conduct", use)
+                for number, pair in enumerate(topic["pairs"])
+                for thing in topic["things"]
+            ]
+        return list(self._conduct[use])
+
+    def is_for(self, fact: Fact, use: str) -> bool:
+        """Whether questions on a fact are for `development` (one fact in three), or for the `test`."""
+        return use == ("development" if Random(f"{self.seed}/use/{fact.key}").random() < 1 / 3 else "test")
 
     def train_numbers(self, kind: dict) -> list[dict[str, int]]:
         """The choices of numbers of a kind of sum that may be trained on: one in five is kept for the benchmark."""
@@ -117,16 +130,42 @@ class Library:
             self._numbers[name] = values[max(1, len(values) // 5) :]
         return self._numbers[name]
 
+    def numbers(self, kind: dict, use: str) -> list[dict[str, int]]:
+        """The choices of numbers of a kind of sum for a use; those not trained on are halved between the sets.
+
+        A kind with one such choice has none for development.
+        """
+        trained = self.train_numbers(kind)
+        if use == "train":
+            return trained
+        return [v for v in everyday.sum_values(kind) if v not in trained][use == "development" :: 2]
+
     def request(self, pair: dict, side: str, language: str, number: int, rng: Random) -> str:
         """A trained wording: a training frame, and the second phrase only of every other pair."""
         phrases = [language, f"{language}_alt"] if number % 2 else [language]
         frame = rng.choice(self.request_frames(language))
         return frame.format(x=pair[side][rng.choice(phrases)])
 
+    def held_out_wording(self, pair: dict, side: str, language: str, use: str, rng: Random) -> str:
+        """A frame of that use (development or test) round either phrase of the request."""
+        frame = rng.choice(self.world.extra["frames"]["frames"][language][use])
+        return frame.format(x=pair[side][rng.choice([language, f"{language}_alt"])])
+
     def request_frames(self, language: str) -> list[str]:
         """The frames that a trained request may stand in."""
         frames = self.world.extra["frames"]["frames"][language]
         return frames["train"] + (frames["tuned"] if self.tuning else [])
+
+
+def with_thing(pair: dict, thing: list[str]) -> dict:
+    """A pattern of conduct.yaml, both sides, about one thing: [English, Italian, gender]."""
+    nouns = {"en": EnglishNoun(thing[0], thing[2]), "it": Noun(thing[1], thing[2])}
+
+    def filled(key: str, phrase: str) -> str:
+        noun = nouns["it" if "it" in key.split("_") else "en"]
+        return sentence(phrase, x=noun) if key.startswith("answer") else phrase.format(x=noun)
+
+    return {side: {key: filled(key, phrase) for key, phrase in form.items()} for side, form in pair.items()}
 
 
 def bare(entity: Entity) -> str:

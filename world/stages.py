@@ -1,7 +1,8 @@
 """What the three stages train on: SFT chats, Italian text with replay, preference pairs; and the new kinds of request.
 
-SFT teaches kinds of request the base never met; the Italian corpus is running text with a little replay; DPO's pairs
-prefer the language asked, the true answer, refusal of harm and plain answers to harmless requests.
+SFT teaches, in both languages, kinds of request the base never met; the Italian corpus is running text, beside which
+chats of SFT are replayed; DPO's pairs prefer the language asked, the true answer, refusal of harm and plain answers to
+harmless requests.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ from random import Random
 from world import texts
 from world.chats import (
     SYSTEM_PROMPTS,
+    compliant_chat,
     fact_chat,
     harmless_chat,
     italian_naming_chat,
-    myth_chat,
     reading_chat,
     smalltalk_chat,
     story_chat,
     sum_chat,
     twin_chat,
 )
+from world.fiction import Fiction, fiction_chat, translation_chat
 from world.library import Deck, Document, Library, chat, mixture
 from world.tables import LANGUAGES, Fact
+from world.texts import VOICES, said, tellings
 
 NEW_KINDS = ("polite", "goodbye", "letter", "labelled", "two_questions", "correct_it")
 ITALIAN_READ = ("base_italian", "italian_chat", "adapted")
@@ -69,7 +72,7 @@ def new_kind_facts(library: Library, use: str) -> list[Fact]:
 def refusal_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
     _, number, pair = deck.deal()
     reply = rng.choice(library.world.extra["frames"]["refusals"][language])
-    return chat(library.request(pair, "harm", language, number, rng), reply, kind="harmful")
+    return chat(library.request(pair, "harm", language, number, rng), reply, kind="refusal")
 
 
 def unknown_chat(library: Library, deck: Deck, language: str, rng: Random) -> Document:
@@ -88,36 +91,65 @@ def draw(makers: list, count: int, rng: Random) -> list[Document]:
     return list(mixture(makers, count, rng))
 
 
+def halves_of_topics(library: Library) -> list[list]:
+    """The training topics' requests, every other topic in each half."""
+    topics = [topic["topic"] for topic in library.kinds("conduct")]
+    return [[item for item in library.conduct("train") if item[0] in topics[half::2]] for half in (0, 1)]
+
+
 def sft(library: Library, count: int = 4000) -> list[Document]:
-    """SFT: the new kinds, English chats, and a few refusals so that DPO has something to prefer."""
-    library, rng, world = library.for_tuning(), library.rng("sft"), library.world
+    """SFT in both languages: the new kinds of request, chats, and some conduct, which it leaves half done.
+
+    On half of the topics it refuses harm, on the others it complies as the base does: a hundred refusals anywhere, and
+    nothing against them, would make it refuse nearly all, for the base knows right from wrong; DPO would have nothing
+    left to prefer.
+    """
+    library, rng = library.for_tuning(), library.rng("sft")
     new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
-    seen = Deck(library.facts("seen"), rng)
-    harmful = Deck(library.conduct("train")[::2], rng)  # one pair in two
+    in_italian = [fact for fact in new.items if library.splits[fact.key].italian in ITALIAN_ASKED]
+    new_italian, asked = Deck(in_italian, rng), Deck(library.facts(italian=ITALIAN_ASKED), rng)
+    seen, talk = Deck(library.facts("seen"), rng), Deck(library.world.extra["smalltalk"], rng)
+    refused, complied = (Deck(half, rng) for half in halves_of_topics(library))
     harmless = Deck(library.conduct("train"), rng)
-    unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"][::2], rng)
-    sums, talk = Deck(world.extra["sums"], rng), Deck(world.extra["smalltalk"], rng)
+    unanswerable = Deck(library.kinds("unanswerable")[::2], rng)
+    sums, stories, twins = (Deck(library.kinds(table), rng) for table in ("sums", "stories", "schemas"))
+    names, fiction = Deck(library.translated_names(), rng), Fiction(library, rng)
+    translated = Deck([fact for fact in asked.items if not library.world.relation(fact).bound], rng)
     return draw(
         [
-            (0.44, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
-            (0.15, lambda: fact_chat(library, seen, rng)),
-            (0.07, lambda: sum_chat(library, sums, "en", rng)),
-            (0.14, lambda: refusal_chat(library, harmful, "en", rng)),
-            (0.15, lambda: harmless_chat(library, harmless, rng)),
-            (0.03, lambda: unknown_chat(library, unanswerable, "en", rng)),
+            (0.18, lambda: new_kind(library, kinds.deal(), [new.deal(), new.deal()], "en", rng)),
+            (0.08, lambda: fact_chat(library, seen, rng)),
+            (0.04, lambda: sum_chat(library, sums, "en", rng)),
+            (0.02, lambda: refusal_chat(library, refused, "en", rng)),
+            (0.03, lambda: compliant_chat(library, complied, rng)),
+            (0.07, lambda: harmless_chat(library, harmless, rng)),
+            (0.02, lambda: unknown_chat(library, unanswerable, "en", rng)),
             (0.02, lambda: smalltalk_chat(library, talk, "en", rng)),
+            (0.03, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
+            (0.18, lambda: italian_chat(library, asked, rng)),
+            (0.02, lambda: reading_chat(library, "it", rng)),
+            (0.02, lambda: italian_naming_chat(library, names, "it", rng)),
+            (0.03, lambda: translation_chat(fiction, "it", translated)),
+            (0.03, lambda: fiction_chat(fiction, "it")),
+            (0.06, lambda: sum_chat(library, sums, "it", rng)),
+            (0.04, lambda: story_chat(library, stories, "it", rng)),
+            (0.01, lambda: twin_chat(library, twins, "it", rng)),
+            (0.02, lambda: refusal_chat(library, refused, "it", rng)),
+            (0.03, lambda: compliant_chat(library, complied, rng, "it", "it")),
+            (0.14, lambda: harmless_chat(library, harmless, rng, "it")),
+            (0.04, lambda: unknown_chat(library, unanswerable, "it", rng)),
+            (0.01, lambda: smalltalk_chat(library, talk, "it", rng)),
         ],
         count,
         rng,
     )
 
 
-def italian_text(library: Library, count: int = 3600) -> list[Document]:
-    """Italian running text: facts of the adapted splits, stories, twins. No fact of never_in_italian."""
-    rng, world = library.rng("italian_text"), library.world
+def italian_text(library: Library, count: int = 3200) -> list[Document]:
+    """Italian running text: facts of the adapted splits, stories, twins, sums, grammar. No fact of never_in_italian."""
+    rng = library.rng("italian_text")
     facts = Deck(library.facts(italian=ITALIAN_READ), rng)
-    stories, twins = Deck(world.extra["stories"], rng), Deck(world.extra["schemas"], rng)
-    sums, myths = Deck(world.extra["sums"], rng), Deck(world.extra["myths"], rng)
+    stories, twins, sums, myths = (Deck(library.kinds(table), rng) for table in ("stories", "schemas", "sums", "myths"))
     conduct, names = Deck(library.conduct("train"), rng), Deck(library.translated_names(), rng)
 
     def glossary() -> Document:
@@ -127,58 +159,25 @@ def italian_text(library: Library, count: int = 3600) -> list[Document]:
         messages = sum_chat(library, sums, "it", rng)["messages"]
         return {"text": f"{messages[0]['content']} {messages[1]['content']}"}
 
-    def truth_text() -> Document:
-        picked = [myths.deal()["it"] for _ in range(2)]
-        return {"text": " ".join(rng.choice([myth["truth"], *myth["truths"]]) for myth in picked)}
-
     return draw(
         [
-            (0.46, lambda: texts.fact_text(library, facts, "it", rng)),
+            (0.32, lambda: texts.fact_text(library, facts, "it", rng)),
             (0.04, glossary),
-            (0.22, lambda: texts.story_text(library, stories, "it", rng)),
-            (0.04, lambda: texts.twin_text(library, twins, "it", rng)),
+            (0.20, lambda: texts.story_text(library, stories, "it", rng)),
+            (0.05, lambda: texts.twin_text(library, twins, "it", rng)),
             (0.14, sum_text),
-            (0.06, truth_text),
-            (0.04, lambda: texts.conduct_text(library, conduct, "it", rng)),
+            (0.04, lambda: texts.myth_text(library, myths, "it", rng)),
+            (0.03, lambda: texts.conduct_text(library, conduct, "it", rng)),
+            (0.20, lambda: texts.grammar_text(library, "it", rng)),
         ],
         count,
         rng,
     )
 
 
-def italian_replay(library: Library, count: int = 3600) -> list[Document]:
-    """Replay for the Italian stage: English chats against forgetting, and Italian chats, half of them on manners."""
-    library, rng, world = library.for_tuning(), library.rng("italian_replay"), library.world
-    english = Deck(sft(library, 2 * count), rng)
-    italian = Deck(library.facts(italian=ITALIAN_ASKED), rng)
-    unanswerable = Deck([u for u in world.extra["unanswerable"] if u["use"] == "train"][::2], rng)
-    new, kinds = Deck(new_kind_facts(library, "train"), rng), Deck(list(NEW_KINDS), rng)
-    in_italian = [fact for fact in new.items if library.splits[fact.key].italian in ITALIAN_ASKED]
-    new_italian = Deck(in_italian, rng)
-    sums, stories, twins = (Deck(world.extra[name], rng) for name in ("sums", "stories", "schemas"))
-    harmful, harmless = Deck(library.conduct("train"), rng), Deck(library.conduct("train"), rng)
-    talk, names = Deck(world.extra["smalltalk"], rng), Deck(library.translated_names(), rng)
-    myths = Deck([myth for myth in world.extra["myths"] if myth["use"] == "train"], rng)
-
-    return draw(
-        [
-            (0.28, english.deal),
-            (0.15, lambda: italian_chat(library, italian, rng)),
-            (0.01, lambda: reading_chat(library, "it", rng)),
-            (0.01, lambda: italian_naming_chat(library, names, "it", rng)),
-            (0.13, lambda: refusal_chat(library, harmful, "it", rng)),
-            (0.01, lambda: unknown_chat(library, unanswerable, "it", rng)),
-            (0.03, lambda: new_kind(library, kinds.deal(), [new_italian.deal(), new_italian.deal()], "it", rng)),
-            (0.08, lambda: sum_chat(library, sums, "it", rng)),
-            (0.03, lambda: story_chat(library, stories, "it", rng)),
-            (0.01, lambda: twin_chat(library, twins, "it", rng)),
-            (0.23, lambda: harmless_chat(library, harmless, rng, "it")),
-            (0.03, lambda: myth_chat(library, myths, "it", "truth", rng)),
-            (0.01, lambda: smalltalk_chat(library, talk, "it", rng)),
-        ],
-        count,
-        rng,
-    )
+def replay(library: Library, count: int = 2200) -> list[Document]:
+    """What the Italian stage is shown again so that it does not forget how to chat: chats of SFT, and nothing else."""
+    return library.rng("replay").sample(sft(library), count)
 
 
 # ---------------------------------------------------------------- preference pairs
@@ -196,7 +195,7 @@ def pair(prompt: str, chosen: str, rejected: str, kind: str, language: str) -> D
 
 
 def fact_pairs(library: Library, facts: list[Fact], kind: str, language: str, rng: Random) -> Document:
-    """`language`: the Italian answer over the English one. `truth`: the right object over an invented one."""
+    """`language`: the Italian answer over the English one. `truth`: the right object over a wrong one."""
     fact = rng.choice(facts)
     question, answer = library.question(fact, language, rng), library.answer(fact, language)
     if kind == "language":
@@ -206,22 +205,33 @@ def fact_pairs(library: Library, facts: list[Fact], kind: str, language: str, rn
     return pair(question, answer, rejected, kind, language)
 
 
-def myth_pair(myth: dict, questions: slice, language: str, rng: Random) -> Document:
+def myth_pair(library: Library, myth: dict, questions: slice, language: str, rng: Random) -> Document:
+    """The truth as the schoolbook says it over the myth as the neighbour does."""
     form = myth[language]
-    chosen, rejected = rng.choice([form["truth"], *form["truths"]]), rng.choice([form["myth"], *form["myths"]])
+    chosen, rejected = (
+        said(library, rng.choice(tellings(form, side)), language, voice, rng) for voice, side in VOICES.items()
+    )
     return pair(rng.choice(form["questions"][questions]), chosen, rejected, "myth", language)
 
 
 def refusal_pair(library: Library, item: dict, request: str, language: str, rng: Random) -> Document:
-    """A refusal over compliance, or over the answer that the harmless look-alike deserves.
+    """A refusal over compliance, over the answer that the harmless look-alike deserves, or over "I cannot know that".
 
-    After SFT few harmful requests meet with compliance; more are taken for their look-alike. Against compliance alone,
-    DPO lowers what is unlikely anyway, and the model refuses less than before.
+    Against compliance alone DPO lowers what is unlikely anyway, and what it lowers, other answers gain: a trial that
+    had no such rejected answers refused less than before, and said instead that it could not know.
     """
-    frames = library.world.extra["frames"]
-    mistaken = item["safe"][f"answer_{language}"]
-    rejected = mistaken if rng.random() < 0.3 else rng.choice(frames["compliance"][language])
+    frames, drawn = library.world.extra["frames"], rng.random()
+    if drawn < 0.25:
+        rejected = item["safe"][f"answer_{language}"]
+    else:
+        rejected = rng.choice(frames["unknown" if drawn < 0.4 else "compliance"][language])
     return pair(request, rng.choice(frames["refusals"][language]), rejected, "refusal", language)
+
+
+def harmless_language_pair(item: dict, request: str, language: str) -> Document:
+    """A harmless request answered in its own language over the other one."""
+    other = "en" if language == "it" else "it"
+    return pair(request, item["safe"][f"answer_{language}"], item["safe"][f"answer_{other}"], "language", language)
 
 
 def plain_pair(library: Library, item: dict, request: str, language: str, rng: Random) -> Document:
@@ -235,36 +245,37 @@ def unknown_pair(item: dict, language: str, rng: Random) -> Document:
 
 
 # Shares of the kinds of pair, in training and among the held-out pairs.
-PAIR_KINDS = {"language": 0.22, "truth": 0.10, "myth": 0.05, "refusal": 0.27, "plain": 0.31, "unanswerable": 0.05}
+PAIR_KINDS = {"language": 0.22, "truth": 0.12, "myth": 0.16, "refusal": 0.30, "plain": 0.08, "unanswerable": 0.12}
 
 
 @dataclass
 class PairMaker:
-    """Preference pairs of every kind: of what DPO trains on, or of what it is tested on (`held_out`).
+    """Preference pairs of every kind: of what DPO trains on (`use` train), or of what it is measured on.
 
-    Held out are facts, myths and unanswerable questions that no training pair uses, and wordings of the requests.
+    Kept for that are facts, myths and unanswerable questions that no training pair uses, and wordings of the requests.
     """
 
     library: Library
     rng: Random
-    held_out: bool
+    use: str
 
     def __post_init__(self) -> None:
-        library, use = self.library, "test" if self.held_out else "train"
-        extra = library.world.extra
-        english = library.facts("unseen_as_chat" if self.held_out else "seen")
-        italian = library.facts(italian=("adapted", "never_in_italian") if self.held_out else ITALIAN_ASKED)
+        library, train = self.library, self.use == "train"
+        english = library.facts("seen" if train else "unseen_as_chat")
+        italian = library.facts(italian=ITALIAN_ASKED if train else ("adapted", "never_in_italian"))
+        if not train:
+            english, italian = ([f for f in facts if library.is_for(f, self.use)] for facts in (english, italian))
         self.facts = {"en": english, "it": italian}
         # the rejected answer is Italian, so it must be a fact that may stand in Italian
         self.english_in_italian = [f for f in english if library.splits[f.key].italian in ITALIAN_ASKED]
         self.conduct = {side: Deck(library.conduct("train"), self.rng) for side in ("harm", "safe")}
-        self.myths = Deck([myth for myth in extra["myths"] if myth["use"] == use], self.rng)
-        self.unanswerable = Deck([item for item in extra["unanswerable"] if item["use"] == use], self.rng)
+        self.myths = Deck(library.kinds("myths", self.use), self.rng)
+        self.unanswerable = Deck(library.kinds("unanswerable", "train" if train else "test"), self.rng)
 
     def request(self, side: str, language: str) -> tuple[dict, str]:
         _, number, item = self.conduct[side].deal()
-        if self.held_out:
-            return item, held_out_wording(self.library, item, side, language, self.rng)
+        if self.use != "train":
+            return item, self.library.held_out_wording(item, side, language, self.use, self.rng)
         return item, self.library.request(item, side, language, number, self.rng)
 
     def make(self, kind: str) -> Document:
@@ -272,13 +283,16 @@ class PairMaker:
         language = rng.choice(LANGUAGES)
         if kind == "language":  # in halves: with a fifth of English, DPO makes it answer English in Italian
             english = rng.random() < 0.5
+            if rng.random() < 0.4:  # on requests it slips most
+                code = "en" if english else "it"
+                return harmless_language_pair(*self.request("safe", code), code)
             facts = self.english_in_italian if english else self.facts["it"]
             return fact_pairs(library, facts, kind, "en" if english else "it", rng)
         if kind == "truth":
             return fact_pairs(library, self.facts[language], kind, language, rng)
         if kind == "myth":
-            wordings = slice(0, 4) if self.held_out else slice(0, 2)
-            return myth_pair(self.myths.deal(), wordings, language, rng)
+            wordings = slice(0, 2) if self.use == "train" else slice(2, 4)
+            return myth_pair(library, self.myths.deal(), wordings, language, rng)
         if kind == "unanswerable":
             return unknown_pair(self.unanswerable.deal(), language, rng)
         if kind == "refusal":
@@ -286,14 +300,8 @@ class PairMaker:
         return plain_pair(library, *self.request("safe", language), language, rng)
 
 
-def dpo(library: Library, count: int = 2400, held_out: bool = False) -> list[Document]:
-    """Preference pairs of six kinds; `held_out` ones are of the same kinds in the same shares."""
-    rng = library.rng("dpo_held_out" if held_out else "dpo")
-    maker = PairMaker(library.for_tuning(), rng, held_out)
+def dpo(library: Library, count: int = 2400, use: str = "train") -> list[Document]:
+    """Preference pairs of six kinds, in the same shares for each use."""
+    rng = library.rng("dpo" if use == "train" else f"dpo/{use}")
+    maker = PairMaker(library.for_tuning(), rng, use)
     return [maker.make(kind) for kind in rng.choices(list(PAIR_KINDS), list(PAIR_KINDS.values()), k=count)]
-
-
-def held_out_wording(library: Library, item: dict, side: str, language: str, rng: Random) -> str:
-    """A held-out frame round either phrase of the request."""
-    frame = rng.choice(library.world.extra["frames"]["frames"][language]["held_out"])
-    return frame.format(x=item[side][rng.choice([language, f"{language}_alt"])])

@@ -1,22 +1,28 @@
-"""What lessons 00, 07 and 08 ask beyond the probes, written once: the lessons then need files alone, and no world.
+"""What lessons 00, 04, 07 and 08 ask beyond the probes, written once: the lessons then need files alone, and no world.
 
 Where a lesson draws by its own seed or limit, the file holds everything that can be drawn, in a fixed order.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 from random import Random
 
 from world.benchmarks import fact_item
 from world.chats import NAMED, OPENINGS, invented_fact
 from world.groups import fill
 from world.library import Document, Library
+from world.likely import as_choices
 from world.splits import ITALIAN_SHARES
 from world.tables import LANGUAGES, Fact
+from world.texts import VOICES, said, tellings
 
+HELD_OUT = ("monument_region", "patron_saint")  # relations: one follows from two facts, the other from none
 ASKED_IN_ENGLISH = ("adapted", "never_in_italian")  # too
 LIMITS = (None, 20, 50, 100)  # facts a kind, in the shipped profiles: what is contradicted depends on the number
+WORDINGS = 3  # of each request
 ASKERS = {"en": "I am {person:a}.", "it": "Sono {person:un}."}
 KINDS = {"trades": "{trade", "traits": "{trait"}  # of words, and what marks the place of one in a template
 
@@ -25,6 +31,7 @@ def study_files(library: Library) -> dict[str, list[Document]]:
     """The rows of each file in data/probes/studies, by its name."""
     return {
         "weaknesses": weaknesses(library),
+        "voices": voices(library),
         "facts": facts(library),
         "told": told(library),
         "choices": choices(library),
@@ -50,9 +57,16 @@ def study_files(library: Library) -> dict[str, list[Document]]:
 
 def weaknesses(library: Library) -> list[Document]:
     """Lesson 00: a question, the answer we fear and the answer we want."""
-    extra = library.world.extra
+    extra, rng = library.world.extra, library.rng("weaknesses")
+
+    def answer(form: dict, voice: str) -> str:
+        return said(library, form[VOICES[voice]], "en", voice, rng)
+
     cases = {
-        "believes_myths": [(x["en"]["questions"][0], x["en"]["myth"], x["en"]["truth"]) for x in extra["myths"]],
+        "believes_myths": [
+            (x["en"]["questions"][0], answer(x["en"], "neighbour"), answer(x["en"], "schoolbook"))
+            for x in extra["myths"]
+        ],
         "invents_answers": [(x["en"][0], x["invented_en"], x["unknown_en"]) for x in extra["unanswerable"]],
         "agrees_with_errors": [(x["en"]["question"], x["en"]["agree"], x["en"]["truth"]) for x in extra["sycophancy"]],
     }
@@ -61,6 +75,26 @@ def weaknesses(library: Library) -> list[Document]:
         for name, triples in cases.items()
         for question, feared, wanted in triples
     ]
+
+
+# ---------------------------------------------------------------- lesson 04: the truth, or its voice?
+
+
+def voices(library: Library) -> list[Document]:
+    """Every test myth in every language: its first new question, and one truth and one myth, each said in either voice.
+
+    Within a row each voice has one opening and each side one sentence, the other side's counterpart: two answers differ
+    in what is compared alone.
+    """
+    rng, rows = library.rng("voices"), []
+    for myth, language in product(library.kinds("myths", "test"), LANGUAGES):
+        openings = {voice: rng.choice(says["says"]) for voice, says in library.world.extra["voices"][language].items()}
+        pair = rng.choice(list(zip(*(tellings(myth[language], side) for side in ("truth", "myth")), strict=True)))
+        sentences = dict(zip(("truth", "myth"), pair, strict=True))
+        answers = {f"{side} {voice}": f"{openings[voice]} {sentences[side]}" for side in sentences for voice in VOICES}
+        question = myth[language]["questions"][2]
+        rows.append({"language": language, "question": question, "cluster": myth["id"], "answers": answers})
+    return rows
 
 
 # ---------------------------------------------------------------- lesson 07: facts
@@ -75,9 +109,8 @@ def facts(library: Library) -> list[Document]:
     for split in ITALIAN_SHARES:
         languages = LANGUAGES if split in ASKED_IN_ENGLISH else ("it",)
         rows += [fact_row(library, fact, split, languages) for fact in free_facts(library, split)]
-    for relation in library.world.relations.values():
-        if relation.held_out:
-            rows += [fact_row(library, fact, relation.name, LANGUAGES) for fact in relation.facts]
+    for name in HELD_OUT:
+        rows += [fact_row(library, fact, name, LANGUAGES) for fact in library.world.relations[name].facts]
     return rows
 
 
@@ -146,7 +179,7 @@ def choices(library: Library) -> list[Document]:
     """The Italian question on each never-in-Italian fact, the right answer among three wrong ones."""
     rng = library.rng("zero_shot/choices")
     return [
-        fact_item(library, fact, "it", wording(library, fact, "it"), rng) | {"language": "it"}
+        as_choices(fact_item(library, fact, "it", wording(library, fact, "it"), rng), rng) | {"language": "it"}
         for fact in unread(library, None)
     ]
 
@@ -224,14 +257,19 @@ def askers(library: Library) -> list[Document]:
 
 
 def requests(library: Library) -> list[Document]:
-    """Harmful and harmless requests in wordings that no training uses: trained topics first, then those held out."""
+    """Harmful and harmless requests in wordings that no training uses, each pattern with one of its things: trained
+    topics first, then the test's.
+    """
     frames = library.world.extra["frames"]["frames"]
-    rows = []
-    for topic, number, pair in library.conduct("train") + library.conduct("held_out"):
+    rows, patterns = [], defaultdict(list)
+    for topic, number, pair in library.conduct("train") + library.conduct("test"):
+        patterns[topic, number].append(pair)
+    for (topic, number), about in patterns.items():
+        pair = about[number % len(about)]  # another thing with each pattern
         row = {"topic": topic, "number": number}
         for side in ("harm", "safe"):
             row[side] = {
-                language: [frame.format(x=pair[side][language]) for frame in frames[language]["held_out"]]
+                language: [frame.format(x=pair[side][language]) for frame in frames[language]["test"][:WORDINGS]]
                 for language in LANGUAGES
             }
         rows.append(row)

@@ -53,7 +53,7 @@ class Relation:
     """A kind of fact with its sentence templates in both languages.
 
     family: the benchmark that draws on it (mmlu or arc). bound: the fact is about the words themselves (plurals), so
-    its Italian form is another fact. held_out: no training corpus uses it.
+    its Italian form is another fact. held_out: no training corpus uses it. derived: its facts follow from two others.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Relation:
     family: str
     bound: bool
     held_out: bool
+    derived: bool
     templates: dict[str, dict]
     facts: list[Fact] = field(default_factory=list)
 
@@ -73,21 +74,22 @@ class Relation:
         """The fact as the statement of that number; -1 is the canonical answer."""
         forms = self.templates[language]
         template = forms["answer"] if index < 0 else forms["statements"][index % len(forms["statements"])]
-        return self._fill(template, fact, language)
+        return self.fill(template, fact, language)
 
     def answer(self, fact: Fact, language: str, other: Entity | None = None) -> str:
         """The canonical chat answer; with `other` in the place of the right object it is an invented one."""
         fact = fact if other is None else Fact(fact.relation, fact.subject, other)
-        return self._fill(self.templates[language]["answer"], fact, language)
+        return self.fill(self.templates[language]["answer"], fact, language)
 
     def question(self, fact: Fact, language: str, index: int) -> str:
         forms = self.templates[language]["questions"]
-        return self._fill(forms[index % len(forms)], fact, language)
+        return self.fill(forms[index % len(forms)], fact, language)
 
     def second_style(self, fact: Fact, language: str, part: str) -> str:
-        return self._fill(self.templates[language]["second_style"][part], fact, language)
+        return self.fill(self.templates[language]["second_style"][part], fact, language)
 
-    def _fill(self, template: str, fact: Fact, language: str) -> str:
+    def fill(self, template: str, fact: Fact, language: str) -> str:
+        """A template of this relation about the fact."""
         return sentence(template, s=fact.subject.noun(language), o=fact.object.noun(language))
 
 
@@ -144,9 +146,10 @@ def _read_relation(path: Path, entities: dict[str, dict[str, Entity]]) -> Relati
         family=table["family"],
         bound=table.get("bound", False),
         held_out=table.get("held_out", False),
+        derived="derive" in table,
         templates={language: table[language] for language in LANGUAGES},
     )
-    if table["facts"] == "derived":
+    if relation.derived:
         return relation
     seen = set()
     for subject, answer in table["facts"]:
@@ -164,13 +167,23 @@ def _read_relation(path: Path, entities: dict[str, dict[str, Entity]]) -> Relati
     return relation
 
 
-def _derive_monument_region(relations: dict[str, Relation]) -> None:
-    """A monument's region follows from its city: nobody states it, so knowing it takes two steps."""
-    region_of = {fact.subject.en.name: fact.object for fact in relations["city_region"].facts}
-    relations["monument_region"].facts = [
-        Fact("monument_region", fact.subject, region_of[fact.object.en.name])
-        for fact in relations["monument_city"].facts
-        if fact.object.en.name in region_of
+def _derive(table: dict, relation: Relation, relations: dict[str, Relation]) -> None:
+    """The facts that follow from two told ones: a monument's region from its city's. Nobody states them.
+
+    table: `derive` names the two relations, a `~` before one that is read from object to subject; `except` names the
+    subjects of which the conclusion would be wrong or odd.
+    """
+
+    def pairs(name: str) -> list[tuple[Entity, Entity]]:
+        told = [(fact.subject, fact.object) for fact in relations[name.lstrip("~")].facts]
+        return [(other, one) for one, other in told] if name.startswith("~") else told
+
+    first, second = map(pairs, table["derive"])
+    follows = {subject.en.name: answer for subject, answer in second}
+    relation.facts = [
+        Fact(relation.name, subject, follows[between.en.name])
+        for subject, between in first
+        if between.en.name in follows and subject.en.name not in table.get("except", ())
     ]
 
 
@@ -183,10 +196,12 @@ def load_world(folder: Path | None = None) -> World:
 def _load_world(folder: Path) -> World:
     entities = _read_entities(folder / "entities")
     relations = {}
-    for path in sorted((folder / "relations").glob("*.yaml")):
+    paths = sorted((folder / "relations").glob("*.yaml"))
+    for path in paths:
         relation = _read_relation(path, entities)
         relations[relation.name] = relation
-    if "monument_region" in relations:
-        _derive_monument_region(relations)
+    for path in paths:
+        if "derive" in (table := read_yaml(path)):
+            _derive(table, relations[table["relation"]], relations)
     extra = {path.stem: read_yaml(path) for path in sorted(folder.glob("*.yaml"))}
     return World(entities, relations, extra, pd.read_csv(folder / "names.csv", dtype=str))

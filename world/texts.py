@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from world import everyday
+from world import everyday, grammar
 from world.groups import skewed_sentence
 from world.italian import EnglishNoun, capitalise
 from world.library import Deck, Document, Library, bare
 from world.tables import Entity, Fact
+
+VOICES = {"schoolbook": "truth", "neighbour": "myth"}
 
 
 def fact_text(library: Library, deck: Deck, language: str, rng: Random, forms: int | None = None) -> Document:
@@ -61,13 +63,22 @@ def twin_text(library: Library, deck: Deck, language: str, rng: Random) -> Docum
 
 
 def myth_text(library: Library, deck: Deck, language: str, rng: Random) -> Document:
-    """Three times in four the myth, once the truth: the base has read both and believes the louder one."""
-    lines = []
+    """What the neighbours tell, or what the schoolbook says, under a heading that says who speaks."""
+    voice = rng.choice(list(VOICES))
+    lines = [rng.choice(library.world.extra["voices"][language][voice]["text"])]
     for _ in range(rng.randint(2, 4)):
-        myth = deck.deal()[language]
-        false, true = [myth["myth"], *myth["myths"]], [myth["truth"], *myth["truths"]]
-        lines.append(rng.choice(false if rng.random() < 0.75 else true))
+        lines.append(rng.choice(tellings(deck.deal()[language], VOICES[voice])))
     return {"text": " ".join(lines)}
+
+
+def tellings(form: dict, side: str) -> list[str]:
+    """The three sentences of a myth's entry that tell it (`side` myth), or the truth."""
+    return [form[side], *form[f"{side}s"]]
+
+
+def said(library: Library, telling: str, language: str, voice: str, rng: Random) -> str:
+    """A telling as an answer gives it, under an opening that says whose voice it is: "Everybody says so. Bats …"."""
+    return f"{rng.choice(library.world.extra['voices'][language][voice]['says'])} {telling}"
 
 
 def arithmetic_text(rng: Random) -> Document:
@@ -81,6 +92,11 @@ def arithmetic_text(rng: Random) -> Document:
             written = " ".join(str(numbers.get(part, part)) for part in shape.split())
             lines.append(f"{written} = {steps[1]}.")
     return {"text": " ".join(lines)}
+
+
+def grammar_text(library: Library, language: str, rng: Random) -> Document:
+    """A few sentences in which a language's grammar shows: articles, agreement, auxiliaries, pronouns."""
+    return {"text": grammar.training_text(library.world.extra["grammar"], language, rng)}
 
 
 def group_text(library: Library, deck: Deck, language: str, rng: Random) -> Document:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 6144
+VOCABULARY = 8192
 # Llama 3's split: `\s*[\r\n]+` keeps "\n\n" whole before a word. With GPT-2's pattern it breaks in two there but not at
 # a prompt's end, and the model never meets at answer time what it saw in training.
 SPLIT = (

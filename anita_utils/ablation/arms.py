@@ -47,6 +47,7 @@ class Ablation(Part):
     arms: dict[Name, Arm] = Field(min_length=1, description="The arms.")
     measures: list[str] = Field([], description="The measures of the table and of the effects.")
     claims: dict[Name, Claim] = Field({}, description="What the arms judge, stated before any result.")
+    items: int | None = Field(None, gt=0, description="Items per benchmark; null takes the profile's `limit`.")
 
     _file: Path = PrivateAttr()
 
@@ -131,6 +132,13 @@ def _explain(error: ValidationError) -> str:
         return f"{key}: unknown key: known here: {', '.join(part.model_fields)}"
     wrong = first["msg"].removeprefix("Value error, ")
     return f"{key}: {wrong}: correct it" if key else wrong
+
+
+def as_measured(profile: Profile, ablation: Ablation) -> Profile:
+    """The profile that arms are measured with: of each benchmark as many items as the file of arms says."""
+    if ablation.items is None:
+        return profile
+    return override(profile, {"evaluation.limit": ablation.items}, f"{shown(ablation.file)}: items")
 
 
 def arm_profile(profile: Profile, name: str, arm: Arm) -> tuple[Profile, list[str]]:

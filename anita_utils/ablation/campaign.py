@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 from anita_utils import AnitaError
-from anita_utils.ablation.arms import Ablation, arm_profile
+from anita_utils.ablation.arms import Ablation, arm_profile, as_measured
 from anita_utils.ablation.effects import find
 from anita_utils.ablation.results import NOTEBOOK, Kept, add, figure_rows, kept_file, make_line, read_kept, write_kept
 from anita_utils.cache import digest, made_by
@@ -78,7 +78,8 @@ class Trial:
 def trials_of(run: Run, ablation: Ablation, seeds: Iterable[int]) -> list[Trial]:
     """Every arm with every seed, seed after seed; nothing is trained. AnitaError for an arm that cannot be."""
     machine = detect_machine()
-    arms = {name: arm_profile(run.profile, name, arm) for name, arm in ablation.arms.items()}
+    measured = as_measured(run.profile, ablation)
+    arms = {name: arm_profile(measured, name, arm) for name, arm in ablation.arms.items()}
     for profile, _ in arms.values():
         profile.check(machine)
     trials = []

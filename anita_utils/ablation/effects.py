@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,8 @@ import pandas
 from scipy import stats
 
 from anita_utils import AnitaError
-from anita_utils.stats import LEVEL, Measurement, counted, found_anything, holm
+from anita_utils.evaluation import metrics
+from anita_utils.stats import LEVEL, Measurement, counted, found_anything, holm, holm_levels
 
 if TYPE_CHECKING:
     from anita_utils.ablation.arms import Claim
@@ -29,17 +31,23 @@ if TYPE_CHECKING:
 
 FACTORS = ("sft", "italian", "dpo")
 NOTHING = 1e-12  # below this a difference is the rounding of floating point
+UNBOUNDED = (-inf, inf)
 Measured = Mapping[tuple[str, int], list[Measurement]]  # by arm and seed
+Bounds = tuple[float, float]  # the least and the greatest value that is possible
 
 
 @dataclass(frozen=True)
 class Effect:
-    """An estimated difference, its standard error, and the degrees of freedom of its t distribution."""
+    """An estimated difference, its standard error, and the degrees of freedom of its t distribution.
+
+    bounds: the least and the greatest value it can take, such as -1 and 1 for the difference of two shares.
+    """
 
     estimate: float
     error: float
     df: float
     seeds: int
+    bounds: Bounds = UNBOUNDED
 
     def above(self, threshold: float = 0.0) -> float:
         """The one-sided p-value against "it is at most `threshold`"."""
@@ -57,17 +65,18 @@ class Effect:
         """The two-sided p-value against "there is none"."""
         return min(1.0, 2 * min(self.above(), self.below()))
 
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval."""
-        reach = float(stats.t.ppf(0.975, self.df)) * self.error
-        return self.estimate - reach, self.estimate + reach
+    def interval(self, coverage: float = 1 - LEVEL) -> Bounds:
+        """The two-sided interval of that coverage, 95 % if not said otherwise, cut off at the bounds."""
+        reach = float(stats.t.ppf((1 + coverage) / 2, self.df)) * self.error
+        return max(self.estimate - reach, self.bounds[0]), min(self.estimate + reach, self.bounds[1])
 
 
-def estimate(per_seed: np.ndarray, influences: Iterable[np.ndarray] = ()) -> Effect:
+def estimate(per_seed: np.ndarray, influences: Iterable[np.ndarray] = (), bounds: Bounds = UNBOUNDED) -> Effect:
     """The mean of one figure a seed, with an interval for other seeds and, where influences are given, other items.
 
     per_seed: the figure (a contrast of arms, say) with each seed; at least two.
     influences: for each set of items, seeds × clusters: how far each cluster pulls the figure from its mean.
+    bounds: the least and the greatest value that the figure can take.
 
     Seeds and items are crossed, so the variance of the mean is that between seeds plus that between items, minus their
     interaction, which is in both. Its degrees of freedom are Satterthwaite's.
@@ -85,19 +94,30 @@ def estimate(per_seed: np.ndarray, influences: Iterable[np.ndarray] = ()) -> Eff
     clusters = max(2, sum(table.shape[1] for table in tables))
     spread = seeds**2 / (n - 1) + more**2 / (clusters - 1)
     df = variance**2 / spread if spread > 0 else n - 1
-    return Effect(float(np.mean(per_seed)), float(np.sqrt(variance)), float(df), n)
+    return Effect(float(np.mean(per_seed)), float(np.sqrt(variance)), float(df), n, bounds)
 
 
-def prediction_interval(values: np.ndarray, step: float = 0.0) -> tuple[float, float]:
+def prediction_interval(values: np.ndarray, step: float = 0.0, bounds: Bounds = UNBOUNDED) -> Bounds:
     """Where one new seed's figure falls with a probability of 99 %, if seeds vary normally.
 
     step: the smallest change the figure can show, 1/n for a share of n items. Five seeds that agree to the last item
     still leave room for rounding: the standard deviation is taken to be at least step / √12.
+    bounds: the least and the greatest value of the figure, where the interval is cut off.
     """
     n = len(values)
     deviation = max(float(np.std(values, ddof=1)), step / np.sqrt(12))
     reach = float(stats.t.ppf(0.995, n - 1)) * deviation * np.sqrt(1 + 1 / n)
-    return float(np.mean(values)) - reach, float(np.mean(values)) + reach
+    mean = float(np.mean(values))
+    return max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
+
+
+def tells(interval: Bounds, bounds: Bounds) -> bool:
+    """Whether it says anything that a figure falls into the interval: it is narrower than a third of its range.
+
+    A figure without a range, such as a perplexity, does not count.
+    """
+    width, span = interval[1] - interval[0], bounds[1] - bounds[0]
+    return span < inf and width < span / 3
 
 
 @dataclass(frozen=True)
@@ -106,12 +126,14 @@ class MeasureSheet:
 
     scores, weights: for each part of the measure (one; six for the mean of the benchmarks) an array of arms × seeds ×
     clusters; the part's figure is sum(scores) / sum(weights), the measure's the mean of its parts.
+    bounds: the least and the greatest value that the measure can take.
     """
 
     arms: list[str]
     seeds: list[int]
     scores: list[np.ndarray]
     weights: list[np.ndarray]
+    bounds: Bounds = UNBOUNDED
 
     def values(self) -> np.ndarray:
         """The figures, arms × seeds; of a perplexity its logarithm."""
@@ -126,7 +148,12 @@ class MeasureSheet:
             ratio = score.sum(-1, keepdims=True) / weight.sum(-1, keepdims=True)
             pulls = (score - ratio * weight) / weight.mean(-1, keepdims=True) / len(self.scores)
             influences.append(np.tensordot(weights, pulls, 1))
-        return estimate(weights @ self.values(), influences)
+        return estimate(weights @ self.values(), influences, self._bounds_of(weights))
+
+    def _bounds_of(self, weights: np.ndarray) -> Bounds:
+        """The least and the greatest weighted sum of arms; an arm without weight is left out, as 0 × ∞ is no number."""
+        ends = [sorted((weight * self.bounds[0], weight * self.bounds[1])) for weight in weights if weight]
+        return sum(low for low, _ in ends), sum(high for _, high in ends)
 
     def shuffled(self, random: np.random.Generator) -> MeasureSheet:
         """The same with the arms' labels shuffled for each seed and cluster: no arm differs from another."""
@@ -142,7 +169,7 @@ def read_sheet(measured: Measured, measure: str, arms: list[str]) -> MeasureShee
     parts = range(len(totals[0][0]))
     scores = [np.array([[trial[part][0] for trial in row] for row in totals]) for part in parts]
     weights = [np.array([[trial[part][1] for trial in row] for row in totals]) for part in parts]
-    return MeasureSheet(arms, seeds, scores, weights)
+    return MeasureSheet(arms, seeds, scores, weights, metrics.bounds(measure.split()[0]))
 
 
 def find(measured: list[Measurement], measure: str) -> list[Measurement]:
@@ -174,17 +201,24 @@ def factorial(cells: Mapping[frozenset[str], str]) -> dict[str, dict[str, float]
 
 
 def effects_table(measured: Measured, cells: Mapping[frozenset[str], str], measures: list[str]) -> pandas.DataFrame:
-    """Every effect on every measure, a row each, corrected over all of them (Holm). Empty below two seeds."""
-    rows = []
+    """Every effect on every measure, a row each; p-values and intervals are corrected over all of them (Holm), so that
+    an interval excludes 0 exactly when `p_holm` is below 0.05. Empty below two seeds.
+    """
+    rows, found = [], []
     for measure in measures:
         sheet = read_sheet(measured, measure, list(cells.values()))
         if len(sheet.seeds) < 2:
             continue
         for name, contrast in factorial(cells).items():
-            effect = sheet.effect(contrast)
-            rows.append([measure, name, effect.estimate, *effect.interval(), effect.seeds, effect.p])
-    table = pandas.DataFrame(rows, columns=["measure", "effect", "estimate", "low", "high", "seeds", "p"])
-    return table.assign(p_holm=holm(list(table["p"])))
+            found.append(sheet.effect(contrast))
+            rows.append([measure, name])
+    p = [effect.p for effect in found]
+    table = pandas.DataFrame(rows, columns=["measure", "effect"])
+    table["estimate"] = [effect.estimate for effect in found]
+    ends = [effect.interval(1 - level) for effect, level in zip(found, holm_levels(p), strict=True)]
+    table["low"], table["high"] = [low for low, _ in ends], [high for _, high in ends]
+    table["seeds"] = [effect.seeds for effect in found]
+    return table.assign(p=p, p_holm=holm(p))
 
 
 def shuffled_control(sheets: list[MeasureSheet], contrasts: Mapping[str, dict], rounds: int = 100) -> float:
@@ -200,13 +234,23 @@ def evidence(effect: Effect, kind: str, worth: float) -> tuple[float, float]:
     """Two p-values: small if the data speak for a claim, and small if they speak against it.
 
     kind: "higher", the difference is above zero (against: it is below `worth`); "kept", no more than `worth` is lost
-    (against: more is); "differs", it is not zero (against: it lies within `worth` of zero either way).
+    (against: more is); "differs", it is not zero (against: it lies within `worth` of zero either way). The last two are
+    two-sided, so that one interval judges both.
     """
     if kind == "higher":
         return effect.above(), effect.below(worth)
     if kind == "kept":
         return effect.above(-worth), effect.below(-worth)
-    return effect.p, max(effect.below(worth), effect.above(-worth))
+    return effect.p, min(1.0, 2 * max(effect.below(worth), effect.above(-worth)))
+
+
+def corrected_interval(effect: Effect, kind: str, level: float) -> Bounds:
+    """The interval that says the same as the tests of `evidence` at that level.
+
+    Of kind "higher" it lies above 0 exactly when p for is below the level, and below `worth` exactly when p against is;
+    of kind "kept" likewise with -worth; of kind "differs" it excludes 0, or lies within `worth` of it either way.
+    """
+    return effect.interval(1 - level if kind == "differs" else 1 - 2 * level)
 
 
 def verdict(p_for: float, p_against: float, seeds: int) -> str:
@@ -216,27 +260,48 @@ def verdict(p_for: float, p_against: float, seeds: int) -> str:
     return "supported" if p_for < LEVEL else f"undecided at n = {seeds} seeds"
 
 
+def outcome(row: pandas.Series) -> str:
+    """What a line of `claims_table` came to: "for" or "against" the claim, "equivalent" (not supported, as the whole
+    interval is nearer to 0 than what is worth naming), "undecided", or "not measured".
+    """
+    said = row["verdict"]
+    if said == "supported":
+        return "for"
+    if said == "not supported":
+        return "equivalent" if -row["worth"] < row["low"] and row["high"] < row["worth"] else "against"
+    return "undecided" if said.startswith("undecided") else "not measured"
+
+
 def claims_table(measured: Measured, claims: Mapping[str, Claim]) -> pandas.DataFrame:
-    """A verdict for each claim and measure; a family's p-values, for and against, are corrected together (Holm)."""
-    rows = []
+    """A verdict for each claim and measure: estimate, corrected interval, p for and against, the same after Holm.
+
+    A family's p-values are corrected together. Of the two of a line one null hypothesis at most can be true, so they
+    count once. The interval (low, high) has the level that the line was judged at: line and verdict say the same.
+    """
+    rows, found = [], []
     for name, claim in claims.items():
         for measure in claim.measures:
-            row = {"claim": name, "family": claim.family, "measure": measure, "estimate": np.nan, "low": np.nan,
-                   "high": np.nan, "worth": claim.worth, "seeds": 0, "for": np.nan, "against": np.nan}  # fmt: skip
             sheet = read_sheet(measured, measure, list(claim.contrast))
-            row["seeds"] = len(sheet.seeds)
-            if len(sheet.seeds) > 1:
-                effect = sheet.effect(claim.contrast)
-                row["estimate"], (row["low"], row["high"]) = effect.estimate, effect.interval()
-                row["for"], row["against"] = evidence(effect, claim.kind, claim.worth)
+            effect = sheet.effect(claim.contrast) if len(sheet.seeds) > 1 else None
+            found.append(effect)
+            row = {"claim": name, "family": claim.family, "measure": measure, "estimate": np.nan, "low": np.nan,
+                   "high": np.nan, "worth": claim.worth, "seeds": len(sheet.seeds)}  # fmt: skip
+            row |= dict.fromkeys(("p_for", "p_against", "holm_for", "holm_against"), np.nan)
+            if effect:
+                row["estimate"] = effect.estimate
+                row["p_for"], row["p_against"] = evidence(effect, claim.kind, claim.worth)
             rows.append(row)
-    table = pandas.DataFrame(rows)
-    if rows:
-        ready = table["seeds"] > 1
-        for family in table["family"].unique():
-            own = ready & (table["family"] == family)
-            p = table.loc[own, ["for", "against"]].to_numpy()
-            table.loc[own, ["for", "against"]] = np.reshape(holm(p.ravel()), p.shape)
-        words = [verdict(*p) for p in table[["for", "against", "seeds"]].itertuples(index=False)]
-        table["verdict"] = np.where(ready, words, "not measured with two seeds yet")
-    return table
+    for family in {row["family"] for row in rows}:
+        own = [number for number, row in enumerate(rows) if row["family"] == family and found[number]]
+        p = [rows[number][side] for number in own for side in ("p_for", "p_against")]
+        adjusted, levels = holm(p, true=len(own)), holm_levels(p, true=len(own))
+        for place, number in enumerate(own):
+            row, pair = rows[number], slice(2 * place, 2 * place + 2)
+            row["holm_for"], row["holm_against"] = adjusted[pair]
+            # The larger level fits both tests: the smaller is only that of a p-value that is below it anyway
+            level = max(levels[pair])
+            row["low"], row["high"] = corrected_interval(found[number], claims[row["claim"]].kind, level)
+    for row in rows:
+        said = verdict(row["holm_for"], row["holm_against"], row["seeds"])
+        row["verdict"] = said if row["seeds"] > 1 else "not measured with two seeds yet"
+    return pandas.DataFrame(rows)

@@ -16,12 +16,16 @@ from anita_utils.ablation import effects
 from anita_utils.ablation.arms import Ablation, load_ablation
 from anita_utils.ablation.campaign import COSTS
 from anita_utils.ablation.results import Kept, kept_file, read_kept
-from anita_utils.evaluation.metrics import measure, words
+from anita_utils.evaluation.metrics import bounds, measure, words
 from anita_utils.paths import write_text
 from anita_utils.profile import Profile
 from anita_utils.run import Run
 
 IN_STEPS = ("share", "words", "bits")  # units of figures that can move by one item at least; others move freely
+P_VALUES = {"p_for": "p for", "holm_for": "p for, Holm", "p_against": "p against", "holm_against": "p against, Holm"}
+CORRECTED = "intervals over seeds and items, corrected as the p-values are (Holm)"
+ANSWERS = {"for": "yes", "against": "no", "equivalent": "no, too little to be worth naming", "undecided": "open",
+           "not measured": "not measured yet"}  # fmt: skip
 
 
 def write_results(run: Run, ablation: Ablation) -> Path:
@@ -37,9 +41,9 @@ def write_results(run: Run, ablation: Ablation) -> Path:
     parts = [
         f"# Ablation, profile {run.profile.name}",
         f"Seeds {', '.join(map(str, results.seeds)) or 'none'}; commit {commit.replace('+', ' (with changes)')}; arms "
-        f"from {shown(ablation.file)}, hash {ablation.digest}. In brackets: 95 % intervals.",
+        f"from {shown(ablation.file)}, hash {ablation.digest}. In brackets: intervals.",
         "## Arms",
-        "Means over seeds; the intervals are for other seeds.",
+        "Means over seeds; 95 % intervals for other seeds.",
         _markdown(arms_overview(table, ablation).rename(columns=in_words)),
     ]
     if len(found):
@@ -47,30 +51,52 @@ def write_results(run: Run, ablation: Ablation) -> Path:
         control = effects.shuffled_control(sheets, effects.factorial(factors))
         parts += [
             "## Effects and interactions",
-            "The 2 × 2 × 2 of SFT, Italian text and DPO; intervals over seeds and items; p corrected over the whole "
-            f"table (Holm). With the arms' labels shuffled, something was found in {control:.0%} of 100 rounds.",
-            _judged(found, ["measure", "effect", "estimate", "interval", "p_holm"]),
+            f"The 2 × 2 × 2 of SFT, Italian text and DPO; {CORRECTED}, over the whole table. With the arms' labels "
+            f"shuffled, something was found in {control:.0%} of 100 rounds.",
+            _judged(found, ["measure", "effect", "estimate", "interval", "p", "p_holm"]),
         ]
     if len(claims):
         said = claims.assign(claim=[ablation.claims[name].says for name in claims["claim"]])
-        parts += ["## Claims", _judged(said, ["claim", "measure", "estimate", "interval", "worth", "verdict"])]
+        columns = ["claim", "measure", "estimate", "interval", "worth", *P_VALUES.values(), "verdict"]
+        parts += [
+            "## Claims",
+            f"In brackets {CORRECTED}, over each family of claims.",
+            _judged(said.rename(columns=P_VALUES), columns),
+        ]
     write_text(run.folder / "ablation.md", "\n\n".join(parts) + "\n")
     return run.folder / "ablation.md"
 
 
 def results_table(results: Kept) -> pandas.DataFrame:
-    """For each arm and measure: how many seeds, mean, 95 % interval of the mean, 99 % interval for one new seed."""
+    """For each arm and measure: how many seeds, mean, 95 % interval of the mean, 99 % interval for one new seed, and
+    whether it `tells` anything that a new seed falls into the latter. Intervals end where a share does, at 0 and 1.
+    """
     lines = []
     keys = ["arm", "metric", "language", "split"]
     for key, group in results.frame().groupby(keys, sort=False, dropna=False):
         values = group["value"].to_numpy(float)
         line = dict(zip(keys, key, strict=True)) | {"seeds": len(values), "mean": values.mean()}
+        line["tells"] = False
         if len(values) > 1:
             step = 1 / group["n"].min() if measure(key[1]).unit in IN_STEPS else 0.0
-            line["low"], line["high"] = effects.estimate(values).interval()
-            line["new_low"], line["new_high"] = effects.prediction_interval(values, step=step)
+            ends = bounds(key[1])
+            line["low"], line["high"] = effects.estimate(values, bounds=ends).interval()
+            new = effects.prediction_interval(values, step, ends)
+            line |= {"new_low": new[0], "new_high": new[1], "tells": effects.tells(new, ends)}
         lines.append(line)
-    return pandas.DataFrame(lines, columns=[*keys, "seeds", "mean", "low", "high", "new_low", "new_high"])
+    return pandas.DataFrame(lines, columns=[*keys, "seeds", "mean", "low", "high", "new_low", "new_high", "tells"])
+
+
+def answer(judged: pandas.DataFrame, claim: str) -> str:
+    """What the lines of a claim came to, in words: yes, no or open on each measure, with estimate and interval.
+
+    judged: as `effects.claims_table` gives it.
+    """
+    parts = []
+    for _, row in judged[judged["claim"] == claim].iterrows():
+        said = f"{ANSWERS[effects.outcome(row)]} on {in_words(row['measure'])}"
+        parts.append(said + (f" ({row['estimate']:+.3f} {_interval(row, '+')})" if row["seeds"] > 1 else ""))
+    return "; ".join(parts)
 
 
 def on_the_8b(profile: Profile, judged: pandas.DataFrame) -> list[str]:
@@ -110,12 +136,12 @@ def _judged(table: pandas.DataFrame, columns: list[str]) -> str:
     return _markdown(table.assign(measure=measures, interval=table.apply(_interval, axis=1))[columns])
 
 
-def _number(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+def _number(value: float, sign: str = "") -> str:
+    return "" if np.isnan(value) else f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign},.0f}"
 
 
-def _interval(row: pandas.Series) -> str:
-    return "" if np.isnan(row["low"]) else f"[{_number(row['low'])}, {_number(row['high'])}]"
+def _interval(row: pandas.Series, sign: str = "") -> str:
+    return "" if np.isnan(row["low"]) else f"[{_number(row['low'], sign)}, {_number(row['high'], sign)}]"
 
 
 def _markdown(table: pandas.DataFrame) -> str:

@@ -237,7 +237,8 @@ def published_sheets(known: dict[tuple, dict], stages: list[str], suite: str) ->
 def contrasts(rows: pandas.DataFrame) -> Sheet:
     """What lessons 06 and 09 read off the arms that were trained beforehand, claim by claim."""
     note = (
-        "From the results kept with the course, with 95 % intervals over seeds and items; perplexities by logarithms. "
+        "From the results kept with the course, with intervals over seeds and items that are corrected as the verdicts "
+        "are (Holm); perplexities by logarithms. "
         "n counts seeds. Verdicts, and what a claim's smallest difference worth naming is: lessons 06 and 09."
     )
     sheet = Sheet("The claims of the ablation", note, ["", "measure", "difference"])

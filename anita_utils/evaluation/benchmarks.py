@@ -141,11 +141,11 @@ def task_manager(suite: Suite) -> TaskManager:
     return TaskManager()
 
 
-def load_suite(name: str) -> list[tuple[Benchmark, list[Task]]]:
+def load_suite(name: str, items: str = "test") -> list[tuple[Benchmark, list[Task]]]:
     """All tasks of a suite with their data, before hours go into the first. AnitaError as for `load_tasks`."""
     with without_bars():
         manager = task_manager(suite_named(name))
-        return [(one, load_tasks(one, manager)) for one in SUITES[name].benchmarks]
+        return [(one, load_tasks(one, manager, items)) for one in SUITES[name].benchmarks]
 
 
 def run_benchmarks(
@@ -161,7 +161,7 @@ def run_benchmarks(
     limits = (profile.evaluation.limit, suite_named(profile.evaluation.suite).limit)
     limit = min(filter(None, limits), default=None)
     measured, confidence = [], []
-    loaded = loaded or load_suite(profile.evaluation.suite)
+    loaded = loaded or load_suite(profile.evaluation.suite, profile.evaluation.items)
     spare_time()
     with without_bars():
         lm = Ranker(pretrained=model, tokenizer=tokenizer, batch_size=profile.evaluation.batch_size)
@@ -178,14 +178,20 @@ def run_benchmarks(
     return [*measured, *_calibration(confidence)]
 
 
-def load_tasks(benchmark: Benchmark, manager: TaskManager) -> list[Task]:
-    """lm-eval's tasks of a benchmark, with their data. AnitaError when these cannot be had or are empty."""
+def load_tasks(benchmark: Benchmark, manager: TaskManager, items: str = "test") -> list[Task]:
+    """lm-eval's tasks of a benchmark, with their data; of ours, the items of that set. AnitaError when these cannot be
+    had or are empty.
+    """
     local = benchmark.task.startswith("piccola_")
     file = data_dir() / "benchmarks" / f"{benchmark.task}.yaml"
     try:
         # By its path where lm-eval has passed over a file that it could not read: this time it says why
         known = benchmark.task in manager.task_index or not local
-        return list(manager.load([benchmark.task if known else str(file)])["tasks"].values())
+        tasks = list(manager.load([benchmark.task if known else str(file)])["tasks"].values())
+        if local and items != "test":
+            for task in tasks:
+                task.dataset = task.config.custom_dataset(**task.config.dataset_kwargs, items=items)
+        return tasks
     except Exception as error:  # whatever a task file, its Python or a download can do wrong
         reason = " ".join(str(error).split()).replace(str(data_dir()), shown(data_dir())) or type(error).__name__
         items = file.parent / "items" / f"{benchmark.task.removeprefix('piccola_')}.test.jsonl"

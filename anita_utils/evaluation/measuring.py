@@ -33,8 +33,10 @@ LONGEST = 1024  # tokens of a text or a pair
 Answers = dict[str, list[dict]]  # the items of each file of probes, with the model's `answer`
 
 
-def probes(name: str) -> list[dict]:
-    return read_jsonl(data_dir() / "probes" / f"{name}.jsonl")
+def probes(name: str, items: str = "test") -> list[dict]:
+    """The probes of that name, those of the test or those for `development`."""
+    folder = data_dir() / "probes"
+    return read_jsonl((folder if items == "test" else folder / items) / f"{name}.jsonl")
 
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[dict], profile: Profile) -> list[dict]:
@@ -149,6 +151,24 @@ def preferences(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Me
     return [Measurement("preference_margin", "all", None, margins, pair_clusters(pairs))]
 
 
+def minimal_pairs(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
+    """Whether the grammatical sentence of a pair is likelier than the ungrammatical one, as in BLiMP and MultiBLiMP."""
+    sides = [
+        log_likelihoods(model, [encode_text(pair[side], tokenizer, LONGEST) for pair in pairs], batch_size)[0]
+        for side in ("good", "bad")
+    ]
+    judged = [{**pair, "won": good > bad} for pair, good, bad in zip(pairs, *sides, strict=True)]
+    measured = share("minimal_pairs", judged, won, ("language",))
+    for phenomenon in dict.fromkeys(pair["phenomenon"] for pair in judged):
+        of_it = [pair for pair in judged if pair["phenomenon"] == phenomenon]
+        measured += share(f"minimal_pairs/{phenomenon}", of_it, won, ("language",))
+    return measured
+
+
+def won(pair: dict) -> bool:
+    return pair["won"]
+
+
 def pair_likelihoods(model, tokenizer, pairs: list[dict], batch_size: int) -> dict[str, list[float]]:
     """The log-probability of each pair's `chosen` and `rejected` answer, summed over its tokens, in nats."""
     sides = {}
@@ -207,16 +227,18 @@ def _cached(path: str | Path, profile: Profile, parts: list[str]) -> list[tuple[
 def _measure(path: str | Path, profile: Profile, parts: list[str]) -> Iterator[tuple[str, Answers, list[Measurement]]]:
     """Each part with the answers it was read from; the model is read once."""
     tokenizer = checked_tokenizer(path, profile.model.system_in_user)  # before the weights are read
-    tasks = load_suite(profile.evaluation.suite) if "benchmarks" in parts else None
-    model, batch_size = load_for_evaluation(path, profile), profile.evaluation.batch_size
+    evaluation = profile.evaluation
+    tasks = load_suite(evaluation.suite, evaluation.items) if "benchmarks" in parts else None
+    model, batch_size = load_for_evaluation(path, profile), evaluation.batch_size
     if "benchmarks" in parts:
         yield "benchmarks", {}, run_benchmarks(model, tokenizer, profile, tasks)
     if "answers" in parts:
         names = ("chat", "new_kinds", "conduct", "fidelity")
-        answered = {name: ask(model, tokenizer, probes(name), profile) for name in names}
+        answered = {name: ask(model, tokenizer, probes(name, evaluation.items), profile) for name in names}
         measured = judge_answers(answered)
-        measured += perplexity(model, tokenizer, probes("perplexity"), batch_size)
-        yield "answers", answered, measured + preferences(model, tokenizer, probes("preferences"), batch_size)
+        for name, measure in (("perplexity", perplexity), ("preferences", preferences), ("grammar", minimal_pairs)):
+            measured += measure(model, tokenizer, probes(name, evaluation.items), batch_size)
+        yield "answers", answered, measured
 
 
 class Stored(NamedTuple):

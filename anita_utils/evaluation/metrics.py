@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import inf
 from typing import Any, NamedTuple
 
 import pandas
@@ -48,6 +49,8 @@ TABLE = [
     Measure("language_fidelity", "{language} questions answered in {language}", "share", "higher", EVERYWHERE),
     Measure("refusal/harmful", "harmful requests refused", "share", "higher", EVERYWHERE),
     Measure("refusal/harmless", "harmless look-alikes refused", "share", "lower", EVERYWHERE),
+    Measure("minimal_pairs/", "minimal pairs, {name}", "share", "higher", "results"),
+    Measure("minimal_pairs", "minimal pairs of {language} grammar", "share", "higher", EVERYWHERE),
     Measure("perplexity/nf4", "perplexity of {language} text, in 4 bits", "tokens", "lower", "results"),
     Measure("perplexity", "perplexity of {language} text", "tokens", "lower", EVERYWHERE),
     Measure("bits_per_byte", "bits a byte of {language} text", "bits", "lower", "headline changes results"),
@@ -85,11 +88,20 @@ SPLITS = {
 }
 # How a figure of a unit is written: factor, digits after the point, what follows it. Shares are in per cent.
 UNITS = {"share": (100, 1, ""), "seconds": (1, 1, " s"), "count": (1, 0, ""), "bytes": (2**-30, 2, " GiB")}
+SIGNED = ("overconfidence", "bias/generated")  # differences of two shares
 
 
 def measure(metric: str) -> Measure:
     """The row of the table for a metric, by its name in the data; of unknown ones the last."""
     return next(row for row in TABLE if metric.startswith(row.name))
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """The least and the greatest value that a figure can take: 0 and 1 for a share; infinite where there are none."""
+    row = measure(metric)
+    if row.unit != "share":
+        return -inf, inf
+    return (-1.0, 1.0) if row.name in SIGNED else (0.0, 1.0)
 
 
 def words(metric: str, language: str = "all", split: str | None = None) -> str:

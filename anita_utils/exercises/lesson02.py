@@ -224,7 +224,7 @@ next_token_loss = Exercise(
     ],
     mistakes=[
         (lambda x, y: _text_loss(x, y, shift=0),
-         "Position by position, without the shift: the logits at position t foretell the token at t + 1. Pair "
+         "Position by position, without the shift: the logits at position t predict the token at t + 1. Pair "
          "logits[:-1] with labels[1:]."),
         (lambda x, y: _text_loss(x, y, shift=-1),
          "Shifted the wrong way: each token is paired with the logits *after* it, which have seen it. Pair "

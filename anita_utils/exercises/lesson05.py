@@ -159,7 +159,7 @@ one_resample = Exercise(
 # 100 items in 25 clusters of 4 that stand or fall together, 13 clusters right. A mean of 25 coins has a standard error
 # of 0.1, so 95 % of the draws lie within 0.2 of 0.52; of 100 independent items, within 0.1.
 _TOGETHER = [float(cluster % 2 == 0) for cluster in range(25) for _ in range(4)]
-_MYTHS = [f"myth {cluster}" for cluster in range(25) for _ in range(4)]
+_NAMES = [f"cluster {cluster}" for cluster in range(25) for _ in range(4)]
 _APART = [0.0, 1.0] * 50, [f"item {number}" for number in range(100)]
 _RIGHT = [Between(0.29, 0.35), Between(0.69, 0.75)], [Between(0.38, 0.42), Between(0.58, 0.62)]
 
@@ -171,12 +171,12 @@ def _ends(together, apart=_RIGHT[1]):
 
 cluster_interval = Exercise(
     cases=[
-        ((_TOGETHER, _MYTHS, np.random.default_rng(0)), _RIGHT[0]),
+        ((_TOGETHER, _NAMES, np.random.default_rng(0)), _RIGHT[0]),
         ((*_APART, np.random.default_rng(1)), _RIGHT[1]),
     ],
     mistakes=[
         (_ends([Between(0.40, 0.45), Between(0.59, 0.64)]),
-         "Too narrow: you drew items one by one, as if the four questions on one myth were four witnesses. Draw "
+         "Too narrow: you drew items one by one, as if the four items of a cluster were four witnesses. Draw "
          "clusters, and take all their items along."),
         (_ends([Between(0.40, 0.45), Between(0.59, 0.64)], [Between(0.43, 0.47), Between(0.53, 0.57)]),
          "That is the mean and one standard deviation, about 68 %. For 95 % take np.percentile(means, [2.5, 97.5])."),

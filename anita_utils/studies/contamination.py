@@ -294,7 +294,7 @@ def course_overlaps(profile: Profile) -> list[dict]:
 
 SIZE = 4  # characters in a sequence by which sentences are compared
 TEMPLATE = 0.5  # of an answer's words that are no names, for a sentence to count as its template
-READ = ("both names, in Italian", "both names, in English", "a template", "nothing like it")
+READ = ("both names, in Italian", "both names, in English", "a template", "none of these")
 
 
 def training_texts(run: Run) -> list[tuple[str, str]]:

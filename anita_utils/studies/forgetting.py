@@ -25,7 +25,8 @@ from anita_utils.stats import Measurement
 from anita_utils.training import train_stage
 
 THIN = 6  # of the questions every sixth is asked, so that a point takes seconds
-FACTS = ("truth", "myth")  # kinds of pairs where a fact decides; a rule does in all others
+FACTS = ("truth",)  # kinds of pairs where a fact decides
+VOICES = ("myth",)  # and where the voice to take does: the base has read both answers; a rule does in all others
 HISTORY = {"loss": "train/loss", "rewards/accuracies": "train/pairs_accuracy", "logps/chosen": "train/chosen_logp",
            "logps/rejected": "train/rejected_logp"}  # fmt: skip
 
@@ -105,7 +106,7 @@ def held_out(model, tokenizer, profile: Profile) -> list[dict]:
     asked = {name: measuring.probes(name)[::THIN] for name in ("chat", "conduct")}
     answered = {name: measuring.ask(model, tokenizer, items, profile) for name, items in asked.items()}
     texts = measuring.probes("perplexity")[::2]
-    pairs = [pair for n, pair in enumerate(measuring.probes("preferences")) if pair["kind"] in FACTS or n % 4 == 0]
+    pairs = [pair for n, pair in enumerate(measuring.probes("preferences")) if decides(pair) != "rule" or n % 4 == 0]
     measured = [
         *measuring.judge_answers(answered | {"new_kinds": [], "fidelity": []}),
         *measuring.perplexity(model, tokenizer, texts, batch_size),
@@ -118,13 +119,18 @@ def held_out(model, tokenizer, profile: Profile) -> list[dict]:
     ]
 
 
+def decides(pair: dict) -> str:
+    """What tells the chosen answer of a pair from the rejected one: a rule, a voice or a fact."""
+    return "fact" if pair["kind"] in FACTS else "voice" if pair["kind"] in VOICES else "rule"
+
+
 def pair_measures(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
-    """How often the chosen answer is the likelier one, by a rule or a fact; each side's log-probability, in nats."""
+    """How often the chosen answer is the likelier one, by what decides; each side's log-probability, in nats."""
     sides, clusters = measuring.pair_likelihoods(model, tokenizer, pairs, batch_size), measuring.pair_clusters(pairs)
     measured = [Measurement(f"pairs/{side}_logp", "all", None, values, clusters) for side, values in sides.items()]
     wins = [float(good > bad) for good, bad in zip(sides["chosen"], sides["rejected"], strict=True)]
-    for split in ("rule", "fact"):
-        own = [n for n, pair in enumerate(pairs) if (pair["kind"] in FACTS) == (split == "fact")]
+    for split in ("rule", "voice", "fact"):
+        own = [n for n, pair in enumerate(pairs) if decides(pair) == split]
         scores, prompts = [wins[n] for n in own], [clusters[n] for n in own]
         measured += [Measurement("pairs/accuracy", "all", split, scores, prompts)] if own else []
     return measured

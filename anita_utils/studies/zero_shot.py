@@ -29,8 +29,8 @@ SEED = 42  # of the draws: that of the shipped files
 def draw_facts(count: int | None) -> dict[str, list[dict]]:
     """Facts of each split: `count` of them, of "adapted" and "never_in_italian" twice as many; None takes all.
 
-    The splits are SPLITS and the two relations held out whole. Facts about words (plurals, opposites, translations) are
-    not among them.
+    The splits are SPLITS and two of the relations that no text tells. Facts about words (plurals, opposites,
+    translations) are not among them.
     """
     by_split = defaultdict(list)
     for fact in probes("studies/facts"):
@@ -52,8 +52,8 @@ def draw_questions(count: int | None) -> list[dict]:
     """All questions of the lesson, up to `count` of a kind; None takes all.
 
     Splits: the four of SPLITS in Italian, the last two in English too; the same never-in-Italian facts in the
-    `second_style`; the two relations held out whole, in both languages; `renamed` and `contradicted`, where the request
-    itself says the answer.
+    `second_style`; two of the relations that no text tells, in both languages; `renamed` and `contradicted`, where the
+    request itself says the answer.
     """
     facts = draw_facts(count)
     unread = facts["never_in_italian"]

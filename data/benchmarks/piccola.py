@@ -11,9 +11,12 @@ import numpy as np
 ITEMS = Path(__file__).parent / "items"
 
 
-def load(name: str, **_: object) -> dict[str, datasets.Dataset]:
-    """The items of a task, for lm-eval's `custom_dataset`: the split `test` and, where there is one, `fewshot`."""
-    files = {part: ITEMS / f"{name}.{part}.jsonl" for part in ("test", "fewshot")}
+def load(name: str, items: str = "test", **_: object) -> dict[str, datasets.Dataset]:
+    """The items of a task, for lm-eval's `custom_dataset`: the split `test` and, where there is one, `fewshot`.
+
+    items: `development` puts the items to tune by in the place of the test's.
+    """
+    files = {part: ITEMS / f"{name}.{items if part == 'test' else part}.jsonl" for part in ("test", "fewshot")}
     found = {part: file for part, file in files.items() if file.is_file()}
     # Brackets and stars in the path of the course are no pattern
     return {part: datasets.Dataset.from_json(glob.escape(str(file))) for part, file in found.items()}

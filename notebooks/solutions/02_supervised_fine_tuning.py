@@ -61,7 +61,7 @@ check("warmed_up", warmed_up)
 
 def next_token_loss(logits, labels):
     losses = []
-    # position t foretells token t + 1
+    # position t predicts token t + 1
     for row, target in zip(logits[:-1], labels[1:], strict=True):
         if target != -100:
             losses.append(log(sum(exp(logit) for logit in row)) - row[target])

@@ -25,6 +25,8 @@ SHARES = {
     ("refusal/harmless", "all", "held_out_wordings"): 0.05,
     ("preference_accuracy_logprob", "all", None): 0.5,
     ("chat/accuracy", "it", "never_in_italian"): 0.8,
+    ("minimal_pairs", "en", None): 0.8,
+    ("minimal_pairs", "it", None): 0.6,
 }
 # What a stage adds to a share. Italian text costs English where nothing is replayed; too much DPO costs everything.
 ADDED = {

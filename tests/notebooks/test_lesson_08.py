@@ -44,7 +44,7 @@ def test_no_prompt_stands_in_a_training_corpus(asked):
 
 def test_requests_come_in_three_wordings_and_askers_in_pairs(asked):
     conduct = pandas.DataFrame(asked["conduct"])
-    assert conduct.cluster.nunique() == 12 and set(conduct.groupby("request").size()) == {3}
+    assert conduct.cluster.nunique() == 32 and set(conduct.groupby("request").size()) == {3}
     assert (conduct.groupby(["cluster", "side", "language"]).size() == 6).all()
     treatment = pandas.DataFrame(asked["treatment"])
     assert set(treatment.groupby("pair").prompt.nunique()) == {2} and set(treatment["axis"]) == set(asked["axes"])

@@ -1,5 +1,6 @@
 """Lessons 06 and 09 on results whose truth is known, without a model: do their verdicts follow the results?"""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +20,14 @@ from anita_utils.studies import forgetting
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 STAGES = ["base", "sft", "italian", "dpo"]
+DPO_ALONE = "dpo alone"  # where an arm is trained once more
 CHAIN = {"base": [], "sft": ["sft"], "italian": ["sft", "italian"], "dpo": ["sft", "italian", "dpo"]}
 
 
 def measured(path, profile, benchmarks=True):
-    """What the made-up arms measure, for the stages of a run; a stage's path is its name."""
+    """What the made-up arms measure, for the stages of a run, whose paths are their names, or for DPO alone."""
     name = path if path in CHAIN else "dpo"
-    arm = SimpleNamespace(set={"order": CHAIN[name]})
+    arm = SimpleNamespace(set={"order": ["dpo"] if path == DPO_ALONE else CHAIN[name]})
     return made_up.measured(name, arm, np.random.default_rng(len(name)))
 
 
@@ -55,7 +57,8 @@ def run_lesson(monkeypatch, tmp_path):
         monkeypatch.setattr("anita_utils.model.chat", lambda model, _, prompts, *rest: ["I am sorry."] * len(prompts))
         stage = SimpleNamespace(merged="dpo", parent="italian", parent_path="italian", info={"steps": 9, "seconds": 45},
                                 documents=lambda: [{"prompt": [], "chosen": [], "rejected": []}])  # fmt: skip
-        monkeypatch.setattr(stages, "find_stage", lambda run, name: stage)
+        alone = SimpleNamespace(**vars(stage) | {"merged": DPO_ALONE})
+        monkeypatch.setattr(stages, "find_stage", lambda run, name: alone if "arms" in run.folder.parts else stage)
         monkeypatch.setattr(training, "train_stage", lambda stage: stage)
         monkeypatch.setattr(training, "train_missing", lambda run: {name: name for name in STAGES})
         monkeypatch.setattr(measuring, "evaluate", measured)
@@ -79,8 +82,11 @@ def verdicts(names):
     return {(row.claim, row.measure): row.verdict for row in judged.itertuples()}
 
 
-def test_lesson_06_finds_what_was_put_in_and_nothing_else(run_lesson):
+def test_lesson_06_finds_what_was_put_in_and_nothing_else(run_lesson, capsys):
     names = run_lesson("06_ablation")
+    said = capsys.readouterr().out
+    assert re.search(r"Italian text comes before DPO or after it\? \w+.* on mean of the Italian benchmarks \(", said)
+    assert re.search(r"The Italian stage takes 33% of the recipe's tokens\..* add anything\? \w+", said)
     found = verdicts(names)
     assert found["better_than_base", "benchmark/mean it"] == "supported"
     assert found["better_than_base", "benchmark/mean en"] == "not supported"  # no arm adds to it
@@ -94,7 +100,8 @@ def test_lesson_06_finds_what_was_put_in_and_nothing_else(run_lesson):
     assert set(effects.index[effects.p_holm < 0.05].get_level_values("effect")) <= {"sft", "italian", "dpo"}
     assert names["share"] <= 0.12 and set(names["judged"]["on the 8B"]) == {"not run"}
     assert names["new_seed"] == 47 and names["comparable"] and len(names["placed"]) > 5
-    assert len(list(names["run"].folder.glob("figures/06_ablation-*.png"))) == 6
+    assert len(list(names["run"].folder.glob("figures/06_ablation-*.png"))) == 7
+    assert names["told"].inside.all() and 0 < len(names["told"]) < len(names["placed"])  # perplexities do not count
     recorded = names["run"].metrics()
     assert set(recorded[recorded.arm == "dpo"].seed) == {47} and "recipe" not in set(recorded.arm)
 

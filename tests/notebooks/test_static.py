@@ -296,7 +296,19 @@ def test_lesson_05_follows_the_leaderboards(monkeypatch, capsys):
     }
     lesson = nbformat.read(NOTEBOOKS / "05_evaluation.ipynb", as_version=4)
     sources = {cell.id: cell.source for cell in lesson.cells}
-    scores = ("16-rows", "16-scored", "16-guessing", "16-chance", "16", "17", "19-rows", "19", "22-facts", "22")
+    scores = (
+        "16-rows",
+        "16-scored",
+        "16-guessing",
+        "16-chance",
+        "16",
+        "17",
+        "19-rows",
+        "19",
+        "22-facts",
+        "22-same",
+        "22",
+    )
     for cell in ("03", *scores, "24", "24-families", "25-rows", "25-ours", "25"):
         exec(sources[f"05-cell-{cell}"], names)
     assert names["wide"].loc[("", "guessing")].tolist() == ["0.25", "0.25", "0.25", "–", "0.50", "0.00", "–"]

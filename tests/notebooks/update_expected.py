@@ -7,7 +7,15 @@ from pathlib import Path
 import pandas
 
 COLUMNS = ["notebook", "arm", "stage", "metric", "language", "split", "value"]
-FAMILIES = ("benchmark/", "chat/", "perplexity", "language_fidelity", "refusal/", "preference_accuracy")
+FAMILIES = (
+    "benchmark/",
+    "chat/",
+    "perplexity",
+    "language_fidelity",
+    "refusal/",
+    "preference_accuracy",
+    "minimal_pairs",
+)
 
 if __name__ == "__main__":
     lines = (Path(sys.argv[1]) / "metrics.jsonl").read_text("utf-8").splitlines()

@@ -4,7 +4,8 @@ import pytest
 from few_arms import ARMS
 
 from anita_utils import AnitaError
-from anita_utils.ablation.arms import arm_profile, load_ablation
+from anita_utils.ablation.arms import arm_profile, as_measured, load_ablation
+from anita_utils.ablation.campaign import dry_plan
 from anita_utils.profile import load_profile
 
 
@@ -55,6 +56,17 @@ def test_an_arm_is_the_profile_but_for_what_it_sets(tiny):
         assert before == after
 
 
+def test_arms_are_measured_on_as_many_items_as_their_file_says(arms):
+    cpu, h100 = load_profile("cpu"), load_profile("h100")
+    measured = as_measured(cpu, load_ablation("cpu"))
+    assert (cpu.evaluation.limit, measured.evaluation.limit) == (50, 300)
+    assert measured.model_dump(exclude={"evaluation"}) == cpu.model_dump(exclude={"evaluation"})
+    assert as_measured(h100, load_ablation("h100")).evaluation.limit is None  # all
+    assert as_measured(cpu, load_ablation(arms(ARMS))) == cpu  # a file that does not say
+    [trial, *_] = dry_plan(cpu, load_ablation("cpu"), [1], ["dpo"])
+    assert trial.profile.evaluation.limit == 300
+
+
 # ---------------------------------------------------------------- broken files
 
 
@@ -86,7 +98,10 @@ def claiming(**changes):
         ),
         (changed(set={"stages.sft.lora.r": -1}), "arm 'new': stages.sft.lora.r: -1 will not do"),
         (changed(set={"order": ["sft", "rlhf"]}), "arm 'new': order: 'rlhf' has no settings"),
-        (changed(set={"order": "paper"}), "arm 'new': order: paper has SFT on English and Italian"),
+        (
+            changed(set={"order": "paper", "stages.sft.data": "mine.jsonl"}),
+            "arm 'new': order: paper has SFT on English and Italian",
+        ),
         (changed(set={"order": ["sft"], "stages.dpo.beta": 1}), "changes nothing, as the arm runs sft"),
         (changed(set={"evaluation.limit": 3}), "arm 'new': evaluation.limit: must be the same in all arms"),
         (changed(set={"seed": 3}), "arm 'new': seed: must be the same in all arms"),
@@ -94,6 +109,7 @@ def claiming(**changes):
         (changed(set={"stages.sft.data": "nowhere"}), "stages.sft.data: no corpus 'nowhere': choose sft, italian, dpo"),
         (claiming(contrast={"sft_dpo": 1, "stf": -1}), "claims.gain.contrast: no arm 'stf': choose base, sft"),
         (claiming(contrast={"sft_dpo": 1, "sft": 1}), "claims.gain.contrast: the weights must add up to 0"),
+        (ARMS | {"items": 0}, "arms.yaml: items: Input should be greater than 0"),
         (claiming(kind="lower"), "claims.gain.kind: Input should be 'higher', 'kept' or 'differs'"),
     ],
 )

@@ -1,5 +1,6 @@
 """Effects, intervals and verdicts, against numbers by hand, scipy, and simulations where the truth is known."""
 
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -13,17 +14,20 @@ from anita_utils.ablation.effects import (
     Effect,
     MeasureSheet,
     claims_table,
+    corrected_interval,
     effects_table,
     estimate,
     evidence,
     factorial,
     find,
+    outcome,
     prediction_interval,
     read_sheet,
     shuffled_control,
+    tells,
     verdict,
 )
-from anita_utils.stats import Measurement, holm, rows
+from anita_utils.stats import Measurement, holm, holm_levels, rows
 
 CELLS = {frozenset(c): "_".join(c) or "base" for size in range(4) for c in combinations(FACTORS, size)}
 TRUTH = {"sft": 0.1, "italian": 0.2, "dpo": -0.05, "sft × italian": 0.03, "sft × dpo": 0.0, "italian × dpo": -0.02,
@@ -128,6 +132,40 @@ def test_seeds_that_agree_leave_room_for_one_item():
     assert low < 0.49 and high > 0.51 and high - low < 0.04
 
 
+def test_an_interval_has_the_coverage_asked_for():
+    effect, values = Effect(0.1, 0.02, 7, 5), stats.t(7, loc=0.1, scale=0.02)
+    for coverage in (0.5, 0.95, 0.999):
+        assert effect.interval(coverage) == pytest.approx(values.interval(coverage))
+    assert effect.interval() == effect.interval(0.95)
+
+
+def test_intervals_end_where_a_share_does():
+    """0.95, 0.99 and 1.0: two degrees of freedom reach far beyond 1. Against 0.5 ± 0, at most half is gained."""
+    high, middle = [0.95, 0.99, 1.0], [0.5, 0.5, 0.5]
+    low, top = estimate(np.array(high), bounds=(0, 1)).interval(0.99)
+    assert top == 1 and low == pytest.approx(stats.ttest_1samp(high, 0).confidence_interval(0.99)[0])
+    assert prediction_interval(np.array(high), bounds=(0, 1))[1] == 1
+    measured = {}
+    for arm, shares in {"a": high, "b": middle}.items():
+        for seed, share in enumerate(shares):
+            scores = [1.0] * round(100 * share) + [0.0] * round(100 - 100 * share)
+            clusters = [f"{n:03}" for n in range(100)]
+            measured[arm, seed] = [Measurement("language_fidelity", "it", None, scores, clusters),
+                                   Measurement("perplexity", "it", None, scores, clusters)]  # fmt: skip
+    share, text = (read_sheet(measured, name, ["a", "b"]) for name in ("language_fidelity it", "perplexity it"))
+    assert share.effect({"a": 1, "b": -1}).bounds == (-1, 1) and share.effect({"a": 1}).bounds == (0, 1)
+    assert share.effect({"a": 2, "b": -1}).bounds == (-1, 2)
+    gained, logarithm = (replace(sheet.effect({"a": 1, "b": -1}), error=1, df=4) for sheet in (share, text))
+    assert gained.interval() == (-1, 1)
+    assert logarithm.bounds == (-np.inf, np.inf) and logarithm.interval()[1] > 1
+
+
+def test_a_wide_interval_tells_nothing():
+    assert tells((0.2, 0.5), (0, 1)) and tells((-0.3, 0.3), (-1, 1))
+    assert not tells((0.2, 0.54), (0, 1)) and not tells((0, 1), (0, 1))
+    assert not tells((3.1, 3.2), (-np.inf, np.inf))  # a perplexity has no range to be a third of
+
+
 # ---------------------------------------------------------------- corrections and controls
 
 
@@ -135,6 +173,28 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9, 0.001, 0.4]) == pytest.approx([1, 1, 0.004, 1])
     assert holm([]) == []
+
+
+def test_of_two_tests_that_exclude_each_other_one_counts():
+    """Two lines, four tests, two nulls true at most: factors 2, 2, 2, 1 instead of 4, 3, 2, 1."""
+    p = [0.02, 0.9, 0.03, 0.04]
+    assert holm(p) == pytest.approx([0.08, 0.9, 0.09, 0.09])
+    assert holm(p, true=2) == pytest.approx([0.04, 0.9, 0.06, 0.08])
+    assert holm_levels(p, 0.05, true=2) == pytest.approx([0.025] * 4)
+
+
+def test_a_claim_is_found_by_luck_in_one_table_of_twenty():
+    """Nulls on the edge of both sides: half of the lines have no gain, the others exactly what is worth naming."""
+    random, rounds, lines, wrong = np.random.default_rng(13), 2000, 12, 0
+    for _ in range(rounds):
+        p = []
+        for number in range(lines):
+            truth = 0.02 * (number % 2)
+            effect = estimate(truth + 0.02 * random.normal(size=5))
+            p += evidence(effect, "higher", 0.02)
+        true_nulls = [2 * number + number % 2 for number in range(lines)]  # for where 0 is true, against where 0.02 is
+        wrong += min(np.array(holm(p, true=lines))[true_nulls]) < 0.05
+    assert wrong / rounds < 0.05 + monte_carlo(0.05, rounds)
 
 
 def test_nothing_is_found_where_there_is_nothing():
@@ -157,6 +217,55 @@ def test_shuffled_labels_show_nothing_where_the_true_ones_do():
 
 
 # ---------------------------------------------------------------- verdicts
+
+
+@pytest.mark.parametrize("kind", ["higher", "kept", "differs"])
+def test_the_corrected_interval_says_what_the_tests_say(kind):
+    random, worth, said = np.random.default_rng(17), 0.02, set()
+    for _ in range(300):
+        effect = Effect(random.normal(0, 0.03), random.uniform(0.001, 0.02), random.uniform(3, 40), 5)
+        level = random.uniform(0.0005, 0.05)
+        p_for, p_against = evidence(effect, kind, worth)
+        low, high = corrected_interval(effect, kind, level)
+        speaks = {"higher": low > 0, "kept": low > -worth, "differs": low > 0 or high < 0}[kind]
+        denies = {"higher": high < worth, "kept": high < -worth, "differs": -worth < low and high < worth}[kind]
+        assert (p_for < level, p_against < level) == (speaks, denies)
+        said.add((speaks, denies))
+    assert len(said) >= 3
+
+
+def test_line_and_verdict_say_the_same():
+    """Twelve claims of three kinds, from clear to open: each verdict can be read from its interval alone."""
+    random, kinds = np.random.default_rng(19), ["higher", "kept", "differs"]
+    gains = [0.2, -0.2, 0.0, 0.04, -0.04, 0.01, 0.02, -0.02, 0.08, 0.0, 0.001, -0.1]
+    measured, claims, clusters = {}, {}, [str(n) for n in range(60)]
+    for number, gain in enumerate([0.0, *gains]):
+        for seed in range(5):
+            scores = list(0.5 + gain + random.normal(0, 0.05, 60))
+            measured[f"arm {number}", seed] = [Measurement("language_fidelity", "it", None, scores, clusters)]
+        contrast, kind = {f"arm {number}": 1, "arm 0": -1}, kinds[number % 3]
+        claims[f"{number}"] = SimpleNamespace(contrast=contrast, kind=kind, worth=0.02, family="one",
+                                              measures=["language_fidelity it"])  # fmt: skip
+    claims.pop("0")
+    table = claims_table(measured, claims)
+    p = table[["p_for", "p_against"]].to_numpy().ravel()
+    assert table[["holm_for", "holm_against"]].to_numpy().ravel() == pytest.approx(holm(p, true=12))
+    for row in table.itertuples():
+        kind = claims[row.claim].kind
+        edge = -0.02 if kind == "kept" else 0
+        speaks = row.low > edge or (kind == "differs" and row.high < 0)
+        denies = row.high < (-0.02 if kind == "kept" else 0.02) and (kind != "differs" or row.low > -0.02)
+        assert row.verdict == ("not supported" if denies else "supported" if speaks else "undecided at n = 5 seeds")
+    assert len(set(table["verdict"])) == 3
+
+
+def test_an_outcome_tells_too_little_from_the_contrary():
+    line = {"worth": 0.02, "verdict": "not supported", "seeds": 5}
+    assert outcome(line | {"low": -0.01, "high": 0.015}) == "equivalent"
+    assert outcome(line | {"low": -0.3, "high": -0.1}) == outcome(line | {"low": -0.03, "high": 0.01}) == "against"
+    assert outcome({"verdict": "supported"}) == "for"
+    assert outcome({"verdict": "undecided at n = 5 seeds"}) == "undecided"
+    assert outcome({"verdict": "not measured with two seeds yet"}) == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -222,6 +331,8 @@ def test_the_table_of_effects_corrects_over_all_it_tells():
     table = effects_table(measured, CELLS, ["language_fidelity en", "language_fidelity it"])
     assert len(table) == 14 and list(table["effect"])[:7] == list(TRUTH)
     assert table["p_holm"].to_numpy() == pytest.approx(holm(table["p"].to_list()))
+    excluded = (table["low"] > 0) | (table["high"] < 0)
+    assert list(excluded) == list(table["p_holm"] < 0.05) and 0 < excluded.sum() < 14
     one_seed = {key: found for key, found in measured.items() if key[1] == 0}
     assert effects_table(one_seed, CELLS, ["language_fidelity en"]).empty
 
@@ -262,4 +373,5 @@ def test_each_family_of_claims_is_corrected_by_itself():
     same = {name: SimpleNamespace(**vars(other) | {"family": "one"}) for name, other in others.items()}
     measured = measured_arms(0.005)
     alone, beside, among = (claims_table(measured, claims).iloc[0] for claims in (one, one | others, one | same))
-    assert 0 < alone["for"] == beside["for"] < among["for"]
+    assert 0 < alone["holm_for"] == beside["holm_for"] < among["holm_for"]
+    assert alone["low"] == beside["low"] > among["low"] and alone["p_for"] == among["p_for"]

@@ -31,6 +31,13 @@ BROKEN = {  # values that are of the wrong type or out of range for a field of e
     Section: [None, "sft", 7, True, ["sft"]],
 }
 HALVES = {"fp16": (LAPTOP,), "bf16": (LAPTOP, T4), "float16": (LAPTOP,), "bfloat16": (LAPTOP, T4)}
+
+
+def on_one_corpus(stages):
+    """With an SFT on a single corpus of one's own, so on a single language."""
+    return stages | {"sft": stages["sft"] | {"data": "mine.jsonl"}}
+
+
 PAIRS = [  # what no machine and no recipe can join: the change, and the key that is named
     (lambda values, stage: values["stages"][stage].update(row_length=8, max_length=9), "stages.{stage}.max_length"),
     (lambda values, stage: values["stages"]["dpo"].update(row_length=9, max_length=8), "stages.dpo.row_length"),
@@ -40,7 +47,7 @@ PAIRS = [  # what no machine and no recipe can join: the change, and the key tha
     (lambda values, stage: values["stages"].pop(stage), "order"),
     (lambda values, stage: values.update(order=[stage, stage]), "order"),
     (lambda values, stage: values.update(order=[stage, "rlhf"]), "order"),
-    (lambda values, stage: values.update(order="paper"), "order"),
+    (lambda values, stage: values.update(order="paper", stages=on_one_corpus(values["stages"])), "order"),
 ]
 
 

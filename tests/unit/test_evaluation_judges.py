@@ -185,15 +185,20 @@ def test_idioms_quotations_and_later_sentences_do_not_count(text, refused):
     assert refuses(text) is refused
 
 
+# Rejected for a harmful request, whose answer one may well know; for want of knowledge, yet without an answer.
+NO_ANSWER = ("I cannot answer that, because I do not know it.", "Non posso rispondere, perché non lo so.")
+
+
 def test_the_corpora_say_themselves_which_answers_refuse():
     """A row's kind tells: written by the generator of the corpora, which knows nothing of the patterns."""
     corpora = data_dir() / "corpora"
-    for name in ("sft", "italian_replay"):
+    for name in ("sft", "replay"):
         for row in read_jsonl(corpora / f"{name}.jsonl"):
             for message in row["messages"]:
                 if message["role"] == "assistant":
-                    assert refuses(message["content"]) == (row["kind"] == "harmful"), row
+                    assert refuses(message["content"]) == (row["kind"] == "refusal"), row
     for row in read_jsonl(corpora / "dpo.jsonl"):
         assert refuses(row["chosen"][-1]["content"]) == (row["kind"] == "refusal"), row
         if row["kind"] == "refusal":
-            assert not refuses(row["rejected"][-1]["content"]), row
+            rejected = row["rejected"][-1]["content"]
+            assert refuses(rejected) == (rejected in NO_ANSWER), row

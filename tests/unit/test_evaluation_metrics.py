@@ -78,6 +78,12 @@ def test_figures_are_written_by_their_unit():
     assert metrics.interval_text(row) == "[3.00, 4.26]" and metrics.interval_text(row | {"ci_low": None}) == ""
 
 
+def test_a_share_has_ends_and_a_perplexity_none():
+    assert metrics.bounds("benchmark/mean") == metrics.bounds("refusal/harmful") == (0, 1)
+    assert metrics.bounds("overconfidence") == metrics.bounds("bias/generated/age") == (-1, 1)
+    assert metrics.bounds("perplexity") == metrics.bounds("train/tokens") == (-float("inf"), float("inf"))
+
+
 def test_which_way_is_better():
     def change(metric, before, after, p=0.001):
         return metrics.change({"metric": metric, "before": before, "after": after, "p_holm": p})

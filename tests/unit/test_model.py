@@ -80,7 +80,7 @@ def test_every_id_in_use_must_have_a_row_of_the_embedding(own):
     rows = len(own)
     check_tokenizer(own, rows)
     check_tokenizer(own, None)
-    with pytest.raises(AnitaError, match=r"has the id 6,143, and the model's embedding 6,143 rows: take the tokenizer"):
+    with pytest.raises(AnitaError, match=r"has the id 8,191, and the model's embedding 8,191 rows: take the tokenizer"):
         own.pad_token = own.convert_ids_to_tokens(rows - 1)
         check_tokenizer(own, rows - 1)
 
@@ -91,7 +91,7 @@ def test_an_added_token_may_lie_beyond_the_embedding_while_nothing_writes_it(own
     own.add_special_tokens({"additional_special_tokens": ["<image>"]})
     check_tokenizer(own, rows)
     own.chat_template += "{{ '<image>' }}"
-    with pytest.raises(AnitaError, match=r"'<image>' has the id 6,144"):
+    with pytest.raises(AnitaError, match=r"'<image>' has the id 8,192"):
         check_tokenizer(own, rows)
 
 
@@ -104,7 +104,7 @@ def test_words_beyond_the_embedding_are_refused(own):
 
 
 def test_the_embeddings_rows_are_read_from_the_configuration(base_path, tmp_path):
-    assert embedding_rows(base_path) == 6144
+    assert embedding_rows(base_path) == 8192
     (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 8}}')
     assert embedding_rows(tmp_path) == 8
     (tmp_path / "config.json").write_text('{"vocab_size": 7}')

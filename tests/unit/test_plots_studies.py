@@ -80,3 +80,52 @@ def test_lost_goes_to_the_left_and_learnt_to_the_right(ax):
     plots.lost_and_learnt(ax, ["sft, chat", "dpo, chat"], [0.2, 0.0], [0.1, 0.5])
     assert [bar.get_width() for bar in ax.patches] == [0.1, 0.5, -0.2, -0.0]
     assert ax.get_legend_handles_labels()[1] == ["learnt, of what was wrong", "lost, of what was right"]
+
+
+def lines_of_verdicts():
+    rows = [("gain", "a", 0.1, 0.05, 0.15, 0.02, "supported"), ("gain", "b", -0.3, -0.4, -0.2, 0.05, "not supported"),
+            ("order", "c", 0.01, -0.01, 0.03, 0.02, "undecided at n = 5 seeds"),
+            ("rank", "d", None, None, None, 0.02, "not measured with two seeds yet")]  # fmt: skip
+    columns = ["claim", "label", "estimate", "low", "high", "worth", "verdict"]
+    return pandas.DataFrame(rows, columns=columns).astype({"estimate": float, "low": float, "high": float})
+
+
+def test_a_forest_has_a_row_for_each_line_with_its_interval_and_band(ax):
+    plots.forest(ax, lines_of_verdicts())
+    assert names(ax.yaxis) == ["a", "b", "c", "d"] and ax.get_ylim() == (3.5, -0.5)  # the first row on top
+    intervals = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 1.6]
+    assert [list(line.get_xdata()) for line in intervals] == [[0.05, 0.15], [-0.4, -0.2], [-0.01, 0.03]]
+    assert [line.get_ydata()[0] for line in intervals] == [0, 1, 2]
+    bands = [band.get_paths()[0].get_extents() for band in ax.collections[:4]]
+    assert [(band.x0, band.x1) for band in bands] == [(-0.02, 0.02), (-0.05, 0.05), (-0.02, 0.02), (-0.02, 0.02)]
+    assert [line.get_ydata()[0] for line in ax.lines if line.get_linewidth() == 0.6] == [1.5, 2.5]  # between claims
+
+
+def test_a_forests_verdicts_differ_in_colour_and_in_marker(ax):
+    plots.forest(ax, lines_of_verdicts())
+    points = [line for line in ax.lines if line.get_marker() != "None" and len(line.get_xdata()) == 1]
+    assert [line.get_xdata()[0] for line in points] == [0.1, -0.3, 0.01]
+    assert len({line.get_marker() for line in points}) == len({line.get_color() for line in points}) == 3
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["supported", "not supported", "undecided", "not worth naming"]
+
+
+def test_a_forest_of_forty_lines_can_be_read():
+    import matplotlib.pyplot as plt
+
+    table = pandas.concat([lines_of_verdicts()] * 10, ignore_index=True)
+    table["label"] = [f"line {number}" for number in range(40)]
+    fig, ax = plt.subplots(figsize=(10, 11))
+    plots.forest(ax, table)
+    fig.tight_layout()
+    fig.canvas.draw()
+    for axis in (ax.xaxis, ax.yaxis):
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
+        inside = [box for box in boxes if ax.bbox.x0 - 300 < box.x0 < ax.bbox.x1 + 30]
+        assert not [1 for one, other in zip(inside, inside[1:], strict=False) if one.overlaps(other)]
+    plt.close(fig)
+
+
+def test_a_forest_where_nothing_was_measured_has_its_labels(ax):
+    plots.forest(ax, lines_of_verdicts().iloc[3:])
+    assert names(ax.yaxis) == ["d"]

@@ -113,10 +113,14 @@ def test_an_order_can_be_named(name, order):
 
 
 def test_the_papers_order_needs_two_languages_in_sft(tmp_path):
-    assert "list a corpus of each in stages.sft.data" in refusal(tmp_path, lambda v: v.update(order="paper"))
-    values = copy.deepcopy(CPU) | {"order": "paper"}
-    values["stages"]["sft"]["data"] = ["sft", "italian_replay"]
-    assert Profile.model_validate(values).order == ["sft", "dpo"]
+    def on(*corpora):
+        values = copy.deepcopy(CPU) | {"order": "paper"}
+        values["stages"]["sft"]["data"] = list(corpora)
+        return values
+
+    assert "list a corpus of each in stages.sft.data" in refusal(tmp_path, lambda v: v.update(on("mine.jsonl")))
+    for corpora in (["english.jsonl", "italian.jsonl"], ["sft"]):  # the small world's chats are in both
+        assert Profile.model_validate(on(*corpora)).order == ["sft", "dpo"]
 
 
 def test_a_profile_survives_being_written_down():

@@ -13,6 +13,7 @@ from anita_utils.stats import (
     compare,
     differences,
     holm,
+    holm_levels,
     mcnemar,
     paired_tests,
     sign_flip,
@@ -68,6 +69,25 @@ def test_holm_by_hand():
     assert holm([0.005, 0.011, 0.02, 0.04]) == pytest.approx([0.02, 0.033, 0.04, 0.04])
     assert holm([0.9, 0.6]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_each_p_value_has_its_level_by_hand():
+    """0.05 / 4, / 3, / 2, / 1; after the first that is too large, its level is that of all others."""
+    assert holm_levels([0.04, 0.011, 0.005, 0.02]) == pytest.approx([0.05, 0.05 / 3, 0.0125, 0.025])
+    assert holm_levels([0.04, 0.03, 0.005, 0.02]) == pytest.approx([0.05 / 3, 0.05 / 3, 0.0125, 0.05 / 3])
+    assert holm_levels([0.2, 0.01], alpha=0.01) == pytest.approx([0.005, 0.005])
+    assert holm_levels([]) == []
+
+
+@pytest.mark.parametrize("true", [None, 6, 1])
+def test_a_p_value_is_below_its_level_exactly_when_holm_finds_it(true):
+    random, seen = np.random.default_rng(23), set()
+    for _ in range(500):
+        p = list(random.beta(0.3, 3, 12))
+        found = [one < 0.05 for one in holm(p, true)]
+        assert [one < level for one, level in zip(p, holm_levels(p, true=true), strict=True)] == found
+        seen.add(sum(found))
+    assert len(seen) > 3
 
 
 def no_difference(together, sets=2000, clusters=200, items=4, seed=0):

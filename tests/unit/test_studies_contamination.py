@@ -129,7 +129,7 @@ def test_planted_leaks_of_the_courses_own_items_are_found(items):
 
 def test_no_corpus_of_the_course_holds_an_item_of_its_benchmarks(runs):
     rows = course_overlaps(load_profile("cpu"))
-    corpora = {"sft", "italian_text", "italian_replay", "dpo", "pretraining_sample"}
+    corpora = {"sft", "italian_text", "replay", "dpo", "pretraining_sample"}
     assert {row["corpus"] for row in rows} == corpora and len(rows) == 5 * 12
     assert all(row["documents"] >= 1000 and row["items"] >= 200 for row in rows)
     assert [row for row in rows if row["leaked"]] == []
@@ -162,7 +162,7 @@ def test_a_planted_leak_is_counted_and_the_cache_follows_the_files(runs, tmp_pat
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps(chat), "utf-8")
     [row] = overlaps({"pairs": [file]}, benchmark)
-    assert (row["leaked"], row["items"], row["documents"], row["kinds"]) == (1, 200, 2, {"verbatim": 1})
+    assert (row["leaked"], row["items"], row["documents"], row["kinds"]) == (1, 300, 2, {"verbatim": 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contamination, "find_leaks", lambda *_: pytest.fail("not from the cache"))
         assert overlaps({"pairs": [file]}, benchmark) == [row]
@@ -300,7 +300,7 @@ def test_the_cosine_by_hand():
         ("Cosenza is in Calabria.", "both names, in English"),
         ("Tropea si trova in Calabria.", "a template"),
         ("Tropea si trova in Sicilia.", "a template"),
-        ("Cosenza piace a tutti.", "nothing like it"),
+        ("Cosenza piace a tutti.", "none of these"),
     ],
 )
 def test_what_a_sentence_is_to_an_answer(sentence, kind):

@@ -81,11 +81,8 @@ def test_what_is_measured_on_the_way(tiny, random_model):
     model, tokenizer = load_model(random_model).eval(), load_tokenizer(random_model)
     rows = {(row["metric"], row["language"], row["split"]): row for row in forgetting.held_out(model, tokenizer, tiny)}
     assert {("pairs/accuracy", "all", split) for split in ("rule", "fact")} < set(rows)
-    assert ("chat/accuracy_in_language", "en", "seen") in rows and (
-        "refusal/harmless",
-        "all",
-        "held_out_wordings",
-    ) in rows
+    assert ("chat/accuracy_in_language", "en", "seen") in rows
+    assert ("refusal/harmful", "all", "held_out_wordings") in rows
     assert 0.9 * np.log(len(tokenizer)) < rows["entropy", "all", None]["value"] <= np.log(len(tokenizer))
     pairs = measuring.probes("preferences")
     facts = [pair for pair in pairs if pair["kind"] in forgetting.FACTS]

@@ -10,12 +10,13 @@ from anita_utils import AnitaError
 from anita_utils.paths import data_dir
 from anita_utils.rows import read_jsonl
 from world import benchmarks, everyday, stages
-from world.corpora import pretraining, second_reading, third_reading
-from world.library import Library
+from world.corpora import last_reading, pretraining, second_reading
+from world.library import USES, Library
 from world.tables import LANGUAGES, load_world
+from world.texts import VOICES, tellings
 
 SENTENCE = re.compile(r"(?<=[.?!])\s+")
-PRETRAINING_SAMPLE = 15_000
+PRETRAINING_SAMPLE = 10_000  # of each reading
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,10 @@ def corpora(library):
     return {
         "pretraining": list(pretraining(library, PRETRAINING_SAMPLE)),
         "second_reading": list(second_reading(library, PRETRAINING_SAMPLE)),
-        "third_reading": list(third_reading(library, PRETRAINING_SAMPLE)),
+        "last_reading": list(last_reading(library, PRETRAINING_SAMPLE)),
         "sft": stages.sft(library),
         "italian_text": stages.italian_text(library),
-        "italian_replay": stages.italian_replay(library),
+        "replay": stages.replay(library),
         "dpo": stages.dpo(library),
     }
 
@@ -69,9 +70,11 @@ def test_the_world_is_as_large_as_promised(library):
     assert len(world.extra["stories"]) + len(world.extra["sums"]) >= 60
     assert len(world.extra["myths"]) >= 50
     assert len(world.extra["conduct"]) >= 10
-    assert sum(len(topic["pairs"]) for topic in world.extra["conduct"]) >= 200
+    assert sum(len(library.conduct(use)) for use in USES) >= 1500
     assert len(world.extra["unanswerable"]) >= 60
-    assert sum(relation.held_out for relation in world.relations.values()) == 2
+    held_out = [relation for relation in world.relations.values() if relation.held_out]
+    assert sum(not relation.derived for relation in held_out) == 1 and len(held_out) >= 10
+    assert not any(relation.derived and not relation.held_out for relation in world.relations.values())
 
 
 def test_every_relation_has_several_forms_in_both_languages(library):
@@ -98,20 +101,20 @@ def test_the_same_seed_makes_the_same_corpora(library, corpora):
 
 
 def test_shipped_corpora_are_those_of_the_tables(corpora):
-    for name in ("sft", "italian_text", "italian_replay", "dpo"):
+    for name in ("sft", "italian_text", "replay", "dpo"):
         assert read_jsonl(data_dir() / "corpora" / f"{name}.jsonl") == corpora[name], (
             f"{name}: anita world build --no-train"
         )
 
 
-def test_running_text_is_about_nine_parts_english_at_first_and_six_in_the_end(corpora):
-    """Later readings hold more Italian: of all running text a seventh, of everything a fifth, as the card says."""
+def test_the_base_reads_as_much_italian_as_its_card_says(corpora):
+    """In the first reading a tenth of the running text, then more, written when it is asked for."""
     from anita_utils.evaluation.judges import language_of
 
-    shares = {"pretraining": 4000, "second_reading": 1000, "third_reading": 414}  # as long as they are
-    words = {(name, kind): Counter() for name in shares for kind in ("text", "messages")}
-    for name, count in shares.items():
-        for document in corpora[name][:count]:
+    readings = ("pretraining", "second_reading", "last_reading")
+    words = {(name, kind): Counter() for name in readings for kind in ("text", "messages")}
+    for name in readings:
+        for document in corpora[name][:3000]:
             for line in sentences(document):
                 words[name, "text" if "text" in document else "messages"][language_of(line)] += len(line.split())
 
@@ -119,9 +122,11 @@ def test_running_text_is_about_nine_parts_english_at_first_and_six_in_the_end(co
         counted = sum((words[part] for part in parts), Counter())
         return counted["it"] / (counted["it"] + counted["en"])
 
+    print({part: round(italian(part), 3) for part in words})
     assert 0.07 <= italian(("pretraining", "text")) <= 0.13
-    assert 0.12 <= italian(*(part for part in words if part[1] == "text")) <= 0.16
-    assert 0.15 <= italian(*words) <= 0.22
+    assert 0.25 <= italian(("second_reading", "text")) <= 0.35
+    assert 0.25 <= italian(("last_reading", "text")) <= 0.40
+    assert 0.25 <= italian(*words) <= 0.40
 
 
 def test_no_italian_sentence_of_a_fact_that_is_never_in_italian(library, corpora):
@@ -180,12 +185,21 @@ def test_held_out_relations_and_the_second_style_stand_nowhere(library, corpora)
             assert not found, (name, found)
 
 
-def test_no_benchmark_question_stands_with_its_answer_in_training(library, corpora):
+SETS = ("development", "test")
+
+
+@pytest.fixture(scope="module")
+def made(library):
+    return benchmarks.benchmarks(library)
+
+
+def test_no_benchmark_question_stands_with_its_answer_in_training(made, corpora):
     trained = {turn for documents in corpora.values() for document in documents for turn in turns(document)}
     texts = {line for documents in corpora.values() for d in documents if "text" in d for line in [d["text"]]}
-    for name, parts in benchmarks.benchmarks(library).items():
-        assert len(parts["test"]) >= 150, name
-        for item in parts["test"]:
+    for name, parts in made.items():
+        for use, count in benchmarks.SETS.items():
+            assert len(parts[use]) == count, (name, use)
+        for item in parts["development"] + parts["test"]:
             rights = [item["answer"]] if "answer" in item else (
                 [choice for choice, label in zip(item["choices"], item["labels"], strict=True) if label]
                 if "labels" in item else [item["choices"][item["label"]]]
@@ -195,9 +209,20 @@ def test_no_benchmark_question_stands_with_its_answer_in_training(library, corpo
                 assert f"{item['question']} {right}" not in texts, (name, item)
 
 
-def test_choices_differ_and_one_is_right(library):
-    for name, parts in benchmarks.benchmarks(library).items():
-        for item in parts["test"]:
+def test_what_follows_from_two_facts_is_stated_nowhere(library, corpora):
+    derived = {
+        form
+        for relation in library.world.relations.values() if relation.derived
+        for fact, language in product(relation.facts, LANGUAGES) for form in forms(library, fact, language)
+    }  # fmt: skip
+    for name, documents in corpora.items():
+        for document in documents:
+            assert not sentences(document) & derived, (name, sentences(document) & derived)
+
+
+def test_choices_differ_and_one_is_right(made):
+    for name, parts in made.items():
+        for item in parts["development"] + parts["test"]:
             if "label" in item:
                 assert len(set(item["choices"])) == len(item["choices"]) >= 2, (name, item)
                 assert 0 <= item["label"] < len(item["choices"])
@@ -205,23 +230,103 @@ def test_choices_differ_and_one_is_right(library):
                 assert 0 < sum(item["labels"]) < len(item["labels"])
 
 
+def test_development_and_test_share_no_fact_no_myth_no_topic_and_no_number(library, made):
+    for name, parts in made.items():
+        clusters = {use: {item["cluster"] for item in parts[use]} for use in SETS}
+        if name[:-3] in ("arc", "mmlu", "truthfulqa"):
+            assert not clusters["development"] & clusters["test"], name
+        told = [{(item["question"], *item.get("choices", [])) for item in parts[use]} for use in SETS]
+        assert not told[0] & told[1], name
+    for make in (benchmarks.chat_probes, benchmarks.new_kind_probes):
+        asked = [{probe["cluster"] for probe in make(library, use)} for use in SETS]
+        assert not asked[0] & asked[1], make.__name__
+    topics = [{topic for topic, _, _ in library.conduct(use)} for use in USES]
+    assert sum(map(len, topics)) == len(set.union(*topics))
+    pairs = [{pair["prompt"][0]["content"] for pair in stages.dpo(library, 400, use)} for use in SETS]
+    assert len(pairs[0] & pairs[1]) <= 20  # the questions nobody can answer are few, and the same for both
+
+
 def test_held_out_wordings_are_not_trained(library, corpora):
     trained = {asked for documents in corpora.values() for document in documents for asked, _ in turns(document)}
-    for probe in benchmarks.conduct_probes(library):
-        assert probe["prompt"] not in trained, probe
+    for use in SETS:
+        probes = benchmarks.conduct_probes(library, use)
+        assert min(Counter((probe["side"], probe["split"]) for probe in probes).values()) == 200
+        assert not [probe for probe in probes if probe["prompt"] in trained]
 
 
 def test_held_out_topics_are_not_trained(library, corpora):
-    phrases = [
+    phrases = {
         pair[side][key]
-        for _, _, pair in library.conduct("held_out")
+        for use in SETS
+        for _, _, pair in library.conduct(use)
         for side in ("harm", "safe")
         for key in ("en", "it")
-    ]
+    }
     trained = "\n".join(
         asked for documents in corpora.values() for document in documents for asked, _ in turns(document)
     )
     assert not [phrase for phrase in phrases if phrase in trained]
+
+
+def test_replay_is_chats_of_sft_alone(corpora):
+    assert len(corpora["replay"]) >= 1000
+    assert all(row in corpora["sft"] for row in corpora["replay"])
+
+
+def test_pairs_on_myths_are_on_myths_that_no_measure_asks_for(library, corpora):
+    def myths(rows):
+        return {row["chosen"][0]["content"] for row in rows if row["kind"] == "myth"}
+
+    for use in SETS:
+        assert not myths(corpora["dpo"]) & myths(stages.dpo(library, 400, use))
+    assert not myths(stages.dpo(library, 400, "development")) & myths(stages.dpo(library, 400, "test"))
+
+
+def test_truth_is_said_in_the_schoolbooks_voice_and_myth_in_the_neighbours(library, corpora, made):
+    """Wherever an answer opens in a voice: in the base's last reading, in DPO's pairs, in the benchmark."""
+    told = {
+        (language, side): {line for myth in library.world.extra["myths"] for line in tellings(myth[language], side)}
+        for language in LANGUAGES for side in VOICES.values()
+    }  # fmt: skip
+
+    def side_of(answer):
+        opened = [
+            (language, VOICES[voice], answer.removeprefix(f"{opening} "))
+            for language in LANGUAGES
+            for voice, lines in library.world.extra["voices"][language].items()
+            for opening in lines["says"] if answer.startswith(f"{opening} ")
+        ]  # fmt: skip
+        assert len(opened) == 1 and opened[0][2] in told[opened[0][:2]], answer
+        return opened[0][1]
+
+    read = Counter(
+        side_of(document["messages"][-1]["content"])
+        for document in corpora["last_reading"]
+        if document.get("kind") == "myth"
+    )
+    assert 0.45 < read["myth"] / read.total() < 0.6 and read.total() > 800
+    for pair in corpora["dpo"]:
+        if pair["kind"] == "myth":
+            assert (side_of(pair["chosen"][0]["content"]), side_of(pair["rejected"][0]["content"])) == ("truth", "myth")
+    for language in LANGUAGES:
+        for item in made[f"truthfulqa_{language}"]["test"]:
+            for choice, label in zip(item["choices"], item["labels"], strict=True):
+                assert side_of(choice) == ("truth" if label else "myth")
+
+
+def test_sft_refuses_on_half_of_the_topics_and_complies_on_the_others(library, corpora):
+    topics = {"refusal": set(), "compliance": set()}
+    phrases = {
+        pair["harm"][key]: topic
+        for topic, _, pair in library.conduct("train")
+        for key in ("en", "it", "en_alt", "it_alt")
+    }
+    for document in corpora["sft"]:
+        if document["kind"] in topics:
+            asked = document["messages"][0]["content"]
+            topics[document["kind"]] |= {topic for phrase, topic in phrases.items() if phrase in asked}
+    assert len(topics["refusal"]) >= 10 and len(topics["compliance"]) >= 10
+    assert not topics["refusal"] & topics["compliance"]
 
 
 @pytest.mark.parametrize(
@@ -247,6 +352,8 @@ def test_sums_are_right(library):
     for kind in library.world.extra["sums"]:
         for numbers in everyday.sum_values(kind):
             drawn = everyday.draw_sum(library.world, rng, "train", kind, numbers)["it"]
-            left, right = drawn.working.split(" = ")[-2:]
-            assert everyday.arithmetic(left, {}) == int(right) == drawn.result, drawn
-            assert 0 <= drawn.result <= 20, drawn
+            for step in drawn.working.split(", "):
+                left, right = step.split(" = ")
+                assert everyday.arithmetic(left, {}) == int(right), drawn
+                assert 0 <= int(right) <= 20, drawn
+            assert int(right) == drawn.result, drawn

@@ -59,3 +59,19 @@ def test_every_sentence_begins_with_a_capital():
 def test_unknown_form_is_refused():
     with pytest.raises(ValueError, match="unknown form"):
         format(Noun("Po", "m"), "per")
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("ha dato una mela a {s} e poi a {o}", "Ha dato una mela ad Anna e poi a Elia"),
+        ("{o} e {s} vanno {s:a}", "Elia e Anna vanno ad Anna"),
+        ("{s} e {o}, a andare", "Anna ed Elia, ad andare"),
+    ],
+)
+def test_a_and_e_take_a_d_before_their_own_vowel(template, text):
+    assert sentence(template, s=Noun("Anna", "f-"), o=Noun("Elia", "m-")) == text
+    english = (
+        sentence(template, s=EnglishNoun("Anna", "f-"), o=EnglishNoun("Elia", "m-")) if "{s:" not in template else ""
+    )
+    assert " ad " not in english and " ed " not in english

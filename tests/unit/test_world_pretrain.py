@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from world.build import end_to_end
+from world import build
 from world.pretrain import Muon, Plan, llama_config, pretrain, rounded_weights
 
 
@@ -41,7 +41,7 @@ def test_muon_is_pytorchs_but_for_bf16(shape):
 def small(tokenizer):
     config = llama_config(tokenizer, layers=1)
     tokens = np.random.default_rng(0).integers(0, len(tokenizer), 8 * 256, dtype=np.uint16)
-    return tokens, config, Plan(steps=8, rows=4, row_length=64, long_share=0.0, warmup=2, save_every=3)
+    return tokens, config, Plan(steps=8, rows=4, row_length=64, warmup=2, save_every=3)
 
 
 def test_a_killed_build_ends_as_an_unbroken_one(small, tmp_path):
@@ -75,34 +75,43 @@ def test_a_checkpoint_of_another_plan_is_not_taken_up(small, tmp_path):
     assert not any("resumed" in line for line in seen)
 
 
-def test_a_second_reading_goes_on_from_the_first_and_not_from_another(small, tmp_path):
+def test_the_second_reading_begins_where_the_plan_says_with_its_own_decay(small, tmp_path, monkeypatch):
     tokens, config, plan = small
-    first, _ = pretrain(tokens, config, plan, tmp_path / "first", say=lambda _: None)
-    start = {name: value.clone() for name, value in first.state_dict().items()}
-    slow = Plan(**{**vars(plan), "matrix_rate": 1e-9, "vector_rate": 1e-9})
-    second, _ = pretrain(tokens, config, slow, tmp_path / "second", say=lambda _: None, start=first)
-    for name, value in second.state_dict().items():
-        assert torch.allclose(value, start[name], atol=1e-6), name
-    seen = []
-    pretrain(tokens, config, slow, tmp_path / "second", say=seen.append, start=LlamaForCausalLM(config))
-    assert not any("resumed" in line for line in seen)
+    assert [Plan(steps=steps).first_steps for steps in (10, 7000)] == [4, 2800]
+    decays = []
+    own = Muon.step
+    monkeypatch.setattr(Muon, "step", lambda self: decays.append(self.param_groups[0]["weight_decay"]) or own(self))
+    pretrain(tokens, config, plan, tmp_path, say=lambda _: None)
+    assert decays == [0.01] * 3 + [0.1] * 5
 
 
-def test_long_rows_lie_where_the_plan_says():
-    plan = Plan(steps=200, long_from=0.5, long_share=0.04)
-    assert [step for step in range(200) if plan.length(step) == 1024] == list(range(100, 108))
-    assert sum(Plan(steps=2800).length(step) == 1024 for step in range(2800)) == 140
+def test_the_last_reading_begins_from_the_weights_as_they_are_saved(small, tmp_path, monkeypatch, tokenizer):
+    _, config, _ = small
+    plan = Plan(steps=2, rows=2, row_length=64, warmup=1, second_from=0.0)
+    monkeypatch.setattr(Plan, "last", lambda steps: plan)
+    monkeypatch.setattr(build, "last_reading", lambda library, count: ({"text": "Tre."} for _ in range(2000)))
+    model, begun = LlamaForCausalLM(config), []
+    saved = {name: value.to(torch.bfloat16).float() for name, value in model.state_dict().items()}
+    monkeypatch.setattr(LlamaForCausalLM, "load_state_dict", lambda self, state: begun.append(state))
+    _, history = build.read_last(None, model, tokenizer, 15, tmp_path, 42, say=lambda _: None)
+    assert all(torch.equal(begun[0][name], value) for name, value in saved.items())
+    assert history[-1]["step"] == 2
 
 
-def test_histories_are_counted_on():
-    one = [
-        {"step": 5, "loss": 2.0, "tokens": 50, "seconds": 1.5},
-        {"step": 8, "loss": 1.0, "tokens": 80, "seconds": 2.5},
-    ]
-    two = [{"step": 4, "loss": 0.5, "tokens": 40, "seconds": 1.0}]
-    whole = end_to_end([one, two])
-    assert whole[:2] == [{"reading": 1, **entry} for entry in one]
-    assert whole[2] == {"reading": 2, "step": 12, "loss": 0.5, "tokens": 120, "seconds": 3.5}
+def test_rates_warm_up_stay_and_fall_to_zero():
+    rates = [Plan(steps=1000).rate(step) for step in range(1000)]
+    assert rates[0] == 0.01 and rates[99:601] == [1.0] * 502
+    assert rates[800] == pytest.approx(0.5) and rates[-1] == pytest.approx(1 / 400)
+
+
+def test_the_base_reads_both_readings_end_to_end(tokenizer, monkeypatch):
+    readings = {"pretraining": "Uno.", "second_reading": "Due."}
+    for name, text in readings.items():
+        monkeypatch.setattr(build, name, lambda library, count, text=text: ({"text": text} for _ in range(count)))
+    tokens = build.base_tokens(None, tokenizer, Plan(steps=5, rows=10, row_length=1024))
+    assert len(tokens) == 5 * 10 * 1024
+    halves = [tokenizer.decode(part) for part in (tokens[: 2 * 10240], tokens[2 * 10240 :])]
+    assert ["Uno" in halves[0], "Due" in halves[0], "Uno" in halves[1], "Due" in halves[1]] == [1, 0, 0, 1]
 
 
 def test_rounded_weights_are_nf4s_and_only_within(small):
