@@ -94,15 +94,18 @@ def test_nf4_costs_little_perplexity(course):
             assert nf4 == pytest.approx(whole, rel=0.1), (stage, language)
 
 
-@pytest.mark.parametrize("folder", [".", "notebooks"])
-def test_a_lesson_runs_alone_under_plain_papermill(course, tmp_path, folder):
+@pytest.mark.parametrize(
+    "folder, lesson, stages",
+    [(".", "02_supervised_fine_tuning", {"base", "sft"}), ("notebooks", "00_start_here", {"base"})],
+)
+def test_a_lesson_runs_alone_under_plain_papermill(course, tmp_path, folder, lesson, stages):
     """From the root and from notebooks/; the stages come from the cache of the run above, under another run's name."""
     _, environment = course
-    notebook = ROOT / "notebooks" / "02_supervised_fine_tuning.ipynb"
+    notebook = ROOT / "notebooks" / f"{lesson}.ipynb"
     here = ROOT / folder
     command = [sys.executable, "-m", "papermill", os.path.relpath(notebook, here), str(tmp_path / "out.ipynb"),
-               "-p", "profile", "cpu", "-p", "run", "alone"]  # fmt: skip
+               "-p", "profile", "cpu", "-p", "run", f"alone-{lesson}"]  # fmt: skip
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    recorded = Path(environment["ANITA_RUNS"]) / "alone" / "metrics.jsonl"
-    assert {json.loads(line)["stage"] for line in recorded.read_text("utf-8").splitlines()} >= {"base", "sft"}
+    recorded = Path(environment["ANITA_RUNS"]) / f"alone-{lesson}" / "metrics.jsonl"
+    assert {json.loads(line)["stage"] for line in recorded.read_text("utf-8").splitlines()} >= stages

@@ -54,8 +54,8 @@ def speaking_chatml(folder):
     return folder
 
 
-RECIPE = ("00", "01", "02", "03", "04", "05")
-SAMPLE = {"h100": (), "laptop": RECIPE}  # the lessons rehearsed in `make test`; () is all of them
+# The lessons rehearsed in `make test`; () is all of them. Of a tokenizer with other marks, those that look at them.
+SAMPLE = {"h100": (), "laptop": ("01", "02", "04")}
 NAMES = ("h100", "colab-t4", "colab-t4-1b", "laptop")
 
 
