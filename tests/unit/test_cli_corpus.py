@@ -1,13 +1,14 @@
 """`anita corpus`: what it prints, and a stage trained on the folder it made."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from texts import ARTICLES, LEFT_OUT, leaked, write_folder
 
 from anita_utils import AnitaError
-from anita_utils.profile import load_profile, override
+from anita_utils.profile import load_profile, override, parse_profile
 from anita_utils.run import Run
 from anita_utils.stages import find_stage
 from anita_utils.studies.contamination import course_overlaps
@@ -43,7 +44,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(anita, tmp_path, monkeypa
     (tmp_path / "testi").mkdir()
     for arguments, line in (
         (("testi", "--out", "mio"), "anita: testi holds no .txt, .md, .html, .htm: put texts there"),
-        (("testi", "--out", "testi"), "anita: testi is there and holds no corpus: choose another name for --out"),
+        (("testi", "--out", "testi"), "anita: testi is there and holds no corpus, or other files too: choose another"),
         (("testi", "--out", "sft"), "anita: 'sft' is the name of a shipped corpus: choose another name for --out"),
         (("testi", "--out", "mio", "--encoding", "latino"), "anita: no encoding 'latino': for instance latin-1"),
     ):
@@ -70,7 +71,7 @@ def test_a_stage_is_trained_on_the_folder(made, anita, runs, tiny_profile, tmp_p
     assert sum(ARTICLES[0] in row["text"] for row in stage.documents()) == 1
 
 
-def test_a_folder_is_meant_by_its_path_and_a_shipped_name_stays_the_shipped_one(made, tmp_path):
+def test_a_folder_is_meant_by_its_path_and_a_shipped_name_stays_the_shipped_one(made, tmp_path, monkeypatch):
     profile = load_profile("cpu")
     names = ["mio", "./mio", str(tmp_path / "mio"), "mio/train.jsonl"]
     for name in names:
@@ -78,7 +79,12 @@ def test_a_folder_is_meant_by_its_path_and_a_shipped_name_stays_the_shipped_one(
         stage = find_stage(Run(tmp_path / "unwritten", changed, 42), "italian")
         assert [file.resolve() for file in stage.corpora] == [tmp_path / "mio" / "train.jsonl"]
         found = {row["corpus"]: row["documents"] for row in course_overlaps(changed)}
-        assert found[name] == len(stage.documents())
+        [taken] = changed.stages["italian"].data
+        assert found[taken] == len(stage.documents())
+        assert taken == "mio" if name == "mio" else Path(taken).name == "train.jsonl"
+        monkeypatch.chdir("/")  # a run saved with it can be read wherever one stands
+        assert parse_profile(changed.model_dump(), "run.json").stages["italian"].data == [taken]
+        monkeypatch.chdir(tmp_path)
     (tmp_path / "mio").rename(tmp_path / "italian")
     stage = find_stage(Run(tmp_path / "unwritten", profile, 42), "italian")
     assert [file.name for file in stage.corpora] == ["italian_text.jsonl", "replay.jsonl"]

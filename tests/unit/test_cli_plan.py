@@ -187,4 +187,9 @@ def test_a_stage_is_measured_on_this_machine(anita, tiny_profile, tmp_path, runs
         )
         assert code == 0 and 0.2 < float(found[1]) < 8 and float(found[2].replace(",", "")) > 0
     assert not runs.exists()  # what was tried is thrown away
+    for stage in tiny_profile.stages.values():
+        stage.examples = 2
+    file.write_text(yaml.safe_dump(tiny_profile.model_dump(mode="json")), "utf-8")
+    code, _, err = anita("plan", "--profile", file, "--stage", "sft", "--here")
+    assert code == 2 and "sft: its data make 1 update, and the first is not timed" in err and len(err.splitlines()) == 1
     assert anita("plan", "--profile", file, "--stage", "evaluation", "--here")[0] == 2

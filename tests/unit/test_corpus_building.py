@@ -137,8 +137,8 @@ def test_the_same_folder_gives_the_same_bytes_in_whatever_order_it_is_listed(fol
     write_corpus(corpus, tmp_path / "mio")
     walk = os.walk
 
-    def backwards(top):
-        for root, folders, names in walk(top):
+    def backwards(top, **options):
+        for root, folders, names in walk(top, **options):
             folders.sort(reverse=True)
             yield root, folders, sorted(names, reverse=True)
 
@@ -175,8 +175,15 @@ def test_a_corpus_takes_the_place_of_one_and_of_nothing_else(corpus, tmp_path, m
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["mio"]
     write_corpus(corpus, out)
     assert read_jsonl(out / "train.jsonl") == corpus.train
+    (out / "notes").mkdir()  # somebody's own
+    with pytest.raises(AnitaError, match="or other files too"):
+        check_out(out)
+    (out / "notes").rmdir()
+    for nameless in (".", ".."):
+        with pytest.raises(AnitaError, match="names no folder of its own"):
+            check_out(type(out)(nameless))
     (out / "counts.json").unlink()
-    with pytest.raises(AnitaError, match="is there and holds no corpus: choose another name for --out"):
+    with pytest.raises(AnitaError, match="is there and holds no corpus, or other files too: choose another name"):
         check_out(out)
     with pytest.raises(AnitaError, match="'italian' is the name of a shipped corpus"):
         check_out(type(out)("italian"))

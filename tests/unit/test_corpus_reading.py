@@ -7,6 +7,7 @@ import pytest
 from anita_utils import AnitaError
 from anita_utils.corpus.reading import (
     Unread,
+    decoded,
     find_files,
     html,
     known_encoding,
@@ -149,4 +150,19 @@ def test_files_are_found_in_the_order_of_their_names_and_others_counted(tmp_path
         (made / name).touch()
     files, others = find_files(tmp_path)
     assert [file.relative_to(tmp_path).as_posix() for file in files] == ["a.md", "a/z.htm", "b.html", "b/x.TXT"]
-    assert others == {".pdf": 2, "no suffix": 1}
+    assert others == {".pdf": 2, "no suffix": 1, "a corpus made before": 1}
+
+
+def test_code_within_a_line_opens_no_fence_and_a_rule_no_front_matter():
+    inline = (
+        "```ls -l``` mostra i file della cartella.\n\nPoi si legge il resto della pagina."
+    )
+    assert list(markdown(inline))[-1] == "Poi si legge il resto della pagina."
+    ruled = "---\n\nSopra c'è una riga, e sotto comincia il testo della pagina.\n\n---\n\nFine."
+    assert any("comincia il testo" in one for one in markdown(ruled))
+
+
+def test_a_page_that_declares_a_wrong_encoding_is_read_in_the_one_that_was_given():
+    page = "<meta charset='utf-8'><p>La città è bella.</p>".encode("latin-1")
+    text, found = decoded(page, "latin-1", declared=True)
+    assert "La città è bella." in text and found == "cp1252"

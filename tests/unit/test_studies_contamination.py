@@ -8,7 +8,7 @@ from math import log, sqrt
 import numpy as np
 import pytest
 
-from anita_utils import checkout, hub
+from anita_utils import AnitaError, checkout, hub
 from anita_utils.paths import data_dir
 from anita_utils.profile import load_profile
 from anita_utils.rows import read_jsonl
@@ -306,3 +306,22 @@ def test_the_cosine_by_hand():
 def test_what_a_sentence_is_to_an_answer(sentence, kind):
     row = ASKED | {"answer": "Cosenza si trova in Calabria."}
     assert contamination.what_was_read(row, sentence) == kind and kind in contamination.READ
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Che cos'è?", "choices": ["A", "B"], "label": 0},
+        {"id": "1", "question": "Che cos'è?", "choices": ["A", "B"], "label": "A"},
+        {"id": "1", "question": "Che cos'è?"},
+        {"id": "1", "question": "Che cos'è?", "choices": ["A", "B"], "labels": [1]},
+    ],
+)
+def test_a_row_that_is_no_item_is_refused_and_not_searched_for_in_vain(tmp_path, row):
+    file = tmp_path / "items.jsonl"
+    file.write_text(json.dumps(row), "utf-8")
+    with pytest.raises(
+        AnitaError, match=r"items\.jsonl: a row is no benchmark's item .*: give id, question"
+    ) as failure:
+        read_items(file)
+    assert "\n" not in str(failure.value)
