@@ -154,9 +154,7 @@ def test_files_are_found_in_the_order_of_their_names_and_others_counted(tmp_path
 
 
 def test_code_within_a_line_opens_no_fence_and_a_rule_no_front_matter():
-    inline = (
-        "```ls -l``` mostra i file della cartella.\n\nPoi si legge il resto della pagina."
-    )
+    inline = "```ls -l``` mostra i file della cartella.\n\nPoi si legge il resto della pagina."
     assert list(markdown(inline))[-1] == "Poi si legge il resto della pagina."
     ruled = "---\n\nSopra c'è una riga, e sotto comincia il testo della pagina.\n\n---\n\nFine."
     assert any("comincia il testo" in one for one in markdown(ruled))

@@ -24,7 +24,7 @@ LIBRARIES = {
 SWALLOWED = {
     "papermill.execute_notebook": {"config", "execution_timeout", "on_cell_start"},
     "peft.PeftModel.from_pretrained": {"torch_device"},
-    "transformers.AutoConfig.from_pretrained": {"trust_remote_code"},
+    "transformers.AutoConfig.from_pretrained": {"gguf_file", "trust_remote_code"},
     "transformers.AutoModelForCausalLM.from_pretrained": {
         "device_map", "dtype", "num_hidden_layers", "output_loading_info", "quantization_config", "revision",
     },
