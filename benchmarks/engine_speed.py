@@ -5,10 +5,11 @@
 
 Useful tokens a second, padding not counted, for one pass over the same rows with the same seed: the course's engine,
 the authors' settings under the same TRL (padded batches, gradient checkpointing), TRL's own packing, a bare PyTorch
-loop on the course's own batches, the limit that the matrix products alone would set, and the course's engine in bf16
-where the CPU has instructions for it. All arms take turns, round
-after round; ratios are taken within a round, and the median of the rounds is told. Then: peak memory beside the
-planner's figure, and how the cost grows. Writes engine_speed.json, .md and .png.
+loop on the course's own batches, the limit that the matrix products alone would set; for SFT also full weights, a mask
+over each packed row, and padded batches sorted by length; and the course's engine in bf16 where the CPU has
+instructions for it. All arms take turns, round after round; ratios are taken within a round, and the median of the
+rounds is told. Then: peak memory beside the planner's figure, and how the cost grows. Writes engine_speed.json, .md
+and .png.
 """
 
 from __future__ import annotations

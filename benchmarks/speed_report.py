@@ -53,13 +53,13 @@ def figure(found: dict, file: Path) -> None:
     from anita_utils.plots import style
 
     style()
-    colours = ["#0072b2", "#d55e00", "#e69f00", "#009e73", "#7f7f7f", "#56b4e9", "#cc79a7"]
+    colours = ["#0072b2", "#d55e00", "#e69f00", "#009e73", "#7f7f7f", "#56b4e9", "#cc79a7", "#f0e442", "#882255"]
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), width_ratios=[3, 2], layout="constrained")
     arms = list(found["stages"]["sft"]["tokens_per_second"])
     for number, arm in enumerate(arms):
         for place, stage in enumerate(found["stages"].values()):
             if arm in stage["tokens_per_second"]:
-                left.bar(place + 0.12 * (number - 3), stage["tokens_per_second"][arm], 0.11, color=colours[number],
+                left.bar(place + 0.1 * (number - 4), stage["tokens_per_second"][arm], 0.09, color=colours[number],
                          label=arm if place == 0 else None)  # fmt: skip
     left.set_xticks(range(len(found["stages"])), found["stages"])
     left.set(ylabel="useful tokens a second", yscale="log")

@@ -16,7 +16,8 @@ def test_the_benchmark_of_the_engine_runs(tmp_path):
     done = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "engine_speed.json").read_text())
-    assert set(found["stages"]["sft"]["course_to"]) == {"authors", "packing", "bare", "limit", "unquantised"}
+    arms = {"authors", "packing", "bare", "limit", "unquantised", "packed, with a mask", "padded, sorted by length"}
+    assert set(found["stages"]["sft"]["course_to"]) == arms
     assert all(speed > 0 for stage in found["stages"].values() for speed in stage["tokens_per_second"].values())
     assert all(peak["measured"] > 0 and peak["planned"] > 0 for peak in found["peaks"].values())
     assert (tmp_path / "engine_speed.md").read_text().startswith("# Speed") and (
