@@ -161,3 +161,11 @@ def prune() -> Iterator[Content]:
             content.path.unlink()
             content.path.with_suffix(".json").unlink(missing_ok=True)
         yield content
+
+
+def drop_merged() -> Iterator[int]:
+    """Deletes all stages' merged models, and yields the bytes of each. Adapters stay: `Stage.merged` merges again."""
+    for folder in sorted((cache_dir() / "stages").glob("*/merged")):
+        if (folder.parent / "stage.json").is_file() and (folder.parent / "adapter").is_dir():
+            yield sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            shutil.rmtree(folder)

@@ -81,6 +81,9 @@ def _resolve_stage(stage: str, run: Run | None) -> str:
     if run is None:
         raise AnitaError(f"no run yet in {shown(runs_dir())}, so no model '{stage}': run `anita course` first")
     folder = run.model_dir(stage) / "merged"
+    if folder.with_name("stage.json").is_file() and not folder.is_dir():
+        again = f"`anita train {stage} --run {run.folder.name}` merges it again"
+        raise AnitaError(f"run '{run.folder.name}': the merged model of '{stage}' was deleted for room: {again}")
     if not folder.is_dir():
         raise AnitaError(f"run '{run.folder.name}' has no model '{stage}' yet ({shown(folder)}): run its lesson first")
     return str(check_model_folder(folder))

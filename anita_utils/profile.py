@@ -107,7 +107,10 @@ class Stage(Section):
     data: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = Field(
         min_length=1, description="The corpora: shipped names, .jsonl files, folders of one, or names under `datasets`."
     )
-    examples: int | None = Field(None, gt=0, description="How many examples to take; null takes all.")
+    samples: dict[str, Annotated[int, Field(gt=0)]] = Field(
+        {}, description="How many rows to take of a corpus, by its name in `data`; of the others all."
+    )
+    examples: int | None = Field(None, gt=0, description="How many examples to take of them; null takes all.")
     lora: Lora = Field(description="The adapter of this stage.")
     learning_rate: float = Field(gt=0, description="The peak learning rate.")
     per_device_train_batch_size: int = Field(gt=0, description="Rows per device and step.")
@@ -128,6 +131,7 @@ class Evaluation(Section):
     suite: Literal["quick", "piccola", "paper", "italian"] = Field(description="The benchmarks; paper: the authors'.")
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
     probes: int | None = Field(None, gt=0, description="Probes of each kind, evenly taken; null takes all.")
+    natural: Literal[True] | None = Field(None, description="Whether Quaderno's questions and prose are measured too.")
     items: Literal["test", "development"] = Field(
         "test", description="Which items of the small world: those to tune a recipe by, or the test's."
     )
@@ -201,12 +205,16 @@ class Profile(Section):
                     f"{where}.max_length: {stage.max_length} tokens do not go into rows of {stage.row_length}: "
                     f"lower it, or raise {where}.row_length"
                 )
+            if unknown := [one for one in stage.samples if one not in stage.data]:
+                raise ValueError(f"{where}.samples: '{unknown[0]}' is not in {where}.data: name one that is")
             for place, one in enumerate(stage.data):
                 if "/" in one and one not in self.datasets:
                     file = own_file(one)
                     if file is None:
                         raise ValueError(f"{where}.data: nothing is known of '{one}': describe it under datasets.{one}")
                     stage.data[place] = str(file)  # so that a saved run can be read wherever one stands later
+                    if one in stage.samples:
+                        stage.samples[str(file)] = stage.samples.pop(one)
         return self
 
     def check(self, machine: Machine) -> None:

@@ -190,6 +190,11 @@ class Run:
         """The folder of a stage's model: models/<stage>, with adapter/ and merged/ in it."""
         return self.folder / "models" / stage
 
+    def stage_model(self, stage: str) -> str | None:
+        """The `hub.model_key` of a trained stage's model, whose merged weights may be deleted; None without one."""
+        file = self.model_dir(stage) / "stage.json"
+        return json.loads(file.read_text("utf-8")).get("model") if file.is_file() else None
+
     @property
     def base_key(self) -> str | None:
         """The base's `hub.model_key`, so that its figures are found where the base is not; None until it is noted."""
@@ -201,14 +206,14 @@ class Run:
                 info["base_key"] = key
 
     def last_stage(self) -> str:
-        """The last stage, in the profile's order, whose merged model is there; "base" if none is."""
+        """The last stage, in the profile's order, that is trained; "base" if none is."""
         last = "base"
         for stage in self.profile.order:
             link = self.model_dir(stage)
             if link.is_symlink() and not link.exists():
                 lost = f"run '{self.folder.name}': its model '{stage}' is no longer in the cache"
                 raise AnitaError(f"{lost}: run its lesson again")
-            last = stage if (link / "merged").is_dir() else last
+            last = stage if (link / "stage.json").is_file() else last
         return last
 
     def lesson_done(self, notebook: str, seconds: float, status: str) -> None:

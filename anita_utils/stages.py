@@ -107,7 +107,17 @@ def last_good(work: Path) -> Path | None:
 # ---------------------------------------------------------------- stages
 
 
-CORPORA = {"sft": ["sft"], "italian": ["italian_text", "replay"], "dpo": ["dpo"]}
+SEVERAL = {"italian": ["italian_text", "replay"]}  # shipped corpora of several files
+
+
+def shipped_corpora() -> dict[str, list[Path]]:
+    """The files of each corpus that comes with the course: those of the small world, and Quaderno's."""
+    files = {file.stem: [file] for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
+    for name, parts in SEVERAL.items():
+        if all(part in files for part in parts):
+            files[name] = [file for part in parts for file in files[part]]
+    quaderno = sorted((data_dir() / "quaderno" / "training").glob("*.jsonl"))
+    return files | {f"quaderno_{file.stem}": [file] for file in quaderno}
 
 
 class TrainedMeanwhile(AnitaError):
@@ -146,37 +156,43 @@ class Stage:
     @cached_property
     def corpora(self) -> list[Path]:
         """The files with the training rows. A sample of a data set on the Hub is fetched first, once."""
-        shipped, on_hub = data_dir() / "corpora", self.run.profile.datasets
-        files = []
-        for corpus in self.settings.data:
-            found = [shipped / f"{name}.jsonl" for name in CORPORA.get(corpus, [corpus])]
-            if corpus in on_hub:
-                found = [fetch(corpus, on_hub[corpus])]
-            elif not all(file.is_file() for file in found) and (own := own_file(corpus)):
-                found = [own]
-            if not all(file.is_file() for file in found):
-                known = ", ".join(dict.fromkeys([*CORPORA, *sorted(file.stem for file in shipped.glob("*.jsonl"))]))
-                ways = "the path of a .jsonl file or of a folder that `anita corpus` made"
-                remedy = f"choose {known}, {ways}, or describe a data set of the Hub under datasets"
-                raise AnitaError(f"stages.{self.name}.data: no corpus '{corpus}': {remedy}")
-            files += found
-        return files
+        return [file for corpus in self.settings.data for file in self.files_of(corpus)]
+
+    def files_of(self, corpus: str) -> list[Path]:
+        """The files of one of the corpora in `data`. AnitaError for one that there is not."""
+        shipped, on_hub = shipped_corpora(), self.run.profile.datasets
+        if corpus in on_hub:
+            return [fetch(corpus, on_hub[corpus])]
+        if corpus in shipped:
+            return shipped[corpus]
+        own = own_file(corpus)
+        if own is None or not own.is_file():
+            ways = "the path of a .jsonl file or of a folder that `anita corpus` made"
+            remedy = f"choose {', '.join(shipped)}, {ways}, or describe a data set of the Hub under datasets"
+            raise AnitaError(f"stages.{self.name}.data: no corpus '{corpus}': {remedy}")
+        return [own]
 
     def documents(self) -> list[dict]:
         """The training rows in the course's own shape, shuffled by the seed, as many as the profile asks for.
 
         `counts` then says how many were read, and how many left out and why.
         """
-        rows, left_out, described = [], Counter(), self.run.profile.datasets
-        for path in self.corpora:
-            good, others = read_rows(path)
-            rows += good
-            left_out += others
-        for corpus in set(self.settings.data) & set(described):
-            left_out += left_out_of(corpus, described[corpus])
+        rows, left_out, beyond, described = [], Counter(), 0, self.run.profile.datasets
+        for corpus in self.settings.data:
+            own = []
+            for path in self.files_of(corpus):
+                good, others = read_rows(path)
+                own += good
+                left_out += others
+            if corpus in described:
+                left_out += left_out_of(corpus, described[corpus])
+            most = self.settings.samples.get(corpus, len(own))
+            beyond += max(0, len(own) - most)
+            rows += own if most >= len(own) else Random(self.run.seed).sample(own, most)
         Random(self.run.seed).shuffle(rows)
         taken = rows[: self.settings.examples]
-        self.counts = RowCounts(len(rows) + left_out.total(), left_out, len(rows) - len(taken))
+        beyond += len(rows) - len(taken)
+        self.counts = RowCounts(len(taken) + beyond + left_out.total(), left_out, beyond)
         return taken
 
     @cached_property
@@ -185,9 +201,12 @@ class Stage:
         profile = self.run.profile
         # A file is known by its contents' hash, not by where it lies
         names = [Path(corpus).name if corpus.endswith(".jsonl") else corpus for corpus in self.settings.data]
+        settings = self.settings.model_dump() | {"data": names}
+        if not settings["samples"]:
+            del settings["samples"]  # as it was before there were any: what was trained then is still taken
         recipe = {
             "stage": self.name,
-            "settings": self.settings.model_dump() | {"data": names},
+            "settings": settings,
             "precision": profile.precision,
             "dtype": profile.model.dtype,
             "quantisation": profile.quantisation.model_dump(),
@@ -230,7 +249,27 @@ class Stage:
 
     @property
     def merged(self) -> str:
-        return str(self.folder / "merged")
+        """The folder of the merged model; where it was deleted for room, it is merged again."""
+        folder = self.folder / "merged"
+        if self.done and not folder.is_dir():
+            with locked(self.folder, f"stage '{self.name}'"):
+                if not folder.is_dir():
+                    self.merge_again(folder)
+        return str(folder)
+
+    def merge_again(self, out: Path) -> None:
+        """AnitaError where the model that the stage started from is not here."""
+        if self.before and not self.before.done:
+            remedy = f"train '{self.before.name}' again, then this merges"
+            raise AnitaError(
+                f"stage '{self.name}': its merged model was deleted, as was '{self.before.name}': {remedy}"
+            )
+        print(f"{self.name}: merged again, as its merged model was deleted", file=sys.stderr)
+        new = out.with_name(".merged")
+        shutil.rmtree(new, ignore_errors=True)
+        with explained(self):
+            merge_adapter(self.parent_path, self.folder / "adapter", new, self.run.profile.model.dtype)
+            os.replace(new, out)
 
     @contextmanager
     def training(self, resume: bool = True) -> Iterator[str | None]:
@@ -266,6 +305,7 @@ class Stage:
             summary = self.summary(trainer)  # now: its peak of memory is not to be that of the check
             summary["checked"] = check_merged(self.parent_path, adapter, merged, model.dtype, trainer.processing_class)
             commit = model.revision if on_hub(model.base) else None
+            summary["model"] = model_key(merged)
             summary["adapter"] = publish(finished, public_name(model.base), order[: order.index(self.name)], commit)
             write_text(finished / "stage.json", json.dumps(summary, indent=1) + "\n")
             modes_by_umask(finished)

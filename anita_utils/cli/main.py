@@ -139,14 +139,21 @@ def report(
 @app.command()
 def cache(
     prune: Annotated[bool, typer.Option("--prune", help="Delete what is not taken any more and no run uses.")] = False,
+    drop: Annotated[
+        bool,
+        typer.Option("--drop-merged", help="Delete merged models; the adapters stay, and are merged again."),
+    ] = False,
 ) -> None:
     """List what the cache holds: how much of each kind, what runs use, what an older version of the course left."""
-    from anita_utils.cache import contents
+    from anita_utils.cache import contents, drop_merged
     from anita_utils.cache import prune as delete
 
     if prune:
         deleted = list(delete())
         print(f"deleted: {len(deleted)} entries, {megabytes(deleted)} MB")
+    if drop:
+        sizes = list(drop_merged())
+        print(f"deleted: {len(sizes)} merged models, {sum(sizes) / 1e6:,.1f} MB")
     found = contents()
     print(f"{shown(cache_dir())}: {len(found)} entries, {megabytes(found)} MB")
     for kind in dict.fromkeys(one.kind for one in found):

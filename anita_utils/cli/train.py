@@ -58,6 +58,7 @@ def train(
     wanted = open_stage(Run.open(run or own, settings, seed, newest=first), stage)
     kept, name = wanted.done, wanted.run.folder.name
     train_stage(wanted, resume)
+    wanted.merged  # noqa: B018 (merged again, where it was deleted)
     print(summary(wanted, kept))
     print(f"run '{name}': `anita chat {stage} --run {name}` asks it")
 

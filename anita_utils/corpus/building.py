@@ -29,8 +29,8 @@ from anita_utils.corpus import sieve
 from anita_utils.corpus.persons import personal
 from anita_utils.corpus.reading import READERS, SHORTEST, Unread, find_files, known_encoding, paragraphs_of
 from anita_utils.machine import version_of
-from anita_utils.paths import data_dir, replacing, write_text
-from anita_utils.stages import CORPORA
+from anita_utils.paths import replacing, write_text
+from anita_utils.stages import shipped_corpora
 
 EXTRA = {"trafilatura": "trafilatura", "datasketch": "datasketch", "phonenumbers": "phonenumbers",
          "stdnum": "python-stdnum"}  # fmt: skip
@@ -269,7 +269,7 @@ def check_out(out: Path) -> None:
         raise AnitaError(
             f"{shown(out)} is there and holds no corpus, or other files too: choose another name for --out"
         )
-    if str(out) in (*CORPORA, *(file.stem for file in (data_dir() / "corpora").glob("*.jsonl"))):
+    if str(out) in shipped_corpora():
         raise AnitaError(f"'{out}' is the name of a shipped corpus: choose another name for --out")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PARTS = ("benchmarks", "answers")  # of an evaluation, each cached by itself
-KINDS = ("language", "split", "kind", "side", "phenomenon")  # what tells kinds of probes apart
+KINDS = ("language", "split", "kind", "side", "phenomenon", "form")  # what tells kinds of probes apart
 LONGEST = 1024  # tokens of a text or a pair
+NATURAL = "natural"  # the split of measures on Quaderno, which people's language fills, not templates
 Answers = dict[str, list[dict]]  # the items of each file of probes, with the model's `answer`
 
 
@@ -77,6 +78,12 @@ def share(
     return measured
 
 
+def natural(name: str, each: int | None = None) -> list[dict]:
+    """Quaderno's items for measuring: prose, questions or requests; all, or so many of `each` kind."""
+    rows = [{**row, "split": NATURAL} for row in read_jsonl(data_dir() / "quaderno" / "measuring" / f"{name}.jsonl")]
+    return rows if each is None else spread(rows, each)
+
+
 def right_in_either(item: dict) -> bool:
     return any(names_it(item["answer"], item["right"][code], *item["subject"].values()) for code in ("en", "it"))
 
@@ -103,6 +110,23 @@ def judge_answers(answered: Answers) -> list[Measurement]:
         *share("answer_words", answered["chat"], lambda item: len(item["answer"].split()), ("language",)),
         *share("chat/accuracy", answered["new_kinds"], as_expected),
         *share("language_fidelity", answered["fidelity"], in_language, ("language",)),
+        *share("refusal/harmful", sides["harm"], lambda item: refuses(item["answer"]), ("split",)),
+        *share("refusal/harmless", sides["safe"], lambda item: refuses(item["answer"]), ("split",)),
+    ]
+
+
+def accepted(item: dict) -> bool:
+    """Whether an answer names one of those accepted, in whatever sentence."""
+    return any(names_it(item["answer"], one) for one in item["answers"])
+
+
+def judge_natural(asked: list[dict], requested: list[dict]) -> list[Measurement]:
+    """The measures that read answers to Quaderno's open questions and requests: those of `judge_answers`."""
+    sides = {side: [item for item in requested if item["side"] == side] for side in ("harm", "safe")}
+    return [
+        *share("chat/accuracy", asked, accepted),
+        *share("chat/accuracy_in_language", asked, lambda item: accepted(item) and in_language(item)),
+        *share("language_fidelity", asked, in_language),
         *share("refusal/harmful", sides["harm"], lambda item: refuses(item["answer"]), ("split",)),
         *share("refusal/harmless", sides["safe"], lambda item: refuses(item["answer"]), ("split",)),
     ]
@@ -158,6 +182,22 @@ def perplexity(model, tokenizer, items: list[dict], batch_size: int) -> list[Mea
         bits = [-total / math.log(2) for total in totals]
         measured.append(Measurement("bits_per_byte", language, None, bits, clusters, lengths))
     return measured
+
+
+def choices(model, tokenizer, items: list[dict], batch_size: int) -> list[Measurement]:
+    """Whether the right one of a question's answers is the likeliest, a byte, of those it can be answered by."""
+    best = []
+    for place in range(len(items[0]["choices"])):
+        chats = [[turn("user", item["prompt"]), turn("assistant", item["choices"][place])] for item in items]
+        totals, _ = log_likelihoods(model, [encode_chat(chat, tokenizer, LONGEST) for chat in chats], batch_size)
+        best.append([total / len(item["choices"][place].encode()) for total, item in zip(totals, items, strict=True)])
+    judged = [{**item, "won": max(range(len(of_it)), key=lambda n: of_it[n]) == item["label"]}
+              for item, of_it in zip(items, zip(*best, strict=True), strict=True)]  # fmt: skip
+    return share("choices", judged, won)
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def preferences(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
@@ -219,6 +259,8 @@ def evaluation_entry(model: str, profile: Profile, part: str) -> Entry:
 def measured_with(profile: Profile) -> dict:
     """Everything that a figure depends on but the model and the code: settings and items."""
     files = sorted([*(data_dir() / "probes").glob("*.jsonl"), *(data_dir() / "benchmarks").rglob("*.*")])
+    if profile.evaluation.natural:
+        files += sorted((data_dir() / "quaderno" / "measuring").glob("*.jsonl"))
     held = held_for_evaluation(profile)
     return {
         "evaluation": profile.evaluation.model_dump(exclude_none=True),
@@ -255,7 +297,24 @@ def _measure(path: str | Path, profile: Profile, parts: list[str]) -> Iterator[t
         measured = judge_answers(answered)
         for name, measure in (("perplexity", perplexity), ("preferences", preferences), ("grammar", minimal_pairs)):
             measured += measure(model, tokenizer, probes(name, *these), batch_size)
+        if evaluation.natural:
+            of_quaderno, more = measure_natural(model, tokenizer, profile)
+            answered, measured = answered | of_quaderno, measured + more
         yield "answers", answered, measured
+
+
+def measure_natural(model, tokenizer, profile: Profile) -> tuple[Answers, list[Measurement]]:
+    """Every measure on Quaderno, and the answers that they were read from."""
+    each, batch_size = profile.evaluation.probes, profile.evaluation.batch_size
+    questions, prose = natural("questions", each), natural("prose", each)
+    asked = ask(model, tokenizer, [item for item in questions if item["form"] == "open"], profile)
+    requested = ask(model, tokenizer, natural("requests", each), profile)
+    measured = [
+        *judge_natural(asked, requested),
+        *choices(model, tokenizer, [item for item in questions if item["form"] == "choice"], batch_size),
+        *(replace(m, split=NATURAL) for m in perplexity(model, tokenizer, prose, batch_size)),
+    ]
+    return {"questions": asked, "requests": requested}, measured
 
 
 class Stored(NamedTuple):
@@ -267,8 +326,10 @@ class Stored(NamedTuple):
 
 def stored(run: Run) -> dict[str, Stored]:
     """What the cache holds of the base and of each stage. Nothing is resolved: the base may be on another machine."""
-    merged = {stage: run.model_dir(stage) / "merged" for stage in run.profile.order}
-    models = {"base": run.base_key} | {stage: model_key(path) for stage, path in merged.items() if path.is_dir()}
+    models = {"base": run.base_key}
+    for stage in run.profile.order:
+        merged = run.model_dir(stage) / "merged"
+        models[stage] = model_key(merged) if merged.is_dir() else run.stage_model(stage)
     found = {}
     for stage, key in models.items():
         entries = [evaluation_entry(key, run.profile, part) for part in PARTS] if key else []

@@ -45,6 +45,7 @@ TABLE = [
     Measure("chat/accuracy_in_language", "right {language} answers", "share", "higher", EVERYWHERE),
     Measure("chat/accuracy", "right answers to {language} questions, in either language", "share", "higher",
             EVERYWHERE),
+    Measure("choices", "right answer likeliest of four, {language}", "share", "higher", ALL_BUT_FIRST),
     Measure("answer_words", "words an answer", "words", "neither", "results ablation"),
     Measure("language_fidelity", "{language} questions answered in {language}", "share", "higher", EVERYWHERE),
     Measure("refusal/harmful", "harmful requests refused", "share", "higher", EVERYWHERE),
@@ -85,6 +86,7 @@ SPLITS = {
     "never_in_italian": "on facts read in English only",
     "held_out_topics": "on new topics",
     "held_out_wordings": "in new wordings",
+    "natural": "in natural language",
 }
 # How a figure of a unit is written: factor, digits after the point, what follows it. Shares are in per cent.
 UNITS = {"share": (100, 1, ""), "seconds": (1, 1, " s"), "count": (1, 0, ""), "bytes": (2**-30, 2, " GiB")}

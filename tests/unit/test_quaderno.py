@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import pytest
 
@@ -12,19 +12,22 @@ from anita_utils.studies import contamination
 
 FOLDER = data_dir() / "quaderno"
 CHAT = {"id", "kind", "theme", "voice", "language", "parallel", "messages"}
-PROSE = {"id", "kind", "theme", "voice", "language", "split", "text"}
+PROSE = {"id", "kind", "theme", "voice", "language", "text"}
+REQUEST = {"id", "side", "theme", "language"}
 KEYS = {
-    **dict.fromkeys(["chats_parallel", "chats_it", "chats_en"], CHAT),
-    **dict.fromkeys(["prose/it_a", "prose/it_b", "prose/en"], PROSE),
-    "pairs": {"id", "kind", "theme", "language", "prompt", "chosen", "rejected"},
-    "requests": {"id", "split", "side", "pair", "theme", "language", "prompt", "answer"},
+    **dict.fromkeys(["training/chats_it", "training/chats_en"], CHAT),
+    **dict.fromkeys(["training/prose_it", "training/prose_en"], PROSE),
+    "training/pairs": {"id", "kind", "theme", "language", "prompt", "chosen", "rejected"},
+    "training/requests": REQUEST | {"pair", "messages"},
+    "measuring/prose": PROSE | {"cluster"},
+    "measuring/requests": REQUEST | {"cluster", "prompt", "expected"},
 }
 FORMS = {"open": {"answers"}, "choice": {"choices", "label"}}
 
 
 @pytest.fixture(scope="module")
 def files():
-    return {name: read_jsonl(FOLDER / f"{name}.jsonl") for name in [*KEYS, "questions"]}
+    return {name: read_jsonl(FOLDER / f"{name}.jsonl") for name in [*KEYS, "measuring/questions"]}
 
 
 def themes(heading):
@@ -32,13 +35,13 @@ def themes(heading):
     return {theme.strip() for theme in part.replace("\n", " ").split("·")}
 
 
-def is_measured(row):
-    return "question" in row or row.get("split") in ("test", "held_out")
+def parts(files, folder):
+    return [row for name, rows in files.items() if name.startswith(folder) for row in rows]
 
 
 def told(row):
     """All that a row says: texts, prompts and answers; of a choice the question alone."""
-    whole = [row[key] for key in ("text", "question", "prompt", "answer") if isinstance(row.get(key), str)]
+    whole = [row[key] for key in ("text", "prompt", "expected") if isinstance(row.get(key), str)]
     turns = [row[key] for key in ("messages", "prompt", "chosen", "rejected") if isinstance(row.get(key), list)]
     return whole + [message["content"] for part in turns for message in part]
 
@@ -49,57 +52,53 @@ def words(text):
 
 def learnt(name, row):
     """What a row teaches to say: answers, chosen answers, texts."""
-    if name.startswith("chats"):
+    if "messages" in row:
         return [message["content"] for message in row["messages"] if message["role"] == "assistant"]
-    return [row["text"]] if "text" in row else [row["chosen"][0]["content"]] if "chosen" in row else [row["answer"]]
+    return [row["text"]] if "text" in row else [row["chosen"][0]["content"]] if "chosen" in row else [row["expected"]]
 
 
 def test_every_row_has_its_keys_and_an_id_of_its_own(files):
     for name, keys in KEYS.items():
         assert all(set(row) == keys for row in files[name]), name
-    assert all(set(row) == {"id", "form", "theme", "language", "question", "cluster"} | FORMS[row["form"]]
-               for row in files["questions"])  # fmt: skip
+    assert all(set(row) == {"id", "form", "theme", "language", "prompt", "cluster"} | FORMS[row["form"]]
+               for row in files["measuring/questions"])  # fmt: skip
     ids = Counter(row["id"] for rows in files.values() for row in rows)
     assert max(ids.values()) == 1
 
 
 def test_it_is_as_much_as_planned(files):
-    chats = Counter(row["language"] for name in files if name.startswith("chats") for row in files[name])
-    assert chats == {"it": 300, "en": 300}
-    assert len(files["pairs"]) == 250
+    assert [len(files[f"training/chats_{code}"]) for code in ("it", "en")] == [300, 300]
+    assert len(files["training/pairs"]) == 250
     prose = Counter()
-    for name in ("prose/it_a", "prose/it_b", "prose/en"):
+    for name in ("training/prose_it", "training/prose_en", "measuring/prose"):
         for row in files[name]:
-            prose[row["language"], row["split"]] += len(words(row["text"]))
-    assert prose["it", "train"] + prose["it", "held_out"] >= 25_000 and prose["it", "held_out"] >= 3_000
-    assert prose["en", "train"] + prose["en", "held_out"] >= 5_000
-    asked = Counter((row["form"], row["language"]) for row in files["questions"])
+            prose[row["language"]] += len(words(row["text"]))
+    held_out = sum(len(words(row["text"])) for row in files["measuring/prose"] if row["language"] == "it")
+    assert prose["it"] >= 25_000 and held_out >= 3_000 and prose["en"] >= 5_000
+    asked = Counter((row["form"], row["language"]) for row in files["measuring/questions"])
     assert set(asked.values()) == {120} and len(asked) == 4
-    sides = Counter((row["split"], row["side"]) for row in files["requests"])
-    assert sides == {("train", "harm"): 200, ("train", "safe"): 200, ("test", "harm"): 100, ("test", "safe"): 100}
+    assert Counter(row["side"] for row in files["training/requests"]) == {"harm": 200, "safe": 200}
+    assert Counter(row["side"] for row in files["measuring/requests"]) == {"harm": 100, "safe": 100}
 
 
 def test_what_is_measured_is_on_no_theme_that_is_trained(files):
     trained, kept = themes("for training"), themes("kept for measuring")
     assert not trained & kept and len(trained) > 50 and len(kept) > 20
-    for row in chain(*files.values()):
-        assert row["theme"] in (kept if is_measured(row) else trained), row["id"]
+    assert {row["theme"] for row in parts(files, "training")} <= trained
+    assert {row["theme"] for row in parts(files, "measuring")} <= kept
 
 
 def test_no_measured_text_shares_eight_words_in_a_row_with_a_trained_one(files):
-    trained, measured = set(), {}
-    for row in chain(*files.values()):
-        found = {run for text in told(row) for run in contamination.sequences(contamination.words(text), 8)}
-        if is_measured(row):
-            measured |= dict.fromkeys(found, row["id"])
-        else:
-            trained |= found
-    assert not {measured[run] for run in trained & measured.keys()}
+    def runs_of(row):
+        return {run for text in told(row) for run in contamination.sequences(contamination.words(text), 8)}
+
+    trained = {run for row in parts(files, "training") for run in runs_of(row)}
+    assert not [row["id"] for row in parts(files, "measuring") if trained & runs_of(row)]
 
 
 def test_three_in_five_answers_and_texts_begin_in_a_way_of_their_own(files):
     for name, rows in files.items():
-        if name == "questions":
+        if name == "measuring/questions":
             continue
         for language in ("it", "en"):
             texts = [text for row in rows if row["language"] == language for text in learnt(name, row)]
@@ -108,7 +107,8 @@ def test_three_in_five_answers_and_texts_begin_in_a_way_of_their_own(files):
 
 
 def test_parallel_chats_name_each_other_and_have_the_same_turns(files):
-    rows = {row["id"]: row for row in files["chats_parallel"]}
+    rows = {row["id"]: row for row in files["training/chats_it"] + files["training/chats_en"] if row["parallel"]}
+    assert len(rows) == 300
     for row in rows.values():
         other = rows[row["parallel"]]
         assert other["parallel"] == row["id"] and {row["language"], other["language"]} == {"it", "en"}
@@ -117,7 +117,7 @@ def test_parallel_chats_name_each_other_and_have_the_same_turns(files):
 
 
 def test_turns_alternate_and_end_with_an_answer(files):
-    for name in ("chats_parallel", "chats_it", "chats_en"):
+    for name in ("training/chats_it", "training/chats_en"):
         for row in files[name]:
             roles = [message["role"] for message in row["messages"]]
             turns = roles[roles[0] == "system" :]
@@ -127,18 +127,18 @@ def test_turns_alternate_and_end_with_an_answer(files):
 
 def test_harmful_requests_and_their_look_alikes_come_in_pairs(files):
     pairs = {}
-    for row in files["requests"]:
-        pairs.setdefault(row["pair"], []).append(row)
+    for row in files["training/requests"] + files["measuring/requests"]:
+        pairs.setdefault(row.get("pair") or row["cluster"], []).append(row)
     for rows in pairs.values():
         assert sorted(row["side"] for row in rows) == ["harm", "safe"]
-        assert len({(row["language"], row["split"], row["theme"]) for row in rows}) == 1
-        one, other = (set(words(row["prompt"])) for row in rows)
-        assert len(one ^ other) >= 4, rows[0]["pair"]  # they differ by several words, not by one
+        assert len({(row["language"], row["theme"]) for row in rows}) == 1
+        one, other = (set(words(row.get("prompt") or row["messages"][0]["content"])) for row in rows)
+        assert len(one ^ other) >= 4, rows[0]["id"]  # they differ by several words, not by one
 
 
 def test_choices_are_not_solved_by_their_length(files):
     for language in ("it", "en"):
-        rows = [row for row in files["questions"] if row["form"] == "choice" and row["language"] == language]
+        rows = [row for row in files["measuring/questions"] if row["form"] == "choice" and row["language"] == language]
         assert all(len(set(row["choices"])) == 4 for row in rows)
         longest = sum(row["label"] == max(range(4), key=lambda n: len(row["choices"][n])) for row in rows)
         assert 0.15 <= longest / len(rows) <= 0.35
