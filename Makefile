@@ -1,6 +1,7 @@
 # make course   install into .venv, run the lessons, write runs/latest/index.html
 # make test     install into .venv, run all tests and the linter
 # make soak     install into .venv, run the tests that take long
+# make real     install into .venv, run lessons 00 to 05 on a true pretrained model of 135M weights, and measure it: two hours
 # make lab      install into .venv, open the lessons in JupyterLab
 # make browser  run lesson 00 in JupyterLab, and open the latest run's report, in Chromium; CHROMIUM=path names another
 # make colab-check   hold what Colab's set-up installs against what Colab has; asks the package index, installs nothing
@@ -13,7 +14,7 @@ CHROMIUM ?= chromium
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: course test soak lint lab browser colab-check
+.PHONY: course test soak real lint lab browser colab-check
 
 course: $(INSTALLED)
 	$(VENV)/bin/anita course $(ARGS)
@@ -24,6 +25,10 @@ test: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m soak $(ARGS)
+
+# Killed, it goes on where it was when it is called again.
+real: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/real_model.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

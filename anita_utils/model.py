@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -182,19 +182,19 @@ def keep_gradients_exact(model: torch.nn.Module) -> None:
 def chat(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
-    prompts: list[str],
+    prompts: Sequence[str | list[dict]],
     system: str | None = None,
     max_new_tokens: int = 48,
     batch_size: int = 64,
 ) -> list[str]:
-    """The model's greedy answers to single questions, in the order of the questions.
+    """The model's greedy answers, in the order of the prompts: single questions, or chats that end with one.
 
-    Questions of like length share a batch. An answer ends with the model's own end tokens, or the template's.
+    Prompts of like length share a batch. An answer ends with the model's own end tokens, or the template's.
     """
     import torch
 
     opening = [{"role": "system", "content": system}] if system else []
-    chats = [[*opening, {"role": "user", "content": prompt}] for prompt in prompts]
+    chats = [[*opening, *turns_of(prompt)] for prompt in prompts]
     ids = [render(turns, tokenizer, add_generation_prompt=True) for turns in chats]
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
     own = model.generation_config.eos_token_id
@@ -218,6 +218,10 @@ def chat(
             answers[number] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
     model.train(was_training)
     return answers
+
+
+def turns_of(prompt: str | list[dict]) -> list[dict]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def weight_count(parameter: torch.nn.Parameter) -> int:

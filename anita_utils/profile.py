@@ -131,7 +131,7 @@ class Evaluation(Section):
     suite: Literal["quick", "piccola", "paper", "italian"] = Field(description="The benchmarks; paper: the authors'.")
     limit: int | None = Field(None, gt=0, description="Items per benchmark; null takes all.")
     probes: int | None = Field(None, gt=0, description="Probes of each kind, evenly taken; null takes all.")
-    natural: Literal[True] | None = Field(None, description="Whether Quaderno's questions and prose are measured too.")
+    natural: bool = Field(False, description="Whether Quaderno's questions and prose are measured too.")
     items: Literal["test", "development"] = Field(
         "test", description="Which items of the small world: those to tune a recipe by, or the test's."
     )

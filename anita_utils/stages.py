@@ -107,17 +107,17 @@ def last_good(work: Path) -> Path | None:
 # ---------------------------------------------------------------- stages
 
 
-SEVERAL = {"italian": ["italian_text", "replay"]}  # shipped corpora of several files
+CORPORA = {"sft": ["sft"], "italian": ["italian_text", "replay"], "dpo": ["dpo"]}  # a stage's own, of which files
 
 
 def shipped_corpora() -> dict[str, list[Path]]:
     """The files of each corpus that comes with the course: those of the small world, and Quaderno's."""
-    files = {file.stem: [file] for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
-    for name, parts in SEVERAL.items():
-        if all(part in files for part in parts):
-            files[name] = [file for part in parts for file in files[part]]
+    files = {file.stem: file for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
     quaderno = sorted((data_dir() / "quaderno" / "training").glob("*.jsonl"))
-    return files | {f"quaderno_{file.stem}": [file] for file in quaderno}
+    found = {name: [files[one] for one in parts if one in files] for name, parts in CORPORA.items()}
+    found = {name: parts for name, parts in found.items() if len(parts) == len(CORPORA[name])}
+    single = files | {f"quaderno_{file.stem}": file for file in quaderno}
+    return found | {name: [file] for name, file in single.items()}
 
 
 class TrainedMeanwhile(AnitaError):

@@ -53,7 +53,7 @@ def plan(
         for name in [stage] if stage else settings.order:
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 try:
-                    print(process.submit(measure_here, settings, name).result(), flush=True)
+                    print(foreseen(name, process.submit(measured_here, settings, name).result()), flush=True)
                 except BrokenProcessPool:
                     why = f"{name}: its process was ended, mostly for want of memory"
                     raise AnitaError(f"{why}: lower its batch or max_length, or close other programs") from None
@@ -120,9 +120,18 @@ def gpus_table(job: Job, outcome: dict) -> Table:
     return table
 
 
-def measure_here(profile: Profile, name: str) -> str:
-    """What a stage takes on this machine, with or without a GPU, in a line: measured in a few updates on its longest
-    rows, from the base in place of the stages before. Nothing is kept.
+def foreseen(name: str, found: dict[str, float]) -> str:
+    """What `measured_here` found of a stage, in a line."""
+    peak, minutes = found["peak_memory_bytes"] / GIB, found["seconds"] / 60
+    return (
+        f"{name} on this machine: {peak:.2f} GiB at the peak, {found['tokens_per_second']:,.0f} tokens/s, so "
+        f"{minutes:,.1f} minutes for {found['tokens']:,.0f} tokens (from {found['updates']} updates)"
+    )
+
+
+def measured_here(profile: Profile, name: str) -> dict[str, float]:
+    """What a stage takes on this machine, with or without a GPU: measured in a few updates on its longest rows, from
+    the base in place of the stages before. Nothing is kept.
 
     The first update counts for the memory, not for the speed: in it, memory is fetched and kernels are chosen.
 
@@ -165,7 +174,10 @@ def measure_here(profile: Profile, name: str) -> str:
         raise AnitaError(f"{name}: its data make {len(ends)} update, and the first is not timed: {remedy}")
     later = token_count(trainer.train_dataset) * (len(ends) - 1) / len(ends)  # rows of like length: an equal share each
     speed, tokens = later / (ends[-1] - ends[0]), sum(sizes) * stage.settings.num_train_epochs
-    return (
-        f"{name} on this machine: {peak_memory() / GIB:.2f} GiB at the peak, {speed:,.0f} tokens/s, so "
-        f"{tokens / speed / 60:,.1f} minutes for {tokens:,.0f} tokens (from {len(ends)} updates)"
-    )
+    return {
+        "peak_memory_bytes": peak_memory(),
+        "tokens_per_second": speed,
+        "tokens": tokens,
+        "seconds": tokens / speed,
+        "updates": len(ends),
+    }

@@ -30,6 +30,11 @@ from anita_utils.run import Run
 from anita_utils.studies import contamination
 
 TEMPLATES = Path(__file__).parent / "templates"
+# What lesson 05 writes of the models' own words, each with its title
+ANSWERS = {
+    "answers.json": "The same prompts, stage by stage",
+    "conversation.json": "One conversation: each answer is read with all that was said before it",
+}
 CAPTION = (
     "Shares in per cent, with 95 % intervals in brackets; the difference is the last stage minus the base, for shares "
     "in percentage points. Where two lessons measured the same thing, the later one counts."
@@ -59,7 +64,7 @@ def write_report(run: Run) -> Path:
     matrix = Sheet("What each stage changed: the forgetting matrix", MATRIX + MARKS, ["", *tested])
     every = ["", *stages, *(stage for stage in measured if stage not in stages)]
     recorded, others = Sheet("Results", caption, every), Sheet("Further figures of the lessons", "", [*every])
-    answers = read_answers(run)
+    answers = {file: read_answers(run.folder / file) for file in ANSWERS}
     content = {
         "name": run.folder.name,
         "profile": info["profile"],
@@ -72,8 +77,7 @@ def write_report(run: Run) -> Path:
         ],
         "second": [with_differences(recorded, "results", known), contrasts(rows), costs(run), leaks(run)],
         "others": [with_differences(others, "others", known)],
-        "answers": answers,
-        "answer_stages": list(dict.fromkeys(stage for prompt in answers for stage in prompt["stages"])),
+        "answers": [(ANSWERS[file], stages_of(prompts), prompts) for file, prompts in answers.items() if prompts],
         "lessons": [(name, lesson["status"], clock(lesson["seconds"])) for name, lesson in info["lessons"].items()],
         "figures": figures(run.folder),
         "machine": machine_text(info),
@@ -90,12 +94,16 @@ def render(template: str, content: dict[str, Any], file: Path) -> Path:
     return file
 
 
-def read_answers(run: Run) -> list[dict[str, Any]]:
+def stages_of(prompts: list[dict[str, Any]]) -> list[str]:
+    """The stages that answered, in the order in which they did."""
+    return list(dict.fromkeys(stage for prompt in prompts for stage in prompt["stages"]))
+
+
+def read_answers(file: Path) -> list[dict[str, Any]]:
     """The stages' answers to the same prompts: [{"prompt", "language", "stages": {stage: answer}}]; empty if none.
 
-    Read from answers.json, a list of {"prompt", "language", "stage", "answer"}. AnitaError when that file is damaged.
+    file: a list of {"prompt", "language", "stage", "answer"}. AnitaError when it is damaged.
     """
-    file = run.folder / "answers.json"
     if not file.is_file():
         return []
     prompts: dict[str, dict[str, Any]] = {}

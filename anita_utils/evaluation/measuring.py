@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PARTS = ("benchmarks", "answers")  # of an evaluation, each cached by itself
 KINDS = ("language", "split", "kind", "side", "phenomenon", "form")  # what tells kinds of probes apart
 LONGEST = 1024  # tokens of a text or a pair
+LOGITS = 2**29  # that are held at once: 2 GiB of them
 NATURAL = "natural"  # the split of measures on Quaderno, which people's language fills, not templates
 Answers = dict[str, list[dict]]  # the items of each file of probes, with the model's `answer`
 
@@ -40,6 +41,11 @@ def probes(name: str, items: str = "test", each: int | None = None) -> list[dict
     folder = data_dir() / "probes"
     rows = read_jsonl((folder if items == "test" else folder / items) / f"{name}.jsonl")
     return rows if each is None else spread(rows, each)
+
+
+def probes_for(profile: Profile, name: str) -> list[dict]:
+    """The probes of that name that `evaluate` asks with this profile."""
+    return probes(name, profile.evaluation.items, profile.evaluation.probes)
 
 
 def spread(rows: list[dict], each: int) -> list[dict]:
@@ -139,9 +145,12 @@ def scored_logits(model, encoded: list[dict[str, list[int]]], batch_size: int) -
     import torch
 
     order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]["input_ids"]))
-    for start in range(0, len(order), batch_size):
+    start, vocabulary = 0, model.config.get_text_config().vocab_size
+    while start < len(order):
         numbers = order[start : start + batch_size]
-        width = max(len(encoded[n]["input_ids"]) for n in numbers)
+        width = len(encoded[numbers[-1]]["input_ids"])
+        numbers = numbers[: max(1, LOGITS // (width * vocabulary))]
+        width, start = len(encoded[numbers[-1]]["input_ids"]), start + len(numbers)
         # Right padding is right here: nothing is generated, and no real token sees what comes after it.
         ids = torch.tensor([encoded[n]["input_ids"] + [0] * (width - len(encoded[n]["input_ids"])) for n in numbers])
         labels = torch.tensor([encoded[n]["labels"] + [IGNORED] * (width - len(encoded[n]["labels"])) for n in numbers])
@@ -259,11 +268,13 @@ def evaluation_entry(model: str, profile: Profile, part: str) -> Entry:
 def measured_with(profile: Profile) -> dict:
     """Everything that a figure depends on but the model and the code: settings and items."""
     files = sorted([*(data_dir() / "probes").glob("*.jsonl"), *(data_dir() / "benchmarks").rglob("*.*")])
-    if profile.evaluation.natural:
+    evaluation = profile.evaluation.model_dump(exclude_none=True)
+    if evaluation.pop("natural"):  # without it, the key is what it was before there was Quaderno
+        evaluation["natural"] = True
         files += sorted((data_dir() / "quaderno" / "measuring").glob("*.jsonl"))
     held = held_for_evaluation(profile)
     return {
-        "evaluation": profile.evaluation.model_dump(exclude_none=True),
+        "evaluation": evaluation,
         "data": [file_hash(file) for file in files if file.suffix in {".jsonl", ".yaml", ".py"}],
         "benchmarks": suite_named(profile.evaluation.suite),
         "held": [profile.model.dtype, held.model_dump() if held.load_in_4bit else None],
@@ -292,11 +303,10 @@ def _measure(path: str | Path, profile: Profile, parts: list[str]) -> Iterator[t
         yield "benchmarks", {}, run_benchmarks(model, tokenizer, profile, tasks)
     if "answers" in parts:
         names = ("chat", "new_kinds", "conduct", "fidelity")
-        these = (evaluation.items, evaluation.probes)
-        answered = {name: ask(model, tokenizer, probes(name, *these), profile) for name in names}
+        answered = {name: ask(model, tokenizer, probes_for(profile, name), profile) for name in names}
         measured = judge_answers(answered)
         for name, measure in (("perplexity", perplexity), ("preferences", preferences), ("grammar", minimal_pairs)):
-            measured += measure(model, tokenizer, probes(name, *these), batch_size)
+            measured += measure(model, tokenizer, probes_for(profile, name), batch_size)
         if evaluation.natural:
             of_quaderno, more = measure_natural(model, tokenizer, profile)
             answered, measured = answered | of_quaderno, measured + more

@@ -268,6 +268,9 @@ def test_answers_are_shown_stage_by_stage_and_escaped(runs):
     (run.folder / "answers.json").write_text(json.dumps(answers), "utf-8")
     index = write_report(run).read_text("utf-8")
     assert '<td class="answer">&lt;b&gt;Who?&lt;/b&gt;</td><td class="answer">Non lo so.</td>' in index
+    assert "One conversation" not in index
+    (run.folder / "conversation.json").write_text(json.dumps(answers[:1]), "utf-8")
+    assert "<h2>One conversation" in write_report(run).read_text("utf-8")
     (run.folder / "answers.json").write_text("[{}]", "utf-8")
     with pytest.raises(AnitaError, match=r"answers\.json is damaged"):
         write_report(run)

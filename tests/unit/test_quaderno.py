@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from anita_utils.evaluation.judges import refuses
 from anita_utils.paths import data_dir
 from anita_utils.rows import read_jsonl
 from anita_utils.studies import contamination
@@ -18,6 +19,7 @@ KEYS = {
     **dict.fromkeys(["training/chats_it", "training/chats_en"], CHAT),
     **dict.fromkeys(["training/prose_it", "training/prose_en"], PROSE),
     "training/pairs": {"id", "kind", "theme", "language", "prompt", "chosen", "rejected"},
+    "training/twins": {"id", "kind", "theme", "language", "prompt", "chosen", "rejected"},
     "training/requests": REQUEST | {"pair", "messages"},
     "measuring/prose": PROSE | {"cluster"},
     "measuring/requests": REQUEST | {"cluster", "prompt", "expected"},
@@ -144,3 +146,19 @@ def test_choices_are_not_solved_by_their_length(files):
         assert 0.15 <= longest / len(rows) <= 0.35
         labels = Counter(row["label"] for row in rows)
         assert min(labels.values()) >= 24
+
+
+def test_a_refusal_says_so_and_nothing_else_does(files):
+    """In the first person, so that the course's judge sees it; what it misses would count as an answer."""
+    said = [(row["side"], row["messages"][1]["content"]) for row in files["training/requests"]]
+    said += [(row["side"], row["expected"]) for row in files["measuring/requests"]]
+    assert [text for side, text in said if refuses(text) != (side == "harm")] == []
+
+
+def test_of_twins_each_has_the_others_answer_rejected(files):
+    answers = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in files["training/requests"]}
+    assert len(files["training/twins"]) == len(answers) == 400
+    for row in files["training/twins"]:
+        chosen, rejected = (row[side][0]["content"] for side in ("chosen", "rejected"))
+        assert answers[row["prompt"][0]["content"]] == chosen
+        assert refuses(chosen) == (row["kind"] == "refusal") != refuses(rejected)
