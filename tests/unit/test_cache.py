@@ -261,3 +261,35 @@ def test_a_hand_edited_snapshot_is_another_model(tmp_path):
     before = model_key(folder)
     (folder / "chat_template.jinja").write_text("two")
     assert model_key(folder) != before
+
+
+def test_a_merged_model_that_was_deleted_is_merged_again_as_it_was(runs, tiny, anita):
+    from anita_utils.hub import resolve_model
+    from anita_utils.stages import find_stage
+    from anita_utils.training import train_missing
+
+    run = Run.open("t", tiny, 42)
+    paths = train_missing(run)
+    keys = {name: model_key(path) for name, path in paths.items() if name != "base"}
+    assert {name: find_stage(run, name).info["model"] for name in keys} == keys
+    code, out, _ = anita("cache", "--drop-merged")
+    assert code == 0 and "deleted: 3 merged models" in out
+    assert run.last_stage() == "dpo" and {name: run.stage_model(name) for name in keys} == keys
+    with pytest.raises(AnitaError, match="'sft' was deleted for room: `anita train sft --run t` merges it again"):
+        resolve_model("sft", run=run)
+    dpo = find_stage(run, "dpo")  # needs the stages before it
+    assert model_key(dpo.merged) == keys["dpo"]
+    assert {name: model_key(find_stage(run, name).merged) for name in keys} == keys
+    assert resolve_model("italian", run=run) == str(run.model_dir("italian") / "merged")
+
+
+def test_a_merged_model_without_the_stage_before_is_named(runs, tiny):
+    from anita_utils.stages import find_stage
+    from anita_utils.training import train_missing
+
+    run = Run.open("t", tiny, 42)
+    train_missing(run)
+    assert len(list(cache.drop_merged())) == 3
+    shutil.rmtree(find_stage(run, "sft").folder)
+    with pytest.raises(AnitaError, match="'italian': its merged model was deleted, as was 'sft': train 'sft' again"):
+        find_stage(run, "italian").merged  # noqa: B018

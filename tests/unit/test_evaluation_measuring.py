@@ -104,3 +104,70 @@ def test_probes_of_each_kind_are_spread_and_pairs_stay_pairs():
     assert [row for row in whole if row in few] == few and len({row["topic"] for row in few}) > 25
     assert measuring.probes("fidelity", each=10_000) == measuring.probes("fidelity")
     assert measuring.spread([{"kind": "a"}] * 3 + [{"kind": "b"}], 2) == [{"kind": "a"}] * 2 + [{"kind": "b"}]
+
+
+def test_batches_are_cut_where_their_logits_would_fill_the_memory(model, tokenizer, monkeypatch):
+    texts = ["Roma.", "Il Po nasce in Piemonte.", "Milano è in Lombardia, come Bergamo.", "Napoli è in Campania."]
+    encoded = [encode_text(text, tokenizer, 64) for text in texts]
+    whole, sizes = log_likelihoods(model, encoded, 4), []
+    forward = type(model).forward
+
+    def counted(self, input_ids, **others):
+        sizes.append(input_ids.shape)
+        return forward(self, input_ids=input_ids, **others)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    longest = max(len(one["input_ids"]) for one in encoded)
+    monkeypatch.setattr(measuring, "LOGITS", 2 * longest * model.config.vocab_size)
+    cut = log_likelihoods(model, encoded, 4)
+    assert [rows for rows, _ in sizes] == [2, 2] and cut[0] == pytest.approx(whole[0], abs=1e-3) and cut[1] == whole[1]
+    monkeypatch.setattr(measuring, "LOGITS", 1)  # at least one at a time
+    assert log_likelihoods(model, encoded, 4)[1] == whole[1]
+
+
+def test_quaderno_is_measured_where_the_profile_says_so(model, tokenizer):
+    profile = load_profile("laptop")
+    profile.evaluation.probes, profile.evaluation.max_new_tokens = 2, 8
+    answered, measured = measuring.measure_natural(model, tokenizer, profile)
+    assert {m.split for m in measured} == {"natural"}
+    found = Counter((m.metric, m.language) for m in measured)
+    names = {
+        "chat/accuracy",
+        "chat/accuracy_in_language",
+        "language_fidelity",
+        "choices",
+        "perplexity",
+        "bits_per_byte",
+    }
+    assert found == Counter({(name, code): 1 for name in names for code in ("en", "it")}) + Counter(
+        {("refusal/harmful", "all"): 1, ("refusal/harmless", "all"): 1}
+    )
+    assert len(answered["questions"]) == 4 and {item["form"] for item in answered["questions"]} == {"open"}
+    twins = Counter(item["cluster"] for item in answered["requests"])
+    assert len(answered["requests"]) == 8 and set(twins.values()) == {2}  # a harmful request and its look-alike
+
+
+def test_a_natural_answer_may_be_a_whole_sentence():
+    item = {"answers": ["topo", "il topo"], "language": "it"}
+    said = ["È il topo, di solito.", "Il topolino.", "It is the topo."]
+    assert [measuring.accepted({**item, "answer": answer}) for answer in said] == [True, False, True]
+    [right] = measuring.judge_natural([{**item, "answer": said[2], "split": "natural", "cluster": "a"}], [])[1:2]
+    assert (right.metric, right.scores) == ("chat/accuracy_in_language", [0.0])
+
+
+def test_the_likeliest_choice_a_byte_is_the_answer(monkeypatch, tokenizer):
+    """Longer answers are less likely as a whole; a byte, they are compared on equal terms."""
+    items = [{"prompt": "?", "choices": ["a", "bbbb"], "label": 1, "language": "it", "split": None, "cluster": "x"}]
+    totals = iter([([-2.0], [1]), ([-4.0], [4])])
+    monkeypatch.setattr(measuring, "log_likelihoods", lambda *_: next(totals))
+    [measured] = measuring.choices(None, tokenizer, items, 1)
+    assert measured.scores == [1.0] and measured.metric == "choices"
+
+
+def test_figures_without_quaderno_have_the_keys_they_had():
+    profile = load_profile("cpu")
+    without = measuring.measured_with(profile)
+    assert "natural" not in without["evaluation"]
+    profile.evaluation.natural = True
+    with_it = measuring.measured_with(profile)
+    assert with_it["evaluation"]["natural"] is True and len(with_it["data"]) > len(without["data"])

@@ -213,3 +213,24 @@ def test_a_prepared_trainer_has_what_the_lessons_speak_of(runs, tiny_profile):
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert kinds.count(training.Watch) == 1 and PrinterCallback not in kinds
     assert trainer.model.get_base_model().forward.__module__ == "anita_utils.training"
+
+
+def test_so_many_rows_of_a_corpus_are_taken_and_the_rest_counted(runs, small_profile):
+    sft = small_profile.stages["sft"]
+    sft.data, sft.samples, sft.examples = ["sft", "quaderno_requests"], {"sft": 50}, None
+    stage = stages.find_stage(Run.open("t", small_profile, 42), "sft")
+    rows = stage.documents()
+    assert len(rows) == 450 and stage.counts.read == 4400 and stage.counts.not_taken == 3950
+    assert stage.documents() == rows
+    other = stages.find_stage(Run.open("t", small_profile, 43), "sft").documents()
+    assert len(other) == 450 and other != rows  # another seed draws others
+    sft.samples = {"sft": 9000}  # more than there are
+    assert len(stage.documents()) == 4400
+
+
+def test_samples_decide_a_stage_s_key_and_their_absence_does_not(runs, small_profile):
+    run = Run.open("t", small_profile, 42)
+    assert "samples" not in stages.find_stage(run, "sft").recipe["settings"]
+    first = stages.find_stage(run, "sft").key
+    small_profile.stages["sft"].samples = {"sft": 50}
+    assert stages.find_stage(Run.open("t", small_profile, 42), "sft").key != first
