@@ -300,3 +300,17 @@ def test_that_a_profile_is_a_rehearsal_changes_no_result(small_profile, tmp_path
     recipes = [find_stage(Run(tmp_path, profile, 42), "dpo").recipe for profile in (small_profile, rehearsal)]
     assert recipes[0] == recipes[1]
     assert measured_with(small_profile) == measured_with(rehearsal)
+
+
+def test_samples_name_corpora_of_their_stage(tmp_path):
+    values = yaml.safe_load((PROFILES / "cpu.yaml").read_text("utf-8"))
+    values["stages"]["sft"]["samples"] = {"nowhere": 5}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(AnitaError, match=r"stages\.sft\.samples: 'nowhere' is not in stages\.sft\.data"):
+        load_profile(file)
+    own = tmp_path / "own.jsonl"
+    own.write_text("")
+    values["stages"]["sft"] |= {"data": [str(own)], "samples": {str(own): 5}}
+    file.write_text(yaml.safe_dump(values))
+    assert load_profile(file).stages["sft"].samples == {str(own): 5}
