@@ -20,7 +20,7 @@ from anita_utils.cli import main
         (("chat", "sft", "--prompt", "x"), "anita: no run yet"),
         (("chat", "./nowhere", "--prompt", "x"), "anita: no model folder nowhere"),
         (("chat", "--prompts", "nowhere.txt"), "anita: nowhere.txt: no such file"),
-        (("chat", "--prompt", "x", "--prompts", "y"), "anita: --prompt and --prompts exclude"),
+        (("chat", "--prompt", "x", "--prompts", "y"), "anita: --prompt, --prompts and --web exclude"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(anita, runs, arguments, message, monkeypatch, tmp_path):

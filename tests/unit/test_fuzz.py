@@ -270,11 +270,13 @@ def templates():
 
 def check_folder(folder):
     """Asks the model in a folder something; returns how it ended."""
-    from anita_utils.cli.chat import load_chat
+    from anita_utils.cli.chat import Models, ask
+    from anita_utils.conversation import Chat, Decoding
 
     start = time.monotonic()
     try:
-        answers = load_chat(str(folder), None, 2, "cpu")(["Ciao"])
+        partner = Models.chosen(str(folder), "cpu").open(str(folder), Chat())
+        answers = list(ask(["Ciao"], "", partner, Decoding(max_new_tokens=2)))
     except AnitaError as error:
         assert "\n" not in str(error) and len(str(error)) < 600, error
         return "one line"

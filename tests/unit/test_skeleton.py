@@ -114,7 +114,8 @@ def test_everything_imported_is_a_declared_dependency():
     imports = re.compile(r"^\s*(?:import|from) (\w+)", re.MULTILINE)
     imported = {name for file in KIT for name in imports.findall(file.read_text("utf-8"))}
     imported -= {*sys.stdlib_module_names, "anita_utils", "world"}
-    used = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["corpus"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    used = PROJECT["project"]["dependencies"] + extras["corpus"] + extras["web"]
     declared = {Requirement(text).name.lower() for text in used}
     owners = metadata.packages_distributions()
     spelled = {name: {owner.lower().replace("_", "-") for owner in owners[name]} for name in imported if name in owners}
