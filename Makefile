@@ -49,5 +49,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "The course needs Python 3.11 or later; name one, for instance: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "Python's venv module does not work; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
-	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[corpus,dev,lab]'
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[corpus,dev,lab,web]'
 	@touch $@

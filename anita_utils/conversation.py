@@ -65,7 +65,12 @@ class Partner:
 
     @cached_property
     def model(self) -> PreTrainedModel:
+        """The model, loaded when it is first asked for."""
         return self.load()
+
+    def unload(self) -> None:
+        """Frees the memory of the weights, until they are needed again."""
+        self.__dict__.pop("model", None)
 
     @property
     def context(self) -> float:
@@ -98,6 +103,7 @@ class Chat:
         render_text(self.messages("?"), tokenizer, add_generation_prompt=True)
 
     def remember(self, question: str, said: str) -> None:
+        """Adds a question and its answer."""
         self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
         self.answers += 1
 

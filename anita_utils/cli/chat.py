@@ -137,6 +137,8 @@ class Models:
 
         logging.disable_progress_bar()  # a model is loaded in the middle of a chat, too
         tokenizer = checked_tokenizer(path, self.settings.model.system_in_user)
+        # A chat that is too long is said, or its oldest turns go: the library's own warning would come before
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         chat.check(tokenizer)
         return Partner(name, tokenizer, lambda: load_for_evaluation(path, self.settings))
 
@@ -194,16 +196,16 @@ class Terminal:
             case "/help", "":
                 say(HELP)
             case "/reset", "":
-                say(f"a new chat: {self.said()} are dropped")
+                say(f"a new chat; dropped: {self.said()}")
                 self.chat = replace(self.chat, turns=[], answers=0)
             case "/system", text:
                 changed = replace(self.chat, system=words(text))
                 changed.check(self.partner.tokenizer)
                 self.chat = changed
-                say(f"system prompt {'set' if text else 'removed'}: {self.said()} stay")
+                say(f"system prompt {'set' if text else 'removed'}; kept: {self.said()}")
             case "/model", name if name:
-                self.partner = self.models.open(name, self.chat)  # the other's memory is free before this one loads
-                say(f"{self.introduced()}: {self.said()} stay")
+                self.change(name)
+                say(f"{self.introduced()}; kept: {self.said()}")
             case _ if command.startswith("/"):
                 raise AnitaError(f"no command {line!r}: /help lists them")
             case _:
@@ -214,10 +216,23 @@ class Terminal:
         """The model's name and size; loads it."""
         return f"model '{self.partner.name}', a context of {self.partner.context:,} tokens"
 
+    def change(self, name: str) -> None:
+        """Goes on with another model; with the one before, loaded again when it is asked, where that one cannot be."""
+        before, self.partner = self.partner, self.models.open(name, self.chat)
+        before.unload()  # memory may not hold both
+        try:
+            self.introduced()
+        except AnitaError:
+            self.partner = before
+            raise
+
     def said(self) -> str:
-        return f"{len(self.chat.turns) // 2} answers and their questions"
+        """How much was said of what the model still sees."""
+        number = len(self.chat.turns) // 2
+        return f"{number} answer{'' if number == 1 else 's'}, with what was asked"
 
     def answer(self, question: str) -> None:
+        """Prints the answer, piece by piece."""
         from anita_utils.conversation import answer
 
         notes: list[str] = []
@@ -234,6 +249,7 @@ class Terminal:
 
 
 def say(*lines: str) -> None:
+    """What is no answer: on standard error, so that answers alone can be kept in a file."""
     for line in lines:
         print(line, file=sys.stderr, flush=True)
 

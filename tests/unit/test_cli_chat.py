@@ -2,11 +2,13 @@
 
 import gc
 import json
+import shutil
 import signal
 import sys
 import weakref
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from anita_utils import conversation
 from anita_utils import model as loading
@@ -125,9 +127,23 @@ def test_the_last_stage_of_the_latest_run_is_the_default(anita, held, runs, base
     run = Run.open("trial", "cpu")
     run.model_dir("italian").mkdir(parents=True)
     (run.model_dir("italian") / "merged").symlink_to(tiny_path)
+    (run.model_dir("italian") / "stage.json").write_text("{}")
     code, _, err = anita("chat", "--prompt", "Ciao", "--max-new-tokens", "1")
     assert code == 0 and "model 'italian'" in err and "run 'trial'" in err
     assert [path for path, _ in held] == [str(base_path), str(run.model_dir("italian") / "merged")]
+
+
+def test_a_stage_whose_merged_model_was_deleted_says_how_it_comes_back(anita, typed, held, runs, partner):
+    run = Run.open("trial", "cpu")
+    run.model_dir("italian").mkdir(parents=True)
+    (run.model_dir("italian") / "stage.json").write_text("{}")
+    line = "the merged model of 'italian' was deleted for room: `anita train italian --run trial` merges it again"
+    for options in (["--prompt", "Ciao"], ["italian"]):
+        code, out, err = anita("chat", *options)
+        assert (code, out) == (2, "") and err.splitlines()[-1] == f"anita: run 'trial': {line}"
+    code, out, err = typed("/model italian", CAPITALS[0])
+    assert code == 0 and line in err and out.startswith(said(Chat(), partner, CAPITALS[0]))
+    assert len(held) == 1  # the base, once
 
 
 def test_a_model_is_held_as_the_latest_run_or_the_profile_named_says(anita, held, runs):
@@ -170,7 +186,7 @@ def test_reset_begins_a_new_chat_with_the_same_draws(piped):
     _, out, err = piped("Ciao!", "Hello!", "/reset", "Ciao!", "Hello!", options=options)
     lines = out.splitlines()
     assert len(lines) == 4 and lines[:2] == lines[2:]
-    assert "a new chat: 2 answers and their questions are dropped" in err
+    assert "a new chat; dropped: 2 answers, with what was asked" in err
 
 
 def test_the_system_prompt_is_set_and_removed(piped, partner):
@@ -181,7 +197,7 @@ def test_the_system_prompt_is_set_and_removed(piped, partner):
     expected += said(chat, partner, CAPITALS[1])
     chat.system = ""
     assert out == expected + said(chat, partner, CAPITALS[2])
-    assert "system prompt set: 1 answers" in err and "system prompt removed: 2 answers" in err
+    assert "system prompt set; kept: 1 answer, with" in err and "system prompt removed; kept: 2 answers" in err
 
 
 def test_another_model_goes_on_with_the_chat(piped, partner, tiny_path, tokenizer, held):
@@ -191,7 +207,7 @@ def test_another_model_goes_on_with_the_chat(piped, partner, tiny_path, tokenize
     chat, decoding = Chat(), Decoding(max_new_tokens=9)
     turns = zip(CAPITALS, (partner, other, partner), strict=True)
     assert out == "".join(said(chat, one, question, decoding=decoding) for question, one in turns)
-    assert f"model '{tiny_path}', a context of 512 tokens: 1 answers" in err and len(held) == 3
+    assert f"model '{tiny_path}', a context of 512 tokens; kept: 1 answer, with" in err and len(held) == 3
 
 
 def test_only_one_model_is_in_memory(piped, tiny_path, monkeypatch):
@@ -208,6 +224,18 @@ def test_only_one_model_is_in_memory(piped, tiny_path, monkeypatch):
     swap = [f"/model {tiny_path}", "Ciao"]
     code, *_ = piped("Ciao", *swap, *swap, options=[str(tiny_path), "--max-new-tokens", "2"])
     assert code == 0 and len(alive) == 3
+
+
+def test_a_model_whose_weights_cannot_be_read_leaves_the_chat_with_the_one_before(
+    typed, partner, held, tiny_path, tmp_path
+):
+    damaged = shutil.copytree(tiny_path, tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    code, out, err = typed(CAPITALS[0], f"/model {damaged}", CAPITALS[1])
+    assert code == 0 and "damaged: no weights for model.norm.weight (1 missing)" in err and len(held) == 3
+    assert out.startswith(said(Chat(), partner, *CAPITALS[:2]))
 
 
 @pytest.mark.parametrize(

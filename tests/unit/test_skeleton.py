@@ -148,7 +148,7 @@ def test_continuous_integration_runs_the_tests():
 
 
 def test_conda_installs_what_make_installs():
-    extras = "[corpus,dev,lab]"
+    extras = "[corpus,dev,lab,web]"
     assert extras in (ROOT / "Makefile").read_text("utf-8")
     assert extras in (ROOT / "environment.yml").read_text("utf-8")
 
