@@ -63,7 +63,12 @@ def test_what_is_dropped_and_cut_off_is_shown_in_its_column(partners):
     [
         ({"question": " \n"}, "no question: write one"),
         ({"question": "Ciao", "temperature": -1}, "temperature -1"),
+        ({"question": "Ciao", "top_p": None}, "a setting is empty: give it a number"),
         ({"question": "Il Po nasce sul Monviso. " * 400}, "the question is too long"),
+        (
+            {"question": "Il Po nasce sul Monviso. " * 100},
+            "the question is too long .* context has 512",
+        ),  # the right one's
     ],
 )
 def test_mistakes_are_one_line_and_change_nothing(partners, given, message):
@@ -71,6 +76,16 @@ def test_mistakes_are_one_line_and_change_nothing(partners, given, message):
     with pytest.raises(AnitaError, match=message):
         asked(partners, columns, **given)
     assert columns == [Column() for _ in partners]
+
+
+def test_what_a_model_writes_is_no_html(partners):
+    column = Column(shown=[{"role": "assistant", "content": "<img src='//example.org/x'> & a"}])
+    assert column.escaped() == [{"role": "assistant", "content": "&lt;img src='//example.org/x'&gt; &amp; a"}]
+    assert column.shown[0]["content"].startswith("<img")
+    columns = [Column() for _ in partners]
+    asked(partners, columns, "<b>Ciao</b>")
+    assert columns[0].escaped()[0] == {"role": "user", "content": "&lt;b&gt;Ciao&lt;/b&gt;"}
+    assert columns[0].chat.turns[0]["content"] == "<b>Ciao</b>"
 
 
 def test_without_gradio_one_line_says_how_to_install_it(anita, runs, monkeypatch):
@@ -97,6 +112,21 @@ def test_the_page_shows_the_models_side_by_side_as_plain_text(partners):
     assert [box["value"] for box in found["number"]] == [0.6, 0.9, 512, 42]
     assert "Sii breve." in [box.get("value") for box in found["textbox"]]
     assert config["analytics_enabled"] is False
+    # What empties a chat waits for the end of the answer, whose last piece would else bring it back
+    assert not any(event["cancels"] and event["outputs"] for event in config["dependencies"])
+    assert sum(bool(event["cancels"]) for event in config["dependencies"]) == 4  # stop, new chat, a button each box
+
+
+@needs_gradio
+def test_a_mistake_is_a_warning_that_leaves_question_and_chats_on_the_page(partners, monkeypatch):
+    import gradio
+
+    said = []
+    monkeypatch.setattr(gradio, "Warning", said.append)
+    [ask] = [block.fn for block in page(partners, "", Decoding()).fns.values() if block.name == "ask"]
+    [changed] = ask("Il <Po>. " * 400, [Column() for _ in partners], "", 0, 1, 20, 42)
+    assert len(said) == 1 and said[0].startswith("the question is too long (")
+    assert changed == [gradio.skip()] * 4
 
 
 @needs_gradio
