@@ -37,6 +37,7 @@ SWALLOWED = {
         "bos_token", "chat_template", "clean_up_tokenization_spaces", "eos_token", "model_input_names",
         "model_max_length", "pad_token", "tokenizer_object",
     },
+    "transformers.TextIteratorStreamer": {"skip_special_tokens"},
 }  # fmt: skip
 
 
