@@ -125,6 +125,7 @@ def fitted(
     """
 
     def rendered(dropped: int) -> list[int]:
+        """The chat's tokens without so many of its oldest turns."""
         return render(chat.messages(question, dropped), partner.tokenizer, add_generation_prompt=True)
 
     whole, dropped = rendered(0), 0
@@ -166,6 +167,7 @@ def answer(
     streamer = TextIteratorStreamer(partner.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
     def pieces() -> Iterator[str]:
+        """What the streamer gives, while the model works in a thread of its own; then the chat holds it."""
         stopped, ended = Event(), False
         with ThreadPoolExecutor(1) as pool:
             generating = pool.submit(_generate, partner, ids, room, decoding, chat.answers, streamer, stopped)
@@ -199,6 +201,7 @@ def _generate(
     import torch
 
     def stop(tokens: torch.Tensor, *_, **__) -> torch.Tensor:
+        """For `generate`, after each token: whether each row has to end."""
         return torch.full((len(tokens),), stopped.is_set(), device=tokens.device)
 
     try:
