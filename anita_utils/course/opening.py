@@ -69,9 +69,8 @@ def draw_measure(ax, name: tuple, known: Known, changes: Known, stages: list[str
         if row["ci_low"] == row["ci_low"] and row["ci_low"] is not None:
             ax.plot([place, place], [100 * row["ci_low"], 100 * row["ci_high"]], color=edge, linewidth=1.2, zorder=2)
         ax.plot(place, 100 * row["value"], marker, color=edge, markerfacecolor=colour, markersize=6, zorder=3)
-        above = 100 * row["value"] < 85
-        ax.annotate(f"{100 * row['value']:.0f}", (place, 100 * row["value"]), xytext=(5, 3 if above else -9),
-                    textcoords="offset points", fontsize=8)  # fmt: skip
+        beside = {"xytext": (5, 3 if row["value"] < 0.85 else -9), "textcoords": "offset points", "fontsize": 8}
+        ax.annotate(f"{100 * row['value']:.0f}", (place, 100 * row["value"]), **beside)
     ax.set(ylim=(-3, 103), xlim=(-0.4, len(stages) - 0.4), yticks=[0, 50, 100])
     ax.set_xticks(range(len(stages)), stages)
     ax.set_title("\n".join(textwrap.wrap(metrics.words(*name), 30)), fontsize=8.5)

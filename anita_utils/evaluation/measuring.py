@@ -200,8 +200,8 @@ def choices(model, tokenizer, items: list[dict], batch_size: int) -> list[Measur
         chats = [[turn("user", item["prompt"]), turn("assistant", item["choices"][place])] for item in items]
         totals, _ = log_likelihoods(model, [encode_chat(chat, tokenizer, LONGEST) for chat in chats], batch_size)
         best.append([total / len(item["choices"][place].encode()) for total, item in zip(totals, items, strict=True)])
-    judged = [{**item, "won": max(range(len(of_it)), key=lambda n: of_it[n]) == item["label"]}
-              for item, of_it in zip(items, zip(*best, strict=True), strict=True)]  # fmt: skip
+    picked = [max(range(len(own)), key=own.__getitem__) for own in zip(*best, strict=True)]
+    judged = [{**item, "won": choice == item["label"]} for item, choice in zip(items, picked, strict=True)]
     return share("choices", judged, won)
 
 
