@@ -205,8 +205,6 @@ class Profile(Section):
                     f"{where}.max_length: {stage.max_length} tokens do not go into rows of {stage.row_length}: "
                     f"lower it, or raise {where}.row_length"
                 )
-            if unknown := [one for one in stage.samples if one not in stage.data]:
-                raise ValueError(f"{where}.samples: '{unknown[0]}' is not in {where}.data: name one that is")
             for place, one in enumerate(stage.data):
                 if "/" in one and one not in self.datasets:
                     file = own_file(one)
@@ -215,6 +213,8 @@ class Profile(Section):
                     stage.data[place] = str(file)  # so that a saved run can be read wherever one stands later
                     if one in stage.samples:
                         stage.samples[str(file)] = stage.samples.pop(one)
+            if unknown := [one for one in stage.samples if one not in stage.data]:
+                raise ValueError(f"{where}.samples: '{unknown[0]}' is not in {where}.data: name one that is")
         return self
 
     def check(self, machine: Machine) -> None:

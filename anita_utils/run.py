@@ -213,7 +213,7 @@ class Run:
             if link.is_symlink() and not link.exists():
                 lost = f"run '{self.folder.name}': its model '{stage}' is no longer in the cache"
                 raise AnitaError(f"{lost}: run its lesson again")
-            last = stage if (link / "stage.json").is_file() else last
+            last = stage if (link / "stage.json").is_file() or (link / "merged").is_dir() else last
         return last
 
     def lesson_done(self, notebook: str, seconds: float, status: str) -> None:

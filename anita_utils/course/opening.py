@@ -24,10 +24,6 @@ PICTURED = [
     ("refusal/harmful", "all", "held_out_wordings"),
     ("refusal/harmless", "all", "held_out_wordings"),
 ]
-CAPTION = (
-    "How to read it: a panel is a measure in per cent, from the base to the last stage, with 95 % intervals. A filled "
-    "point differs from the base beyond chance: ▲ better, ▼ worse. An open one does not, as far as the items can tell."
-)
 MARKS = {"better": ("^", "#009e73"), "worse": ("v", "#d55e00"), "": ("o", "white")}
 ANSWERS = 3
 
@@ -58,6 +54,13 @@ def draw_slopes(known: Known, changes: Known, stages: list[str], file: Path) -> 
     return " ".join(in_words(name, known, changes, stages) for name in shown)
 
 
+def caption(marked: bool) -> str:
+    """How the picture is to be read. marked: whether it is known which changes are beyond chance."""
+    said = "How to read it: a panel is a measure in per cent, from the base to the last stage, with 95 % intervals."
+    marks = "A filled point differs from the base beyond chance: ▲ better, ▼ worse. An open one does not, as far as"
+    return f"{said} {marks} the items can tell." if marked else said
+
+
 def draw_measure(ax, name: tuple, known: Known, changes: Known, stages: list[str]) -> None:
     """One panel: a measure from stage to stage."""
     rows = [(place, stage, known[stage, *name]) for place, stage in enumerate(stages) if (stage, *name) in known]
@@ -73,7 +76,7 @@ def draw_measure(ax, name: tuple, known: Known, changes: Known, stages: list[str
         ax.annotate(f"{100 * row['value']:.0f}", (place, 100 * row["value"]), **beside)
     ax.set(ylim=(-3, 103), xlim=(-0.4, len(stages) - 0.4), yticks=[0, 50, 100])
     ax.set_xticks(range(len(stages)), stages)
-    ax.set_title("\n".join(textwrap.wrap(metrics.words(*name), 30)), fontsize=8.5)
+    ax.set_title("\n".join(textwrap.wrap(metrics.words(*name), 26)), fontsize=8.5)
     ax.grid(axis="y", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
 

@@ -22,8 +22,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from anita_utils import AnitaError, clock, shown
 from anita_utils.ablation.arms import load_ablation
-from anita_utils.course.opening import CAPTION as PICTURE_CAPTION
-from anita_utils.course.opening import draw_slopes, few_answers
+from anita_utils.course import opening
 from anita_utils.evaluation import metrics
 from anita_utils.evaluation.benchmarks import FAMILIES, SUITES
 from anita_utils.evaluation.measuring import compared, stored
@@ -68,10 +67,10 @@ def write_report(run: Run) -> Path:
     every = ["", *stages, *(stage for stage in measured if stage not in stages)]
     recorded, others = Sheet("Results", caption, every), Sheet("Further figures of the lessons", "", [*every])
     answers = {file: read_answers(run.folder / file) for file in ANSWERS}
-    picture = draw_slopes(known, changes, stages, run.folder / PICTURE)
+    picture = opening.draw_slopes(known, changes, stages, run.folder / PICTURE)
     content = {
-        "picture": {"file": PICTURE, "alt": picture, "caption": PICTURE_CAPTION},
-        "opening": few_answers(answers["answers.json"]),
+        "picture": {"file": PICTURE, "alt": picture, "caption": opening.caption(bool(changes))},
+        "opening": opening.few_answers(answers["answers.json"]),
         "name": run.folder.name,
         "profile": info["profile"],
         "seed": info["seed"],

@@ -29,7 +29,7 @@ from anita_utils.hub import SHIPPED_BASE, sample_file
 from anita_utils.paths import data_dir, file_hash
 from anita_utils.profile import Profile, own_file
 from anita_utils.rows import read_jsonl, read_rows
-from anita_utils.stages import find_stage
+from anita_utils.stages import find_stage, shipped_corpora
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -295,7 +295,9 @@ def course_overlaps(profile: Profile) -> list[dict]:
     corpora = {file.stem: [file] for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
     for name in (corpus for stage in profile.order for corpus in profile.stages[stage].data):
         file = sample_file(name, profile.datasets[name]) if name in profile.datasets else own_file(name)
-        if file and file.suffix == ".jsonl" and file.is_file():
+        if name.startswith("quaderno_"):
+            corpora[name] = shipped_corpora()[name]
+        elif file and file.suffix == ".jsonl" and file.is_file():
             corpora.setdefault(name, [file])
     items = sorted((data_dir() / "benchmarks" / "items").glob("*.test.jsonl"))
     return overlaps(corpora, {file.name.removesuffix(".test.jsonl"): file for file in items})

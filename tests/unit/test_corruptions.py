@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from anita_utils import AnitaError
 from anita_utils.machine import Machine
 from anita_utils.memory import OPTIMIZERS
-from anita_utils.profile import ORDERS, PROFILES, Optimizer, Profile, Section, parse_profile
+from anita_utils.profile import ORDERS, PROFILES, HubData, Optimizer, Profile, Section, Stage, parse_profile
 
 SHIPPED = {file.stem: yaml.safe_load(file.read_text("utf-8")) for file in PROFILES.glob("*.yaml")}
 REMEDY = re.compile(r"\b(should|add|remove|did you mean|choose|set|drop|keep|describe|list|lower)\b")
@@ -64,8 +64,9 @@ def fields(section, values, path=()):
         kind = get_origin(kind) or kind
         yield (*path, name), field, kind
         if kind is dict:
-            for key, inner in values[name].items():
-                yield from fields(get_args(field.annotation)[-1], inner, (*path, name, key))
+            inside = get_args(field.annotation)[-1]
+            for key, inner in values[name].items() if inside in (Stage, HubData) else ():
+                yield from fields(inside, inner, (*path, name, key))
         elif isinstance(kind, type) and issubclass(kind, Section):
             yield from fields(kind, values[name], (*path, name))
 

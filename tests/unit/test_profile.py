@@ -60,10 +60,10 @@ def test_every_value_is_written_out_with_its_source(file):
     assert [key for key, comment in said.items() if nameless.search(comment)] == []
     hashes = {found for comment in said.values() for found in re.findall(r"\b[0-9a-f]{7}\b", comment)}
     assert hashes <= set(COMMITS.split("|"))
-    # nothing is left to a default that no comment explains
+    # nothing is left to a default that no comment explains; without `samples` all rows are taken
     written = yaml.safe_load(file.read_text("utf-8"))
     for stage in written["stages"].values():
-        assert set(Stage.model_fields) - {"beta"} <= set(stage)
+        assert set(Stage.model_fields) - {"beta", "samples"} <= set(stage)
         assert set(Lora.model_fields) == set(stage["lora"])
     assert all(set(HubData.model_fields) == set(data) for data in written.get("datasets", {}).values())
 
@@ -193,7 +193,7 @@ def test_every_setting_has_the_name_that_its_library_gives_it():
     from transformers import BitsAndBytesConfig
     from trl import DPOConfig, SFTConfig
 
-    ours = {"data", "examples", "lora", "row_length", "beta"}
+    ours = {"data", "samples", "examples", "lora", "row_length", "beta"}
     for config in (SFTConfig, DPOConfig):
         assert set(Stage.model_fields) - ours <= set(inspect.signature(config).parameters)
     assert "beta" in inspect.signature(DPOConfig).parameters
@@ -280,7 +280,7 @@ def test_values_are_changed_under_dotted_keys_and_nothing_else_is():
     ("key", "message"),
     [
         ("stages.stf.lora.r", "mine: stages.stf: no such section: did you mean 'sft'?"),
-        ("stages.sft.seed.x", "mine: stages.sft.seed: no such section: remove it; known here: lora"),
+        ("stages.sft.seed.x", "mine: stages.sft.seed: no such section: remove it; known here: samples, lora"),
         ("stages.sft.lora.rank", "mine: stages.sft.lora.rank: unknown key: remove it; known here: r, lora_alpha"),
         ("stages.sft.lora.r", "mine: stages.sft.lora.r: 'x' will not do"),
     ],

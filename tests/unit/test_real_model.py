@@ -67,7 +67,7 @@ def test_each_stage_is_set_against_the_one_before_it(real_model):
         stage: [Measurement("language_fidelity", "it", None, [1.0] * good + [0.0] * (10 - good), items)]
         for stage, good in right.items()
     }
-    found = {(row["from"], row["to"]): round(row["difference"], 3) for row in real_model.steps(profile, measured)}
+    found = {(row["from"], row["to"]): round(row["value"], 3) for row in real_model.steps(profile, measured)}
     assert found == {
         ("base", "sft"): 0.2, ("sft", "italian"): 0.1, ("italian", "dpo"): 0, ("base", "dpo"): 0.3,
         ("base", "italian alone"): 0.7,

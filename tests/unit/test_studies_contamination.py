@@ -135,6 +135,13 @@ def test_no_corpus_of_the_course_holds_an_item_of_its_benchmarks(runs):
     assert [row for row in rows if row["leaked"]] == []
 
 
+def test_quaderno_holds_no_item_of_the_benchmarks_either(runs):
+    rows = course_overlaps(load_profile("laptop"))
+    found = {row["corpus"]: row["documents"] for row in rows if row["corpus"].startswith("quaderno_")}
+    assert found["quaderno_chats_en"] == 300 and found["quaderno_prose_it"] == 141 and len(found) == 7
+    assert [row for row in rows if row["leaked"]] == []
+
+
 def test_a_corpus_of_ones_own_is_searched_and_nothing_is_downloaded(runs, tmp_path, monkeypatch):
     profile = load_profile("laptop-hub")
     monkeypatch.setattr(contamination, "overlaps", lambda corpora, benchmarks: [*corpora])
