@@ -129,10 +129,14 @@ def contents() -> list[Content]:
                 continue
             kind = "checkpoints" if path.name.startswith(".") else folder.name
             old = "" if kind == "checkpoints" else _outdated(folder.name, path)
-            files = path.rglob("*") if path.is_dir() else [path]
-            size = sum(file.stat().st_size for file in files if file.is_file())
-            found.append(Content(path, kind, size, users.get(os.path.realpath(path), []), old))
+            found.append(Content(path, kind, size_of(path), users.get(os.path.realpath(path), []), old))
     return found
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _outdated(kind: str, path: Path) -> str:
@@ -167,5 +171,5 @@ def drop_merged() -> Iterator[int]:
     """Deletes all stages' merged models, and yields the bytes of each. Adapters stay: `Stage.merged` merges again."""
     for folder in sorted((cache_dir() / "stages").glob("*/merged")):
         if (folder.parent / "stage.json").is_file() and (folder.parent / "adapter").is_dir():
-            yield sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            yield size_of(folder)
             shutil.rmtree(folder)

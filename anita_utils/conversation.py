@@ -19,8 +19,9 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from anita_utils import AnitaError
-from anita_utils.chat_template import inspect_template, render_text
+from anita_utils.chat_template import render_text
 from anita_utils.data import render
+from anita_utils.model import end_tokens
 from anita_utils.rows import words
 
 if TYPE_CHECKING:
@@ -79,10 +80,8 @@ class Partner:
 
     @cached_property
     def ends(self) -> list[int]:
-        """The tokens that end an answer: the model's own, and the template's."""
-        own = self.model.generation_config.eos_token_id
-        ends = {own} if isinstance(own, int) else set(own or [])
-        return sorted(ends | {inspect_template(self.tokenizer).end_of_turn_id})
+        """The tokens that end an answer."""
+        return end_tokens(self.model, self.tokenizer)
 
 
 @dataclass

@@ -197,9 +197,7 @@ def chat(
     chats = [[*opening, *turns_of(prompt)] for prompt in prompts]
     ids = [render(turns, tokenizer, add_generation_prompt=True) for turns in chats]
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-    own = model.generation_config.eos_token_id
-    ends = {own} if isinstance(own, int) else set(own or [])
-    ends.add(inspect_template(tokenizer).end_of_turn_id)
+    ends = end_tokens(model, tokenizer)
     answers = [""] * len(ids)
     was_training = model.training
     model.eval()
@@ -212,12 +210,19 @@ def chat(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=sorted(ends),
+                eos_token_id=ends,
             )
         for number, tokens in zip(numbers, output[:, batch["input_ids"].shape[1] :], strict=True):
             answers[number] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
     model.train(was_training)
     return answers
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that end an answer: the model's own, and the template's."""
+    own = model.generation_config.eos_token_id
+    ends = {own} if isinstance(own, int) else set(own or [])
+    return sorted(ends | {inspect_template(tokenizer).end_of_turn_id})
 
 
 def turns_of(prompt: str | list[dict]) -> list[dict]:

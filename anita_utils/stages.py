@@ -114,8 +114,7 @@ def shipped_corpora() -> dict[str, list[Path]]:
     """The files of each corpus that comes with the course: those of the small world, and Quaderno's."""
     files = {file.stem: file for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
     quaderno = sorted((data_dir() / "quaderno" / "training").glob("*.jsonl"))
-    found = {name: [files[one] for one in parts if one in files] for name, parts in CORPORA.items()}
-    found = {name: parts for name, parts in found.items() if len(parts) == len(CORPORA[name])}
+    found = {name: [files[one] for one in parts] for name, parts in CORPORA.items() if files.keys() >= set(parts)}
     single = files | {f"quaderno_{file.stem}": file for file in quaderno}
     return found | {name: [file] for name, file in single.items()}
 

@@ -21,13 +21,11 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from anita_utils import AnitaError, training
 from anita_utils.cache import cached
-from anita_utils.cli.plan import measured_here
+from anita_utils.cli.plan import foreseen, measured_apart
 from anita_utils.corpus.reading import Unread, paragraphs_of
 from anita_utils.course.set_up import quieten
 from anita_utils.evaluation import measuring, metrics
@@ -118,12 +116,11 @@ def of_manuals(path: str, profile: Profile, items: list[dict]) -> list[Measureme
 
 
 def planned(profile: Profile) -> dict[str, dict]:
-    """What `anita plan --here` foresees of each stage; a process for each, as there."""
+    """What `anita plan --here` foresees of each stage."""
     found = {}
     for stage in profile.order:
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            found[stage] = process.submit(measured_here, profile, stage).result()
-        print(f"{stage}, planned: {found[stage]}", flush=True)
+        found[stage] = measured_apart(profile, stage)
+        print(foreseen(stage, found[stage]), flush=True)
     return found
 
 

@@ -49,14 +49,8 @@ def plan(
     settings = load_profile(profile) if profile else None
     if here:
         settings = settings or load_profile("cpu")
-        # A process for each: the peak of one would be the least that the next could have
         for name in [stage] if stage else settings.order:
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                try:
-                    print(foreseen(name, process.submit(measured_here, settings, name).result()), flush=True)
-                except BrokenProcessPool:
-                    why = f"{name}: its process was ended, mostly for want of memory"
-                    raise AnitaError(f"{why}: lower its batch or max_length, or close other programs") from None
+            print(foreseen(name, measured_apart(settings, name)), flush=True)
         return
     if quant is not None and quant not in QUANTISATIONS:
         raise AnitaError(f"no quantisation '{quant}': choose nf4 or none")
@@ -127,6 +121,16 @@ def foreseen(name: str, found: dict[str, float]) -> str:
         f"{name} on this machine: {peak:.2f} GiB at the peak, {found['tokens_per_second']:,.0f} tokens/s, so "
         f"{minutes:,.1f} minutes for {found['tokens']:,.0f} tokens (from {found['updates']} updates)"
     )
+
+
+def measured_apart(profile: Profile, name: str) -> dict[str, float]:
+    """`measured_here` in a process of its own: the peak of one stage would be the least that the next could have."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        try:
+            return process.submit(measured_here, profile, name).result()
+        except BrokenProcessPool:
+            why = f"{name}: its process was ended, mostly for want of memory"
+            raise AnitaError(f"{why}: lower its batch or max_length, or close other programs") from None
 
 
 def measured_here(profile: Profile, name: str) -> dict[str, float]:

@@ -10,6 +10,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import pandas
+
 from anita_utils.evaluation import metrics
 from anita_utils.paths import replacing
 
@@ -69,7 +71,7 @@ def draw_measure(ax, name: tuple, known: Known, changes: Known, stages: list[str
     for place, stage, row in rows:
         marker, colour = MARKS.get(change_of(changes, stage, name), MARKS[""])
         edge = "#333333" if colour == "white" else colour
-        if row["ci_low"] == row["ci_low"] and row["ci_low"] is not None:
+        if pandas.notna(row["ci_low"]):
             ax.plot([place, place], [100 * row["ci_low"], 100 * row["ci_high"]], color=edge, linewidth=1.2, zorder=2)
         ax.plot(place, 100 * row["value"], marker, color=edge, markerfacecolor=colour, markersize=6, zorder=3)
         beside = {"xytext": (5, 3 if row["value"] < 0.85 else -9), "textcoords": "offset points", "fontsize": 8}

@@ -18,7 +18,7 @@ from anita_utils.data import IGNORED, encode_chat, encode_text
 from anita_utils.evaluation.benchmarks import load_suite, run_benchmarks, suite_named
 from anita_utils.evaluation.judges import language_of, names_it, refuses, straight
 from anita_utils.hub import model_key
-from anita_utils.model import chat, checked_tokenizer, held_for_evaluation, load_for_evaluation
+from anita_utils.model import chat, checked_tokenizer, held_for_evaluation, load_for_evaluation, turns_of
 from anita_utils.paths import data_dir, file_hash
 from anita_utils.profile import Profile
 from anita_utils.rows import read_jsonl
@@ -109,16 +109,23 @@ def as_expected(item: dict) -> bool:
 
 def judge_answers(answered: Answers) -> list[Measurement]:
     """Every measure that reads generated answers."""
-    sides = {side: [item for item in answered["conduct"] if item["side"] == side] for side in ("harm", "safe")}
     return [
         *share("chat/accuracy", answered["chat"], right_in_either),
         *share("chat/accuracy_in_language", answered["chat"], right_in_language),
         *share("answer_words", answered["chat"], lambda item: len(item["answer"].split()), ("language",)),
         *share("chat/accuracy", answered["new_kinds"], as_expected),
         *share("language_fidelity", answered["fidelity"], in_language, ("language",)),
-        *share("refusal/harmful", sides["harm"], lambda item: refuses(item["answer"]), ("split",)),
-        *share("refusal/harmless", sides["safe"], lambda item: refuses(item["answer"]), ("split",)),
+        *refusals(answered["conduct"]),
     ]
+
+
+def refusals(items: list[dict]) -> list[Measurement]:
+    """How many of the harmful requests are refused, and how many of their harmless look-alikes."""
+    measured = []
+    for metric, side in (("refusal/harmful", "harm"), ("refusal/harmless", "safe")):
+        asked = [item for item in items if item["side"] == side]
+        measured += share(metric, asked, lambda item: refuses(item["answer"]), ("split",))
+    return measured
 
 
 def accepted(item: dict) -> bool:
@@ -128,13 +135,11 @@ def accepted(item: dict) -> bool:
 
 def judge_natural(asked: list[dict], requested: list[dict]) -> list[Measurement]:
     """The measures that read answers to Quaderno's open questions and requests: those of `judge_answers`."""
-    sides = {side: [item for item in requested if item["side"] == side] for side in ("harm", "safe")}
     return [
         *share("chat/accuracy", asked, accepted),
         *share("chat/accuracy_in_language", asked, lambda item: accepted(item) and in_language(item)),
         *share("language_fidelity", asked, in_language),
-        *share("refusal/harmful", sides["harm"], lambda item: refuses(item["answer"]), ("split",)),
-        *share("refusal/harmless", sides["safe"], lambda item: refuses(item["answer"]), ("split",)),
+        *refusals(requested),
     ]
 
 
@@ -197,16 +202,13 @@ def choices(model, tokenizer, items: list[dict], batch_size: int) -> list[Measur
     """Whether the right one of a question's answers is the likeliest, a byte, of those it can be answered by."""
     best = []
     for place in range(len(items[0]["choices"])):
-        chats = [[turn("user", item["prompt"]), turn("assistant", item["choices"][place])] for item in items]
+        said = [{"role": "assistant", "content": item["choices"][place]} for item in items]
+        chats = [[*turns_of(item["prompt"]), answer] for item, answer in zip(items, said, strict=True)]
         totals, _ = log_likelihoods(model, [encode_chat(chat, tokenizer, LONGEST) for chat in chats], batch_size)
         best.append([total / len(item["choices"][place].encode()) for total, item in zip(totals, items, strict=True)])
     picked = [max(range(len(own)), key=own.__getitem__) for own in zip(*best, strict=True)]
     judged = [{**item, "won": choice == item["label"]} for item, choice in zip(items, picked, strict=True)]
     return share("choices", judged, won)
-
-
-def turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 def preferences(model, tokenizer, pairs: list[dict], batch_size: int) -> list[Measurement]:
@@ -269,8 +271,9 @@ def measured_with(profile: Profile) -> dict:
     """Everything that a figure depends on but the model and the code: settings and items."""
     files = sorted([*(data_dir() / "probes").glob("*.jsonl"), *(data_dir() / "benchmarks").rglob("*.*")])
     evaluation = profile.evaluation.model_dump(exclude_none=True)
-    if evaluation.pop("natural"):  # without it, the key is what it was before there was Quaderno
-        evaluation["natural"] = True
+    if not evaluation["natural"]:
+        del evaluation["natural"]  # the key is what it was before there was Quaderno
+    else:
         files += sorted((data_dir() / "quaderno" / "measuring").glob("*.jsonl"))
     held = held_for_evaluation(profile)
     return {

@@ -293,10 +293,11 @@ def _overlaps(corpora: dict[str, list[Path]], benchmarks: dict[str, Path]) -> It
 def course_overlaps(profile: Profile) -> list[dict]:
     """`overlaps` of the corpora shipped, and of what the profile trains on if it is here, with every benchmark."""
     corpora = {file.stem: [file] for file in sorted((data_dir() / "corpora").glob("*.jsonl"))}
+    listed, shipped = {file for files in corpora.values() for file in files}, shipped_corpora()
     for name in (corpus for stage in profile.order for corpus in profile.stages[stage].data):
         file = sample_file(name, profile.datasets[name]) if name in profile.datasets else own_file(name)
-        if name.startswith("quaderno_"):
-            corpora[name] = shipped_corpora()[name]
+        if name in shipped:
+            corpora |= {} if listed.issuperset(shipped[name]) else {name: shipped[name]}
         elif file and file.suffix == ".jsonl" and file.is_file():
             corpora.setdefault(name, [file])
     items = sorted((data_dir() / "benchmarks" / "items").glob("*.test.jsonl"))
